@@ -1,0 +1,1 @@
+//! What any device must satisfy: cases, random programs, oracles, mutants.

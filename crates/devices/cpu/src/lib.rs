@@ -1,0 +1,1 @@
+//! The fast embedded device: AMX, AVX-512, AVX2 and portable kernels.

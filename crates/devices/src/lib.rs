@@ -1,0 +1,1 @@
+//! The registry: opens a device by its name.

@@ -1,0 +1,1 @@
+//! Models as program builders: DeepSeek-V3.

@@ -1,0 +1,1 @@
+//! The contract: operators, programs, validation, autodiff, memory plan, the device interface.

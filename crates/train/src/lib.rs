@@ -1,0 +1,1 @@
+//! Recipes, data, tokenizers, schedules, checkpoints and the training loop.

@@ -1,0 +1,1 @@
+//! The seam to clock, processes, shared memory and files.
