@@ -66,7 +66,7 @@ def load(module, weights, prefix, experts):
 
 @torch.no_grad()
 def compare(weights, batch, config):
-    """Largest differences of the trunk's logits and of each depth's, asserted to lie within BOUND of the largest logit."""
+    """Largest differences of the trunk's logits and of each depth's, asserted to lie within BOUND."""
     experts = config["n_routed_experts"]
     model = theirs.DeepseekV3ForCausalLM(theirs_config(config)).eval()
     missing = load(model, weights, "", experts)
