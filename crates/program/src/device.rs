@@ -103,7 +103,7 @@ impl CheckMask {
     /// All of the first `count` checks.
     pub fn all(count: usize) -> CheckMask {
         let mut words = vec![u64::MAX; count / 64];
-        if count % 64 != 0 {
+        if !count.is_multiple_of(64) {
             words.push((1 << (count % 64)) - 1);
         }
         CheckMask(words)

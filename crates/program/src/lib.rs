@@ -19,6 +19,7 @@ pub mod philox; // counter-based random bits
 pub mod program; // instructions in two ranges
 pub mod recompute; // what the backward pass computes again
 pub mod shape; // dimensions, symbols, views
+pub mod tensor; // values on the host
 pub mod text; // the printed form
 pub mod tolerance; // where floats are judged
 pub mod validate; // every defect with its place
@@ -36,6 +37,7 @@ pub use memory::{Location, MemoryPlan, Region, Slice, StateLayout};
 pub use operator::{Definition, Invariant, OPERATORS, Operator, Record, Slot};
 pub use program::{Instruction, Phase, Program, Range};
 pub use shape::{Concrete, Dim, Shape, Symbol, SymbolId, Type, View};
+pub use tensor::{MagnitudeFunction, Tensor};
 pub use tolerance::Tolerance;
 pub use validate::{Defect, Validated, validate};
 pub use value::{Operand, Role, Value, ValueId};

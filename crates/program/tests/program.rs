@@ -73,15 +73,6 @@ fn a_step_validates_and_prints_and_parses_back() {
 }
 
 #[test]
-fn recomputing_saves_memory() {
-    let peak = |recompute| {
-        let program = validate(linear_step(recompute)).unwrap();
-        MemoryPlan::new(&program, Width::Native, StateLayout::Double).breakdown.scratch_bytes
-    };
-    assert!(peak(Recompute::Products) < peak(Recompute::Nothing));
-}
-
-#[test]
 fn values_alive_together_do_not_overlap() {
     let program = validate(linear_step(Recompute::Elementwise)).unwrap();
     let plan = MemoryPlan::new(&program, Width::Native, StateLayout::Double);

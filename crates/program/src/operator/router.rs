@@ -49,7 +49,7 @@ pub(super) const RECORD: Record = Record {
 
 impl Router {
     pub(super) fn check(&self, experts: usize) -> Result<(), String> {
-        if self.groups == 0 || experts % self.groups != 0 {
+        if self.groups == 0 || !experts.is_multiple_of(self.groups) {
             return Err(format!("{experts} experts do not divide into {} groups", self.groups));
         }
         if self.top_groups == 0 || self.top_groups > self.groups {

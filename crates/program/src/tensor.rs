@@ -1,0 +1,85 @@
+//! A value on the host, in f64: what oracles compute with and comparisons look at.
+
+use crate::dtype::{DType, Width};
+use crate::operator::Operator;
+use crate::shape::elements;
+use half::bf16;
+
+/// A dense, row-major tensor whose elements are exact in f64, whatever their dtype.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// The dtype that it is stored in on a device.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub sizes: Vec<usize>,
+    /// The elements.
+    pub data: Vec<f64>,
+}
+
+/// Computes, for each output of an operator on these operands, the magnitude of each element that its tolerance is
+/// relative to (see [`crate::Tolerance`]). Arguments: operator, operands, exact outputs.
+pub type MagnitudeFunction = fn(&Operator, &[Tensor], &[Tensor]) -> Vec<Vec<f64>>;
+
+impl Tensor {
+    /// All zero.
+    pub fn zeros(dtype: DType, sizes: &[usize]) -> Tensor {
+        Tensor { dtype, sizes: sizes.to_vec(), data: vec![0.0; elements(sizes)] }
+    }
+
+    /// A tensor of these elements, each rounded to the dtype.
+    pub fn rounded(dtype: DType, sizes: &[usize], data: impl IntoIterator<Item = f64>) -> Tensor {
+        let data: Vec<f64> = data.into_iter().map(|x| round(dtype, x)).collect();
+        debug_assert_eq!(data.len(), elements(sizes));
+        Tensor { dtype, sizes: sizes.to_vec(), data }
+    }
+
+    /// The stored bytes, little-endian.
+    pub fn to_bytes(&self, width: Width) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.data.len() * self.dtype.size_bytes(width));
+        for &x in &self.data {
+            match (self.dtype, width) {
+                (DType::F32 | DType::Bf16, Width::Wide) => bytes.extend(x.to_le_bytes()),
+                (DType::F32, Width::Native) => bytes.extend((x as f32).to_le_bytes()),
+                (DType::Bf16, Width::Native) => bytes.extend(bf16::from_f64(x).to_le_bytes()),
+                (DType::I32, _) => bytes.extend((x as i64 as i32).to_le_bytes()),
+                (DType::U32, _) => bytes.extend((x as i64 as u32).to_le_bytes()),
+            }
+        }
+        bytes
+    }
+
+    /// Reads stored bytes; `None` where their number does not fit.
+    pub fn from_bytes(dtype: DType, sizes: &[usize], width: Width, bytes: &[u8]) -> Option<Tensor> {
+        let size = dtype.size_bytes(width);
+        if bytes.len() != elements(sizes).checked_mul(size)? {
+            return None;
+        }
+        let data = bytes
+            .chunks_exact(size)
+            .map(|chunk| match *chunk {
+                [a, b] => bf16::from_le_bytes([a, b]).to_f64(),
+                [a, b, c, d] => {
+                    let word = [a, b, c, d];
+                    match dtype {
+                        DType::I32 => f64::from(i32::from_le_bytes(word)),
+                        DType::U32 => f64::from(u32::from_le_bytes(word)),
+                        DType::F32 | DType::Bf16 => f64::from(f32::from_le_bytes(word)),
+                    }
+                }
+                [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                _ => 0.0,
+            })
+            .collect();
+        Some(Tensor { dtype, sizes: sizes.to_vec(), data })
+    }
+}
+
+/// A number rounded to nearest even in a dtype; integers are truncated as a store does.
+pub fn round(dtype: DType, x: f64) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(x as f32),
+        DType::Bf16 => bf16::from_f64(x).to_f64(),
+        DType::I32 => f64::from(x as i64 as i32),
+        DType::U32 => f64::from(x as i64 as u32),
+    }
+}
