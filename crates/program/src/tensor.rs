@@ -40,7 +40,7 @@ impl Tensor {
             match (self.dtype, width) {
                 (DType::F32 | DType::Bf16, Width::Wide) => bytes.extend(x.to_le_bytes()),
                 (DType::F32, Width::Native) => bytes.extend((x as f32).to_le_bytes()),
-                (DType::Bf16, Width::Native) => bytes.extend(bf16::from_f64(x).to_le_bytes()),
+                (DType::Bf16, Width::Native) => bytes.extend(bf16_nearest(x).to_le_bytes()),
                 (DType::I32, _) => bytes.extend((x as i64 as i32).to_le_bytes()),
                 (DType::U32, _) => bytes.extend((x as i64 as u32).to_le_bytes()),
             }
@@ -78,8 +78,48 @@ impl Tensor {
 pub fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => f64::from(x as f32),
-        DType::Bf16 => bf16::from_f64(x).to_f64(),
+        DType::Bf16 => bf16_nearest(x).to_f64(),
         DType::I32 => f64::from(x as i64 as i32),
         DType::U32 => f64::from(x as i64 as u32),
+    }
+}
+
+/// The nearest bf16, ties to even. By way of an f32 rounded to odd, so that the second rounding decides alone (Boldo and
+/// Melquiond, "Emulation of FMA and correctly rounded sums", 2008, theorem 1): `half`'s own conversion looks at the upper 32
+/// bits of an f64 only and takes what lies just above a tie for the tie.
+fn bf16_nearest(x: f64) -> bf16 {
+    let nearest = x as f32;
+    if x.is_nan() || f64::from(nearest) == x {
+        return bf16::from_f32(nearest);
+    }
+    let towards_zero = nearest.to_bits() - u32::from(f64::from(nearest).abs() > x.abs());
+    bf16::from_f32(f32::from_bits(towards_zero | 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_once_to_nearest_even() {
+        let step = 2f64.powi(-7);
+        for (x, want) in [
+            (1.0 + step / 2.0, 1.0),
+            (1.0 + step * 1.5, 1.0 + 2.0 * step),
+            (1.0 + step / 2.0 + 2f64.powi(-23), 1.0 + step),
+            (1.0 + step / 2.0 + 2f64.powi(-50), 1.0 + step),
+            (1.0 + step * 1.5 - 2f64.powi(-50), 1.0 + step),
+            (-1.0 - step / 2.0 - 2f64.powi(-50), -1.0 - step),
+            (2f64.powi(-134), 0.0),
+            (2f64.powi(-134) * (1.0 + 2f64.powi(-40)), 2f64.powi(-133)),
+            (1e-300, 0.0),
+            (1e300, f64::INFINITY),
+            (f64::from(f32::MAX), f64::INFINITY),
+            (f64::NEG_INFINITY, f64::NEG_INFINITY),
+        ] {
+            assert_eq!(round(DType::Bf16, x), want, "{x:e}");
+        }
+        assert!(round(DType::Bf16, f64::NAN).is_nan());
+        assert!(round(DType::Bf16, -1e-300).is_sign_negative());
     }
 }
