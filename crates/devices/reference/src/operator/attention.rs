@@ -1,0 +1,129 @@
+//! Attention and its gradient.
+
+use super::{add_scaled, attribute, inner, tensor};
+use std::ops::Range;
+use toprope_program::operator::{Attention, AttentionGradient};
+use toprope_program::{DType, Tensor, Width};
+
+/// Operands of attention by head.
+pub(crate) struct Heads<'a> {
+    pub(crate) q: &'a Tensor,
+    pub(crate) k: &'a Tensor,
+    pub(crate) v: &'a Tensor,
+    segment_start: &'a Tensor,
+    query_offset: i64,
+    cache_length: i64,
+}
+
+impl<'a> Heads<'a> {
+    /// From q, k and v, where documents start, and what optional operands follow.
+    pub(crate) fn new(qkv: &'a [Tensor], segment_start: &'a Tensor, optional: &[Tensor]) -> Heads<'a> {
+        let scalar = |index: usize| optional.get(index).map(|scalar| scalar.data[0] as i64);
+        let (q, k, v) = (&qkv[0], &qkv[1], &qkv[2]);
+        let keys = k.sizes[0] as i64;
+        Heads {
+            q,
+            k,
+            v,
+            segment_start,
+            query_offset: scalar(0).unwrap_or(0),
+            cache_length: scalar(1).unwrap_or(keys).min(keys),
+        }
+    }
+
+    /// Every pair of a row and a query head.
+    pub(crate) fn queries(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let heads = self.q.sizes[1];
+        (0..self.q.sizes[0]).flat_map(move |i| (0..heads).map(move |h| (i, h)))
+    }
+
+    /// The keys that row `i` sees.
+    pub(crate) fn visible(&self, i: usize) -> Range<usize> {
+        let start = (self.segment_start.data[i] as i64).max(0);
+        let end = (i as i64 + self.query_offset + 1).min(self.cache_length);
+        start as usize..end.max(start) as usize
+    }
+
+    /// The key head of a query head.
+    pub(crate) fn key_head(&self, h: usize) -> usize {
+        h * self.k.sizes[1] / self.q.sizes[1]
+    }
+
+    /// `q[i, h, :]`.
+    pub(crate) fn query(&self, i: usize, h: usize) -> &[f64] {
+        row(self.q, i, h)
+    }
+
+    /// `k[j, h', :]` for query head `h`.
+    pub(crate) fn key(&self, j: usize, h: usize) -> &[f64] {
+        row(self.k, j, self.key_head(h))
+    }
+
+    /// `v[j, h', :]` for query head `h`.
+    pub(crate) fn value(&self, j: usize, h: usize) -> &[f64] {
+        row(self.v, j, self.key_head(h))
+    }
+}
+
+/// Where `x[i, h, :]` lies in a tensor of three dimensions.
+pub(crate) fn place(x: &Tensor, i: usize, h: usize) -> Range<usize> {
+    let start = (i * x.sizes[1] + h) * x.sizes[2];
+    start..start + x.sizes[2]
+}
+
+/// `x[i, h, :]`.
+pub(crate) fn row(x: &Tensor, i: usize, h: usize) -> &[f64] {
+    &x.data[place(x, i, h)]
+}
+
+pub(crate) fn attention(attributes: &Attention, operands: &[Tensor], width: Width) -> Vec<Tensor> {
+    let heads = Heads::new(&operands[..3], &operands[3], &operands[4..]);
+    let scale = attribute(attributes.scale, width);
+    let (q, v) = (heads.q, heads.v);
+    let mut out = Tensor::zeros(q.dtype, &[q.sizes[0], q.sizes[1], v.sizes[2]]);
+    let mut lse = vec![f64::NEG_INFINITY; q.sizes[0] * q.sizes[1]];
+    for (i, h) in heads.queries() {
+        let visible = heads.visible(i);
+        if visible.is_empty() {
+            continue;
+        }
+        let query = heads.query(i, h);
+        let scores: Vec<f64> = visible.clone().map(|j| scale * inner(query, heads.key(j, h))).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+        let log_sum = largest + sum.ln();
+        lse[i * q.sizes[1] + h] = log_sum;
+        let place = place(&out, i, h);
+        for (j, s) in visible.zip(scores) {
+            add_scaled(&mut out.data[place.clone()], (s - log_sum).exp(), heads.value(j, h));
+        }
+    }
+    let lse = tensor(DType::F32, &q.sizes[..2], lse);
+    vec![out, lse]
+}
+
+pub(crate) fn attention_gradient(
+    attributes: &AttentionGradient,
+    operands: &[Tensor],
+    width: Width,
+) -> Vec<Tensor> {
+    let heads = Heads::new(&operands[..3], &operands[6], &[]);
+    let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
+    let scale = attribute(attributes.scale, width);
+    let [mut dq, mut dk, mut dv] = [heads.q, heads.k, heads.v].map(|x| Tensor::zeros(x.dtype, &x.sizes));
+    for (i, h) in heads.queries() {
+        let (query, dout) = (heads.query(i, h), row(dout, i, h));
+        let along = inner(dout, row(out, i, h));
+        let log_sum = lse.data[i * heads.q.sizes[1] + h];
+        for j in heads.visible(i) {
+            let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
+            let ds = p * (inner(dout, heads.value(j, h)) - along);
+            let g = heads.key_head(h);
+            let (q_place, k_place, v_place) = (place(&dq, i, h), place(&dk, j, g), place(&dv, j, g));
+            add_scaled(&mut dq.data[q_place], scale * ds, heads.key(j, h));
+            add_scaled(&mut dk.data[k_place], scale * ds, query);
+            add_scaled(&mut dv.data[v_place], p, dout);
+        }
+    }
+    vec![dq, dk, dv]
+}
