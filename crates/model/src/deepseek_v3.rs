@@ -1,0 +1,122 @@
+//! DeepSeek-V3 (arXiv 2412.19437) as programs: a training step, its evaluation, and logits of a window of tokens.
+//!
+//! The main path is [`build_train`]: the forward pass from the parts, the losses, gradients by `autodiff`, the optimizer.
+//! All programs of one configuration declare their state in one order, parameters first: the state of
+//! [`build_evaluate`] and [`build_logits`] is a prefix of the training step's, at the same places, so that they can be
+//! bound to a training run's state buffer as it is.
+//!
+//! Inputs (T tokens = `sequence` x `sequences`): `tokens`, `targets`, `positions`, `segment_start` i32\[T\];
+//! `loss_scale` f32\[1\], one over the valid targets of the whole step; for each depth d of prediction `mtp_tokens.d`,
+//! `mtp_targets.d` i32\[T\] and `mtp_scale.d` f32\[1\]; `balance_scale` f32\[1\], one over the sequences of the whole
+//! step, where the balance loss is weighed; `rates` f32\[3\] of the update: learning rate, 1 - β1^t, 1 - β2^t.
+//! A target of -1 has no loss; an `mtp_tokens` of -1 is embedded as zeros.
+//!
+//! Carried: `gradient.<parameter>`; `loss`, `loss_main`, and where the model has them `loss_mtp`, `loss_balance`, each
+//! f32\[1\] and as it enters `loss`; `counts.<layer>` i32\[experts\] for each layer with experts.
+//! Outputs of the update: `gradient_norm` (before clipping) and `clip_factor`, f32\[1\].
+
+use crate::config::DeepseekV3Config;
+use crate::error::{ModelError, key};
+use crate::parameters::parameters;
+use crate::parts::network::Network;
+use crate::parts::{losses, optimizer};
+use crate::training_options::TrainingOptions;
+use toprope_program::autodiff::differentiate;
+use toprope_program::{DType, Dim, Phase, Program, Range};
+
+/// The training step. Its update writes every parameter, moment and bias, and `step`.
+pub fn build_train(
+    config: &DeepseekV3Config,
+    options: &TrainingOptions,
+    name: &str,
+) -> Result<Program, ModelError> {
+    config.validate()?;
+    options.validate(config)?;
+    let mut network = network(config, name, Phase::Train, options.dtype, &Rows::sequences(options))?;
+    network.declare_parameters(options.depth_scaled_init);
+    let trunk = network.trunk()?;
+    let losses = losses::training(&mut network, options, &trunk)?;
+
+    let trained: Vec<_> = parameters(config).into_iter().filter(|parameter| parameter.is_trained()).collect();
+    let values = network.values_of(&trained)?;
+    let gradients = differentiate(&mut network.builder, losses.total, &values, options.recompute)?;
+    losses::carry(&mut network, &losses)?;
+    let sums = optimizer::carry_gradients(&mut network, &trained, gradients)?;
+    network.builder.set_range(Range::Update);
+    optimizer::update(&mut network, options, &trained, &sums)?;
+
+    let mut program = network.builder.finish();
+    optimizer::accumulate_early(&mut program);
+    Ok(program)
+}
+
+/// The loss of the main head without gradients: carried `loss_sum` f32\[1\] over valid targets and their number
+/// `target_count` f32\[1\] (exact up to 2^24 in f32). Inputs `tokens`, `targets`, `positions`, `segment_start`.
+pub fn build_evaluate(
+    config: &DeepseekV3Config,
+    options: &TrainingOptions,
+    name: &str,
+) -> Result<Program, ModelError> {
+    config.validate()?;
+    options.validate(config)?;
+    let mut network = network(config, name, Phase::Evaluate, options.dtype, &Rows::sequences(options))?;
+    network.declare_parameters(options.depth_scaled_init);
+    let trunk = network.trunk()?;
+    losses::evaluation(&mut network, &trunk)?;
+    Ok(network.builder.finish())
+}
+
+/// Logits of every token of a window: output `logits` f32\[window, vocabulary\] for inputs `tokens`, `positions`,
+/// `segment_start` i32\[window\], with `window` in `1..=sequence`.
+pub fn build_logits(
+    config: &DeepseekV3Config,
+    dtype: DType,
+    sequence: usize,
+    name: &str,
+) -> Result<Program, ModelError> {
+    config.validate()?;
+    let options =
+        TrainingOptions { sequence, micro_batch_sequences: 1, dtype, mtp_weight: 1.0, ..Default::default() };
+    options.validate(config)?;
+    let rows = Rows { symbol: "window", bound: sequence, each: 1, positions: sequence };
+    let mut network = network(config, name, Phase::Prefill, dtype, &rows)?;
+    network.declare_parameters(false);
+    let trunk = network.trunk()?;
+    network.logits("logits", trunk.normed)?;
+    Ok(network.builder.finish())
+}
+
+/// How many tokens a program is run with: `each` x a symbol, at positions below `positions`.
+struct Rows {
+    symbol: &'static str,
+    bound: usize,
+    each: usize,
+    positions: usize,
+}
+
+impl Rows {
+    fn sequences(options: &TrainingOptions) -> Rows {
+        let (sequence, bound) = (options.sequence, options.micro_batch_sequences);
+        Rows { symbol: "sequences", bound, each: sequence, positions: sequence }
+    }
+}
+
+fn network<'a>(
+    config: &'a DeepseekV3Config,
+    name: &str,
+    phase: Phase,
+    dtype: DType,
+    rows: &Rows,
+) -> Result<Network<'a>, ModelError> {
+    let printable = |c: char| !c.is_control() && c != '"' && c != '\\';
+    if name.is_empty() || !name.chars().all(printable) {
+        return Err(key(
+            "name",
+            format!("is {name:?}"),
+            "give the program a name without quotes, backslashes and line ends",
+        ));
+    }
+    let mut builder = toprope_program::Builder::new(name, phase);
+    let symbol = builder.symbol(rows.symbol, rows.bound);
+    Ok(Network::new(config, builder, dtype, Dim::symbolic(symbol, rows.each), rows.positions))
+}

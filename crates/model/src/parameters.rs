@@ -1,0 +1,166 @@
+//! Every parameter of a DeepSeek-V3 model: the one table that builders, totals and checkpoints work from.
+//!
+//! Names are Hugging Face's. Matrices are `[outputs, inputs]`. What one product reads is one tensor: gate and up are
+//! stacked (`gate_up_proj`, rows of gate first), and so are the experts of a layer (`experts.gate_up_proj.weight`,
+//! `experts.down_proj.weight`). [`crate::checkpoint`] maps them to the published ones.
+
+use crate::config::DeepseekV3Config;
+
+/// What a parameter is to the optimizer and to its initialisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A matrix, or a stack of them: normal, with weight decay.
+    Matrix,
+    /// A matrix that writes to the residual stream: as `Matrix`, started smaller where asked.
+    ResidualMatrix,
+    /// A norm's weight: ones, without weight decay.
+    Norm,
+    /// The experts' selection bias: zeros, moved by `bias_update` and by no gradient.
+    SelectionBias,
+}
+
+/// One parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub kind: Kind,
+    /// The part of the model that it belongs to, such as `layers.3.attention`.
+    pub part: String,
+    /// The configuration key that its size follows, for errors.
+    pub key: &'static str,
+}
+
+impl Parameter {
+    /// The number of elements. The configuration has been validated, so that it fits.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().fold(1u64, |product, size| product.saturating_mul(*size as u64))
+    }
+
+    /// Whether it is trained by its gradient.
+    pub fn is_trained(&self) -> bool {
+        self.kind != Kind::SelectionBias
+    }
+}
+
+/// The part of a layer: `layers.N` of the main model, `mtp.D` for a prediction module.
+pub(crate) fn layer_part(config: &DeepseekV3Config, layer: usize) -> String {
+    match layer.checked_sub(config.num_hidden_layers) {
+        None => format!("layers.{layer}"),
+        Some(depth) => format!("mtp.{}", depth + 1),
+    }
+}
+
+/// All parameters, in the order in which they are declared: embedding, layers, final norm, head, prediction modules.
+pub fn parameters(config: &DeepseekV3Config) -> Vec<Parameter> {
+    let mut table = Table { config, list: Vec::new(), part: "embedding".into() };
+    let (width, vocabulary) = (config.hidden_size, config.vocab_size);
+    table.add("model.embed_tokens.weight", &[vocabulary, width], Kind::Matrix, "vocab_size");
+    for layer in 0..config.num_hidden_layers {
+        table.layer(layer);
+    }
+    table.part = "head".into();
+    table.add("model.norm.weight", &[width], Kind::Norm, "hidden_size");
+    table.add("lm_head.weight", &[vocabulary, width], Kind::Matrix, "vocab_size");
+    for layer in config.num_hidden_layers..config.layers_total() {
+        let prefix = format!("model.layers.{layer}");
+        let part = layer_part(config, layer);
+        table.part = format!("{part}.projection");
+        table.add(&format!("{prefix}.enorm.weight"), &[width], Kind::Norm, "hidden_size");
+        table.add(&format!("{prefix}.hnorm.weight"), &[width], Kind::Norm, "hidden_size");
+        let projection = [width, width.saturating_mul(2)];
+        table.add(&format!("{prefix}.eh_proj.weight"), &projection, Kind::Matrix, "hidden_size");
+        table.layer(layer);
+        table.part = format!("{part}.head");
+        table.add(&format!("{prefix}.shared_head.norm.weight"), &[width], Kind::Norm, "hidden_size");
+    }
+    table.list
+}
+
+struct Table<'a> {
+    config: &'a DeepseekV3Config,
+    list: Vec<Parameter>,
+    part: String,
+}
+
+impl Table<'_> {
+    fn add(&mut self, name: &str, shape: &[usize], kind: Kind, key: &'static str) {
+        let (name, shape, part) = (name.into(), shape.to_vec(), self.part.clone());
+        self.list.push(Parameter { name, shape, kind, part, key });
+    }
+
+    fn layer(&mut self, layer: usize) {
+        let config = self.config;
+        let (width, prefix) = (config.hidden_size, format!("model.layers.{layer}"));
+        let part = layer_part(config, layer);
+        self.part = format!("{part}.attention");
+        self.add(&format!("{prefix}.input_layernorm.weight"), &[width], Kind::Norm, "hidden_size");
+        self.attention(&format!("{prefix}.self_attn"));
+        let norm = format!("{prefix}.post_attention_layernorm.weight");
+        let mlp = format!("{prefix}.mlp");
+        if !config.has_experts(layer) {
+            self.part = format!("{part}.mlp");
+            self.add(&norm, &[width], Kind::Norm, "hidden_size");
+            self.gated(&mlp, config.intermediate_size, "intermediate_size");
+            return;
+        }
+        let (experts, inner) = (config.experts(), config.moe_intermediate_size);
+        self.part = format!("{part}.router");
+        self.add(&norm, &[width], Kind::Norm, "hidden_size");
+        self.add(&format!("{mlp}.gate.weight"), &[experts, width], Kind::Matrix, "n_routed_experts");
+        let bias = format!("{mlp}.gate.e_score_correction_bias");
+        self.add(&bias, &[experts], Kind::SelectionBias, "n_routed_experts");
+        self.part = format!("{part}.experts");
+        let up = [experts, inner.saturating_mul(2), width];
+        self.add(&format!("{mlp}.experts.gate_up_proj.weight"), &up, Kind::Matrix, "n_routed_experts");
+        let down = [experts, width, inner];
+        let name = format!("{mlp}.experts.down_proj.weight");
+        self.add(&name, &down, Kind::ResidualMatrix, "n_routed_experts");
+        if config.shared_width() > 0 {
+            self.part = format!("{part}.shared_experts");
+            self.gated(&format!("{mlp}.shared_experts"), config.shared_width(), "n_shared_experts");
+        }
+    }
+
+    fn gated(&mut self, prefix: &str, inner: usize, key: &'static str) {
+        let width = self.config.hidden_size;
+        let up = [inner.saturating_mul(2), width];
+        self.add(&format!("{prefix}.gate_up_proj.weight"), &up, Kind::Matrix, key);
+        self.add(&format!("{prefix}.down_proj.weight"), &[width, inner], Kind::ResidualMatrix, key);
+    }
+
+    fn attention(&mut self, prefix: &str) {
+        let config = self.config;
+        let (width, heads, rank) = (config.hidden_size, config.num_attention_heads, config.kv_lora_rank);
+        let query = heads.saturating_mul(config.query_head_size());
+        match config.q_lora_rank {
+            None => self.add(
+                &format!("{prefix}.q_proj.weight"),
+                &[query, width],
+                Kind::Matrix,
+                "num_attention_heads",
+            ),
+            Some(rank) => {
+                self.add(&format!("{prefix}.q_a_proj.weight"), &[rank, width], Kind::Matrix, "q_lora_rank");
+                self.add(&format!("{prefix}.q_a_layernorm.weight"), &[rank], Kind::Norm, "q_lora_rank");
+                self.add(&format!("{prefix}.q_b_proj.weight"), &[query, rank], Kind::Matrix, "q_lora_rank");
+            }
+        }
+        let latent = [rank.saturating_add(config.qk_rope_head_dim), width];
+        self.add(
+            &format!("{prefix}.kv_a_proj_with_mqa.weight"),
+            &latent,
+            Kind::Matrix,
+            "kv_lora_rank",
+        );
+        self.add(&format!("{prefix}.kv_a_layernorm.weight"), &[rank], Kind::Norm, "kv_lora_rank");
+        let columns = config.qk_nope_head_dim.saturating_add(config.v_head_dim);
+        let expanded = [heads.saturating_mul(columns), rank];
+        self.add(&format!("{prefix}.kv_b_proj.weight"), &expanded, Kind::Matrix, "num_attention_heads");
+        let output = [width, heads.saturating_mul(config.v_head_dim)];
+        self.add(&format!("{prefix}.o_proj.weight"), &output, Kind::ResidualMatrix, "num_attention_heads");
+    }
+}

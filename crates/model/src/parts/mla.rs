@@ -1,0 +1,73 @@
+//! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3, section 2.1.1).
+
+use super::network::Network;
+use crate::error::ModelError;
+use toprope_program::operator::{Assemble, Attention, Rope};
+use toprope_program::{DType, Operand, ValueId, View};
+
+/// Attention of normed rows `x` \[T, hidden\], projected back to the residual stream.
+pub(super) fn attention(network: &mut Network<'_>, x: ValueId, prefix: &str) -> Result<ValueId, ModelError> {
+    let config = network.config;
+    let (heads, rank) = (config.num_attention_heads, config.kv_lora_rank);
+    let (nope, rope, value) = (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim);
+    let segment_start = network.input("segment_start", DType::I32, network.rows);
+
+    let q = query(network, x, prefix)?;
+    let q = network.builder.seen(q, |view| view.split(1, heads, nope + rope))?;
+    let q = rotated(network, "q.rotated", q, nope)?;
+
+    // One product gives the latent, from which keys and values are expanded, and the key's rotary columns, which all
+    // heads share.
+    let compressed = network.linear("kv_compressed", x, &format!("{prefix}.kv_a_proj_with_mqa.weight"))?;
+    let latent = network.builder.seen(compressed, |view| view.narrow(1, 0, rank))?;
+    let latent = network.norm("latent", latent, &format!("{prefix}.kv_a_layernorm.weight"))?;
+    let shared = network.builder.seen(compressed, |view| view.narrow(1, rank, rope).split(1, 1, rope))?;
+    let shared = rotated(network, "k.rotated", shared, 0)?;
+    let expanded = network.linear("kv", latent, &format!("{prefix}.kv_b_proj.weight"))?;
+    let by_head = |view: View| view.split(1, heads, nope + value);
+    let k_nope = network.builder.seen(expanded, |view| by_head(view).narrow(2, 0, nope))?;
+    let v = network.builder.seen(expanded, |view| by_head(view).narrow(2, nope, value))?;
+    let k = key(network, k_nope, shared)?;
+
+    let name = network.local("out");
+    let operands = [q.into(), k.into(), v, segment_start.into()];
+    let out = network.builder.apply(&name, Attention { scale: config.softmax_scale() }, operands)?[0];
+    let out = network.reshaped(out, vec![network.rows, (heads * value).into()])?;
+    network.linear("projected", out, &format!("{prefix}.o_proj.weight"))
+}
+
+/// Queries \[T, heads · head size\], through their own latent where the configuration has one.
+fn query(network: &mut Network<'_>, x: ValueId, prefix: &str) -> Result<ValueId, ModelError> {
+    if network.config.q_lora_rank.is_none() {
+        return network.linear("q", x, &format!("{prefix}.q_proj.weight"));
+    }
+    let compressed = network.linear("q_compressed", x, &format!("{prefix}.q_a_proj.weight"))?;
+    let latent = network.norm("q_latent", compressed, &format!("{prefix}.q_a_layernorm.weight"))?;
+    network.linear("q", latent, &format!("{prefix}.q_b_proj.weight"))
+}
+
+/// Heads with their columns from `start` on rotated by position.
+fn rotated(
+    network: &mut Network<'_>,
+    name: &str,
+    heads: Operand,
+    start: usize,
+) -> Result<ValueId, ModelError> {
+    let positions = network.input("positions", DType::I32, network.rows);
+    let (name, table) = (network.local(name), network.rope_table());
+    let operator = Rope { start, interleaved: network.config.rope_interleave, inverse: false };
+    Ok(network.builder.one(&name, operator, [heads, positions.into(), table.into()])?)
+}
+
+/// Keys \[T, heads, head size\]: each head's own columns, then the rotary ones that all heads share.
+fn key(network: &mut Network<'_>, k_nope: Operand, shared: ValueId) -> Result<ValueId, ModelError> {
+    let config = network.config;
+    let (heads, nope, rope) = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim);
+    let shape = vec![network.rows, heads.into(), (nope + rope).into()];
+    let repeated = network.builder.seen(shared, |view| view.drop_axis(1).repeat(1, heads.into()))?;
+    let Some(whole) = View::dense(&shape) else { return Ok(shared) };
+    let views = vec![whole.clone().narrow(2, 0, nope), whole.narrow(2, nope, rope)];
+    let name = network.local("k");
+    let operator = Assemble { output: network.dtype, shape, views };
+    Ok(network.builder.one(&name, operator, [k_nope, repeated])?)
+}

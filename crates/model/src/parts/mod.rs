@@ -1,0 +1,9 @@
+//! The parts that a DeepSeek-V3 program is built from.
+
+pub(crate) mod losses; // heads and what is minimised
+mod mla; // multi-head latent attention
+mod mlp; // the gated feed-forward layer
+mod moe; // routed and shared experts
+mod mtp; // prediction modules
+pub(crate) mod network; // what all parts build with, and the trunk
+pub(crate) mod optimizer; // gradients to the next state

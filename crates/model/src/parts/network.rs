@@ -1,0 +1,245 @@
+//! What every part builds with: parameters by name, weights rounded once, linear maps and norms; and the trunk.
+
+use super::{mla, mlp, moe};
+use crate::config::DeepseekV3Config;
+use crate::error::ModelError;
+use crate::parameters::{Kind, Parameter, layer_part, parameters};
+use std::collections::HashMap;
+use toprope_program::constant::Content;
+use toprope_program::operator::{Add, Cast, Gather, Matmul, RmsNorm};
+use toprope_program::{
+    BuildError, Builder, DType, Dim, Initial, Operand, Role, Shape, Type, ValueId, View,
+};
+
+/// A network under construction.
+pub(crate) struct Network<'a> {
+    pub config: &'a DeepseekV3Config,
+    pub builder: Builder,
+    /// The dtype of activations and of the weights that products read.
+    pub dtype: DType,
+    /// Tokens of a micro-batch.
+    pub rows: Dim,
+    positions: usize,
+    parameters: HashMap<String, ValueId>,
+    rounded: HashMap<ValueId, ValueId>,
+    inputs: HashMap<String, ValueId>,
+    rope_table: Option<ValueId>,
+    /// What each layer with experts leaves for losses and the bias update, in order.
+    pub routed: Vec<Routed>,
+}
+
+/// What a layer with experts leaves behind.
+pub(crate) struct Routed {
+    /// The layer's number.
+    pub layer: usize,
+    /// Router logits, f32\[T, experts\].
+    pub logits: ValueId,
+    /// Scores, f32\[T, experts\].
+    pub scores: ValueId,
+    /// How often each expert was chosen, i32\[experts\].
+    pub counts: ValueId,
+}
+
+/// What the trunk gives: the main model without its head.
+pub(crate) struct Trunk {
+    /// The last layer's output after the final norm, \[T, hidden\].
+    pub normed: ValueId,
+}
+
+impl<'a> Network<'a> {
+    /// An empty network over `rows` tokens at positions below `positions`.
+    pub fn new(
+        config: &'a DeepseekV3Config,
+        builder: Builder,
+        dtype: DType,
+        rows: Dim,
+        positions: usize,
+    ) -> Network<'a> {
+        Network {
+            config,
+            builder,
+            dtype,
+            rows,
+            positions,
+            parameters: HashMap::new(),
+            rounded: HashMap::new(),
+            inputs: HashMap::new(),
+            rope_table: None,
+            routed: Vec::new(),
+        }
+    }
+
+    /// Declares every parameter as state, in the order of the table.
+    pub fn declare_parameters(&mut self, depth_scaled: bool) {
+        let std = self.config.initializer_range;
+        let residual = match depth_scaled {
+            true => std / (2.0 * self.config.num_hidden_layers as f64).sqrt(),
+            false => std,
+        };
+        for Parameter { name, shape, kind, .. } in parameters(self.config) {
+            let initial = match kind {
+                Kind::Matrix => Initial::Normal { std },
+                Kind::ResidualMatrix => Initial::Normal { std: residual },
+                Kind::Norm => Initial::Ones,
+                Kind::SelectionBias => Initial::Zeros,
+            };
+            let id = self.builder.state(&name, Type::new(DType::F32, shape), initial);
+            self.parameters.insert(name, id);
+        }
+    }
+
+    /// The state value of a parameter.
+    pub fn parameter(&self, name: &str) -> Result<ValueId, ModelError> {
+        self.parameters.get(name).copied().ok_or_else(|| ModelError::Tensor {
+            name: name.into(),
+            reason: "is not in the table of parameters".into(),
+        })
+    }
+
+    /// The state values of parameters.
+    pub fn values_of(&self, parameters: &[Parameter]) -> Result<Vec<ValueId>, ModelError> {
+        parameters.iter().map(|parameter| self.parameter(&parameter.name)).collect()
+    }
+
+    /// A matrix in the dtype that products read: rounded once for a whole micro-batch.
+    pub fn weight(&mut self, name: &str) -> Result<ValueId, ModelError> {
+        let master = self.parameter(name)?;
+        if self.dtype == DType::F32 {
+            return Ok(master);
+        }
+        if let Some(rounded) = self.rounded.get(&master) {
+            return Ok(*rounded);
+        }
+        let rounded =
+            self.builder.one(&format!("{name}.rounded"), Cast { output: self.dtype }, [master.into()])?;
+        self.rounded.insert(master, rounded);
+        Ok(rounded)
+    }
+
+    /// An input, declared when it is first asked for.
+    pub fn input(&mut self, name: &str, dtype: DType, dim: Dim) -> ValueId {
+        if let Some(id) = self.inputs.get(name) {
+            return *id;
+        }
+        let id = self.builder.input(name, dtype, [dim]);
+        self.inputs.insert(name.into(), id);
+        id
+    }
+
+    /// Cosines and sines of all positions.
+    pub fn rope_table(&mut self) -> ValueId {
+        if let Some(id) = self.rope_table {
+            return id;
+        }
+        let shape = [self.positions, 2, self.config.qk_rope_head_dim / 2];
+        let content = Content::Rope(self.config.rope());
+        let id = self.builder.constant("rope_table", Type::new(DType::F32, shape), content);
+        self.rope_table = Some(id);
+        id
+    }
+
+    /// A value's name within the part that is being built.
+    pub fn local(&self, name: &str) -> String {
+        format!("{}.{name}", self.builder.part())
+    }
+
+    /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations.
+    pub fn linear(
+        &mut self,
+        name: &str,
+        x: impl Into<Operand>,
+        weight: &str,
+    ) -> Result<ValueId, ModelError> {
+        let weight = self.weight(weight)?;
+        self.product(name, x, weight, self.dtype)
+    }
+
+    /// `x · weightᵀ` with f32 results for a weight as it is.
+    pub fn product(
+        &mut self,
+        name: &str,
+        x: impl Into<Operand>,
+        weight: ValueId,
+        output: DType,
+    ) -> Result<ValueId, ModelError> {
+        let transposed = self.builder.seen(weight, |view| view.transpose(0, 1))?;
+        let name = self.local(name);
+        Ok(self.builder.one(&name, Matmul { output, row_sums: false }, [x.into(), transposed])?)
+    }
+
+    /// RMSNorm with a parameter as weight.
+    pub fn norm(&mut self, name: &str, x: impl Into<Operand>, weight: &str) -> Result<ValueId, ModelError> {
+        let (name, weight) = (self.local(name), self.parameter(weight)?);
+        let epsilon = self.config.rms_norm_eps;
+        Ok(self.builder.apply(&name, RmsNorm { epsilon }, [x.into(), weight.into()])?[0])
+    }
+
+    /// A sum in the dtype of activations.
+    pub fn sum(&mut self, name: &str, a: ValueId, b: ValueId) -> Result<ValueId, ModelError> {
+        let name = self.local(name);
+        Ok(self.builder.one(&name, Add { output: self.dtype }, [a.into(), b.into()])?)
+    }
+
+    /// Rows of the embedding, zeros where the token is -1.
+    pub fn embedding(&mut self, name: &str, tokens: ValueId) -> Result<ValueId, ModelError> {
+        let table = self.parameter("model.embed_tokens.weight")?;
+        let name = self.local(name);
+        Ok(self.builder.one(&name, Gather { output: self.dtype }, [table.into(), tokens.into()])?)
+    }
+
+    /// A dense value seen in another shape of as many elements.
+    pub fn reshaped(&self, value: ValueId, shape: Shape) -> Result<Operand, ModelError> {
+        match View::dense(&shape) {
+            Some(view) => Ok(Operand { value, view: Some(view) }),
+            None => Err(ModelError::Build(BuildError {
+                operator: "view".into(),
+                part: self.builder.part().into(),
+                reason: "an inner dimension is symbolic".into(),
+            })),
+        }
+    }
+
+    /// One layer: attention and feed-forward, each behind a norm and beside the residual stream (V3, figure 2).
+    pub fn layer(&mut self, x: ValueId, layer: usize) -> Result<ValueId, ModelError> {
+        let (prefix, part) = (format!("model.layers.{layer}"), layer_part(self.config, layer));
+        self.builder.set_part(format!("{part}.attention"));
+        let normed = self.norm("input", x, &format!("{prefix}.input_layernorm.weight"))?;
+        let attended = mla::attention(self, normed, &format!("{prefix}.self_attn"))?;
+        let x = self.sum("residual", x, attended)?;
+        let norm = format!("{prefix}.post_attention_layernorm.weight");
+        if self.config.has_experts(layer) {
+            self.builder.set_part(format!("{part}.router"));
+            let normed = self.norm("input", x, &norm)?;
+            let mixed = moe::experts(self, normed, layer)?;
+            return self.sum("residual", x, mixed);
+        }
+        self.builder.set_part(format!("{part}.mlp"));
+        let normed = self.norm("input", x, &norm)?;
+        let mixed = mlp::gated(self, normed, &format!("{prefix}.mlp"))?;
+        self.sum("residual", x, mixed)
+    }
+
+    /// The main model up to its head.
+    pub fn trunk(&mut self) -> Result<Trunk, ModelError> {
+        self.builder.set_part("embedding");
+        let tokens = self.input("tokens", DType::I32, self.rows);
+        let mut x = self.embedding("tokens", tokens)?;
+        for layer in 0..self.config.num_hidden_layers {
+            x = self.layer(x, layer)?;
+        }
+        self.builder.set_part("head");
+        let normed = self.norm("input", x, "model.norm.weight")?;
+        Ok(Trunk { normed })
+    }
+
+    /// Logits of the main head as an output value.
+    pub fn logits(&mut self, name: &str, normed: ValueId) -> Result<(), ModelError> {
+        let head = self.weight("lm_head.weight")?;
+        let transposed = self.builder.seen(head, |view| view.transpose(0, 1))?;
+        let shape = [self.rows, self.config.vocab_size.into()];
+        let logits = self.builder.declare(name, Type::new(DType::F32, shape), Role::Output);
+        let operator = Matmul { output: DType::F32, row_sums: false };
+        self.builder.apply_to(operator, vec![normed.into(), transposed], vec![logits])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the model's programs.
+
+mod programs;
+mod support;
