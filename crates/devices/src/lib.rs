@@ -1,1 +1,137 @@
 //! The registry: opens a device by its name.
+
+use toprope_program::{Device, ProgressPlace, Width};
+
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Threads that a device of the host may use; none lets it use every core.
+    pub threads: Option<usize>,
+    /// The dispatch level, such as `avx2`; none lets the device choose the best that is there.
+    pub level: Option<String>,
+    /// How float values are stored; only `reference` knows [`Width::Wide`].
+    pub width: Width,
+    /// Where the device writes its progress.
+    pub progress: ProgressPlace,
+}
+
+/// A device that can be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What opens it.
+    pub name: &'static str,
+    /// One line on what it is.
+    pub description: &'static str,
+}
+
+/// Why a device could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// No device has this name.
+    #[error("there is no device `{name}`{}; there is {known}", nearest.as_ref().map(|near| format!(", did you mean `{near}`?")).unwrap_or_default())]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+        /// The name that is most like it, where one is.
+        nearest: Option<String>,
+        /// Every name.
+        known: String,
+    },
+    /// The device is there and an option does not fit it.
+    #[error("device `{device}`: {option} {reason}")]
+    Option {
+        /// The device's name.
+        device: String,
+        /// The option with its value.
+        option: String,
+        /// Why not, and what would be right.
+        reason: String,
+    },
+}
+
+/// A device with how it is opened.
+struct Entry {
+    listed: Listed,
+    open: fn(&OpenOptions) -> Result<Box<dyn Device>, OpenError>,
+}
+
+/// A new device is one entry here.
+const DEVICES: &[Entry] = &[Entry {
+    listed: Listed {
+        name: "reference",
+        description: "the oracle: plain loops in f64, slow and obviously right",
+    },
+    open: open_reference,
+}];
+
+/// Opens a device by its name.
+///
+/// # Errors
+/// [`OpenError::Unknown`] with the nearest name, or [`OpenError::Option`] where an option does not fit the device.
+pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    match DEVICES.iter().find(|entry| entry.listed.name == name) {
+        Some(entry) => (entry.open)(options),
+        None => Err(unknown(name)),
+    }
+}
+
+/// Every device that can be opened, the default first.
+pub fn list() -> Vec<Listed> {
+    DEVICES.iter().map(|entry| entry.listed).collect()
+}
+
+fn unknown(name: &str) -> OpenError {
+    let names = || DEVICES.iter().map(|entry| entry.listed.name);
+    let distance = |known: &&str| strsim::damerau_levenshtein(known, &name.to_lowercase());
+    let nearest = names().min_by_key(distance).filter(|known| distance(known) <= known.len() / 2);
+    let known = names().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    OpenError::Unknown { name: name.into(), nearest: nearest.map(Into::into), known }
+}
+
+fn open_reference(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    if let Some(level) = &options.level {
+        return Err(OpenError::Option {
+            device: toprope_reference::device::NAME.into(),
+            option: format!("level `{level}`"),
+            reason: "cannot be chosen: it has one level; leave the option out".into(),
+        });
+    }
+    let (width, progress) = (options.width, options.progress.clone());
+    Ok(Box::new(toprope_reference::ReferenceDevice::new(toprope_reference::Options { width, progress })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(name: &str, options: &OpenOptions) -> String {
+        match open(name, options) {
+            Ok(device) => panic!("{} was opened", device.describe().name),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn every_listed_device_opens_and_says_its_name() {
+        for listed in list() {
+            assert_eq!(open(listed.name, &OpenOptions::default()).unwrap().describe().name, listed.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_device_is_told_what_there_is() {
+        let message = failure("Referense", &OpenOptions::default());
+        assert!(message.contains("there is no device `Referense`, did you mean `reference`?"), "{message}");
+        for listed in list() {
+            assert!(message.contains(&format!("`{}`", listed.name)), "{message}");
+        }
+        let message = failure("quantum:7", &OpenOptions::default());
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+
+    #[test]
+    fn an_option_that_does_not_fit_is_refused() {
+        let options = OpenOptions { level: Some("avx9".into()), ..OpenOptions::default() };
+        assert!(failure("reference", &options).contains("level `avx9`"));
+    }
+}
