@@ -4,9 +4,11 @@
 //! their views, calls the function, and rounds each output once to its dtype, or not at all in wide mode.
 
 pub mod device; // buffers, tickets, running
+pub mod magnitude; // what tolerances are relative to
 mod memory; // bytes that a buffer stands for
 pub mod operator; // what each operator computes
 mod view; // strided windows to dense tensors and back
 
 pub use device::{Options, ReferenceDevice};
+pub use magnitude::magnitudes;
 pub use operator::{evaluate, evaluate_bound};

@@ -1,0 +1,52 @@
+//! Magnitudes of attention and its gradient.
+
+use super::{add_absolute, inner_absolute};
+use crate::operator::attention::{Heads, place, row};
+use crate::operator::inner;
+use toprope_program::Tensor;
+use toprope_program::operator::{Attention, AttentionGradient};
+
+/// Of out `Σ_j p·|v|·(1 + 2·scale·Σ|q·k|)`, of lse `1 + |lse| + scale·max Σ|q·k|`.
+pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let heads = Heads::new(&operands[..3], &operands[3], &operands[4..]);
+    let scale = attributes.scale;
+    let mut out = vec![0.0; outputs[0].data.len()];
+    let mut lse = vec![1.0; outputs[1].data.len()];
+    for (i, h) in heads.queries() {
+        let at = i * heads.q.sizes[1] + h;
+        let (query, log_sum) = (heads.query(i, h), outputs[1].data[at]);
+        let mut largest = 0.0f64;
+        for j in heads.visible(i) {
+            let size = scale * inner_absolute(query, heads.key(j, h));
+            let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
+            largest = largest.max(size);
+            add_absolute(&mut out[place(&outputs[0], i, h)], p * (1.0 + 2.0 * size), heads.value(j, h));
+        }
+        lse[at] += log_sum.abs() + largest;
+    }
+    vec![out, lse]
+}
+
+/// With `e = scale·Σ|q·k| + |lse|` and `m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e)`: of dq `scale·Σ m·|k|`, of dk
+/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`.
+pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Tensor]) -> Vec<Vec<f64>> {
+    let heads = Heads::new(&operands[..3], &operands[6], &[]);
+    let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
+    let scale = attributes.scale;
+    let [mut dq, mut dk, mut dv] = [heads.q, heads.k, heads.v].map(|x| vec![0.0; x.data.len()]);
+    for (i, h) in heads.queries() {
+        let (query, dout) = (heads.query(i, h), row(dout, i, h));
+        let along = inner_absolute(dout, row(out, i, h));
+        let log_sum = lse.data[i * heads.q.sizes[1] + h];
+        for j in heads.visible(i) {
+            let g = heads.key_head(h);
+            let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
+            let e = scale * inner_absolute(query, heads.key(j, h)) + log_sum.abs();
+            let m = p * (inner_absolute(dout, heads.value(j, h)) + along) * (1.0 + 2.0 * e);
+            add_absolute(&mut dq[place(heads.q, i, h)], scale * m, heads.key(j, h));
+            add_absolute(&mut dk[place(heads.k, j, g)], scale * m, query);
+            add_absolute(&mut dv[place(heads.v, j, g)], p * (1.0 + 2.0 * e), dout);
+        }
+    }
+    vec![dq, dk, dv]
+}
