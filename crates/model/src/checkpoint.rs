@@ -1,1 +1,132 @@
-//! x
+//! Our tensors to and from the published ones. Stacking is along the outermost axes, so that each published tensor is a
+//! contiguous run of elements of one of ours, whatever the dtype: the mapping is a list of such runs.
+
+use crate::config::DeepseekV3Config;
+use crate::error::ModelError;
+use crate::parameters::parameters;
+use std::collections::BTreeMap;
+use toprope_program::Tensor;
+
+/// A published tensor and where its elements lie in one of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The published name.
+    pub name: String,
+    /// The published shape.
+    pub shape: Vec<usize>,
+    /// The name of our parameter.
+    pub parameter: String,
+    /// The first element within our parameter, row-major.
+    pub offset_elements: usize,
+}
+
+impl Piece {
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().fold(1usize, |product, size| product.saturating_mul(*size))
+    }
+}
+
+/// Every published tensor of a configuration, in the order of our parameters and of their elements.
+pub fn pieces(config: &DeepseekV3Config) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for parameter in parameters(config) {
+        let (name, shape) = (&parameter.name, &parameter.shape);
+        let names = match (name.strip_suffix("gate_up_proj.weight"), name.strip_suffix("down_proj.weight")) {
+            (Some(prefix), _) => published(prefix, shape, &["gate_proj.weight", "up_proj.weight"]),
+            (_, Some(prefix)) => published(prefix, shape, &["down_proj.weight"]),
+            _ => vec![(name.clone(), shape.clone())],
+        };
+        let mut offset_elements = 0;
+        for (name, shape) in names {
+            let piece = Piece { name, shape, parameter: parameter.name.clone(), offset_elements };
+            offset_elements = offset_elements.saturating_add(piece.elements());
+            pieces.push(piece);
+        }
+    }
+    pieces
+}
+
+/// Names and shapes of what a stack of experts `[E, rows, columns]` or a matrix `[rows, columns]` consists of.
+fn published(prefix: &str, shape: &[usize], matrices: &[&str]) -> Vec<(String, Vec<usize>)> {
+    let (experts, rows, columns) = match *shape {
+        [experts, rows, columns] => (Some(experts), rows, columns),
+        [rows, columns] => (None, rows, columns),
+        _ => return Vec::new(),
+    };
+    let each = vec![rows / matrices.len().max(1), columns];
+    let mut names = Vec::new();
+    for expert in 0..experts.unwrap_or(1) {
+        let prefix = experts.map_or(prefix.to_string(), |_| format!("{prefix}{expert}."));
+        names.extend(matrices.iter().map(|matrix| (format!("{prefix}{matrix}"), each.clone())));
+    }
+    names
+}
+
+/// Stacks published tensors into ours. All of a configuration's must be there with their shapes; others are ignored, as
+/// published files carry copies of the embedding and the head with each prediction module.
+pub fn fuse(
+    config: &DeepseekV3Config,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let mut fused: BTreeMap<String, Tensor> = BTreeMap::new();
+    let shapes: BTreeMap<String, Vec<usize>> =
+        parameters(config).into_iter().map(|parameter| (parameter.name, parameter.shape)).collect();
+    for piece in pieces(config) {
+        let tensor = checked(tensors, &piece.name, &piece.shape)?;
+        let Some(shape) = shapes.get(&piece.parameter) else { continue };
+        let whole = fused.entry(piece.parameter).or_insert_with(|| Tensor {
+            dtype: tensor.dtype,
+            sizes: shape.clone(),
+            data: Vec::new(),
+        });
+        if whole.dtype != tensor.dtype {
+            return Err(ModelError::Tensor {
+                name: piece.name,
+                reason: format!("is {}, and its neighbours in the stack are {}", tensor.dtype, whole.dtype),
+            });
+        }
+        // Pieces come in the order of their elements.
+        whole.data.extend_from_slice(&tensor.data);
+    }
+    Ok(fused)
+}
+
+/// Takes ours apart into published tensors.
+pub fn split(
+    config: &DeepseekV3Config,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let mut published = BTreeMap::new();
+    for parameter in parameters(config) {
+        checked(tensors, &parameter.name, &parameter.shape)?;
+    }
+    for piece in pieces(config) {
+        let Some(tensor) = tensors.get(&piece.parameter) else { continue };
+        let run = piece.offset_elements..piece.offset_elements.saturating_add(piece.elements());
+        let data = tensor.data.get(run).unwrap_or_default().to_vec();
+        published.insert(piece.name, Tensor { dtype: tensor.dtype, sizes: piece.shape, data });
+    }
+    Ok(published)
+}
+
+fn checked<'a>(
+    tensors: &'a BTreeMap<String, Tensor>,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'a Tensor, ModelError> {
+    let Some(tensor) = tensors.get(name) else {
+        return Err(ModelError::Tensor {
+            name: name.into(),
+            reason: format!("is missing; the configuration asks for it with shape {shape:?}"),
+        });
+    };
+    let elements = shape.iter().fold(1usize, |product, size| product.saturating_mul(*size));
+    if tensor.sizes != shape || tensor.data.len() != elements {
+        return Err(ModelError::Tensor {
+            name: name.into(),
+            reason: format!("has shape {:?}; the configuration asks for {shape:?}", tensor.sizes),
+        });
+    }
+    Ok(tensor)
+}

@@ -1,4 +1,6 @@
 //! Tests of the model's programs.
 
+mod golden;
 mod programs;
+mod run;
 mod support;
