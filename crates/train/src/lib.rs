@@ -1,1 +1,3 @@
 //! Recipes, data, tokenizers, schedules, checkpoints and the training loop.
+
+pub mod checkpoint; // durable checkpoints
