@@ -150,12 +150,7 @@ impl Table<'_> {
             }
         }
         let latent = [rank.saturating_add(config.qk_rope_head_dim), width];
-        self.add(
-            &format!("{prefix}.kv_a_proj_with_mqa.weight"),
-            &latent,
-            Kind::Matrix,
-            "kv_lora_rank",
-        );
+        self.add(&format!("{prefix}.kv_a_proj_with_mqa.weight"), &latent, Kind::Matrix, "kv_lora_rank");
         self.add(&format!("{prefix}.kv_a_layernorm.weight"), &[rank], Kind::Norm, "kv_lora_rank");
         let columns = config.qk_nope_head_dim.saturating_add(config.v_head_dim);
         let expanded = [heads.saturating_mul(columns), rank];

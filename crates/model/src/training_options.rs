@@ -98,7 +98,8 @@ impl TrainingOptions {
             ));
         }
         let choices = if config.experts() > 0 { config.num_experts_per_tok } else { 1 };
-        let rows = self.sequence.checked_mul(self.micro_batch_sequences).and_then(|rows| rows.checked_mul(choices));
+        let rows =
+            self.sequence.checked_mul(self.micro_batch_sequences).and_then(|rows| rows.checked_mul(choices));
         if rows.is_none_or(|rows| rows > i32::MAX as usize) {
             return Err(key(
                 "micro_batch_sequences",

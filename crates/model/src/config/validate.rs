@@ -53,7 +53,11 @@ impl DeepseekV3Config {
         }
         only("hidden_act", &self.hidden_act, "silu")?;
         if self.tie_word_embeddings {
-            return Err(key("tie_word_embeddings", "is true", "only untied heads are supported; set it to false"));
+            return Err(key(
+                "tie_word_embeddings",
+                "is true",
+                "only untied heads are supported; set it to false",
+            ));
         }
         if self.attention_bias {
             return Err(key("attention_bias", "is true", "only attention without biases is supported"));
@@ -138,7 +142,11 @@ impl DeepseekV3Config {
         only("rope_scaling.type", &scaling.kind, "yarn")?;
         size("rope_scaling.original_max_position_embeddings", scaling.original_max_position_embeddings)?;
         if !(scaling.factor.is_finite() && scaling.factor >= 1.0) {
-            return Err(key("rope_scaling.factor", format!("is {}", scaling.factor), "it must be at least 1"));
+            return Err(key(
+                "rope_scaling.factor",
+                format!("is {}", scaling.factor),
+                "it must be at least 1",
+            ));
         }
         positive("rope_scaling.beta_slow", scaling.beta_slow)?;
         positive("rope_scaling.beta_fast", scaling.beta_fast)?;
@@ -149,10 +157,9 @@ impl DeepseekV3Config {
                 "the fast end of the ramp has more rotations; exchange them",
             ));
         }
-        for (name, value) in [
-            ("rope_scaling.mscale", scaling.mscale),
-            ("rope_scaling.mscale_all_dim", scaling.mscale_all_dim),
-        ] {
+        for (name, value) in
+            [("rope_scaling.mscale", scaling.mscale), ("rope_scaling.mscale_all_dim", scaling.mscale_all_dim)]
+        {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(key(name, format!("is {value}"), "it must not be negative"));
             }

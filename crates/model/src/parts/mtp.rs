@@ -10,7 +10,11 @@ use toprope_program::{DType, ValueId, View};
 ///
 /// `previous` is the depth before's output after its final norm (the main model's for depth 1), and the embedding's columns
 /// come first in `eh_proj`: the report leaves both open, this is how the published weights were trained.
-pub(super) fn module(network: &mut Network<'_>, previous: ValueId, depth: usize) -> Result<ValueId, ModelError> {
+pub(super) fn module(
+    network: &mut Network<'_>,
+    previous: ValueId,
+    depth: usize,
+) -> Result<ValueId, ModelError> {
     let config = network.config;
     let layer = config.num_hidden_layers + depth - 1;
     let (prefix, part) = (format!("model.layers.{layer}"), layer_part(config, layer));

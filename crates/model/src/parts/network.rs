@@ -7,9 +7,7 @@ use crate::parameters::{Kind, Parameter, layer_part, parameters};
 use std::collections::HashMap;
 use toprope_program::constant::Content;
 use toprope_program::operator::{Add, Cast, Gather, Matmul, RmsNorm};
-use toprope_program::{
-    BuildError, Builder, DType, Dim, Initial, Operand, Role, Shape, Type, ValueId, View,
-};
+use toprope_program::{BuildError, Builder, DType, Dim, Initial, Operand, Role, Shape, Type, ValueId, View};
 
 /// A network under construction.
 pub(crate) struct Network<'a> {
@@ -144,12 +142,7 @@ impl<'a> Network<'a> {
     }
 
     /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations.
-    pub fn linear(
-        &mut self,
-        name: &str,
-        x: impl Into<Operand>,
-        weight: &str,
-    ) -> Result<ValueId, ModelError> {
+    pub fn linear(&mut self, name: &str, x: impl Into<Operand>, weight: &str) -> Result<ValueId, ModelError> {
         let weight = self.weight(weight)?;
         self.product(name, x, weight, self.dtype)
     }

@@ -180,7 +180,10 @@ fn agrees(name: &'static str, width: Width) {
             let noise = (record.curve("f32", term, step) - want).abs();
             let have = run.read(value)[0];
             let bound = if wide { WIDE * want } else { NOISE_FACTOR * noise.max(ROUNDING * want) };
-            assert!((have - want).abs() <= bound, "{name} step {step} {value}: {have} is not {want} within {bound:e}");
+            assert!(
+                (have - want).abs() <= bound,
+                "{name} step {step} {value}: {have} is not {want} within {bound:e}"
+            );
         }
         for layer in record.layers_with_experts() {
             let experts = record.config.experts();
@@ -190,8 +193,7 @@ fn agrees(name: &'static str, width: Width) {
         }
         if step == 0 {
             let trained = gradients(&record.config);
-            let carried =
-                |name: &str| trained.iter().any(|p| p == name).then(|| format!("gradient.{name}"));
+            let carried = |name: &str| trained.iter().any(|p| p == name).then(|| format!("gradient.{name}"));
             let have = record.published(&mut run, carried);
             let mut compared = 0;
             for (tensor, have) in &have {
@@ -212,7 +214,10 @@ fn agrees(name: &'static str, width: Width) {
         let (have, want) = (run.read("gradient_norm")[0], record.curve("f64", "gradient_norm", step));
         let noise = (record.curve("f32", "gradient_norm", step) - want).abs();
         let bound = if wide { WIDE * want } else { NOISE_FACTOR * noise.max(ROUNDING * want) };
-        assert!((have - want).abs() <= bound, "{name} step {step} norm: {have} is not {want} within {bound:e}");
+        assert!(
+            (have - want).abs() <= bound,
+            "{name} step {step} norm: {have} is not {want} within {bound:e}"
+        );
         for layer in record.layers_with_experts() {
             let (experts, bias) =
                 (record.config.experts(), format!("model.layers.{layer}.mlp.gate.e_score_correction_bias"));

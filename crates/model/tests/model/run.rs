@@ -1,5 +1,6 @@
 //! Runs a program on the reference device, values by name.
 
+use crate::support::Batch;
 use std::sync::Arc;
 use std::time::Duration;
 use toprope_model::DeepseekV3Config;
@@ -64,6 +65,25 @@ impl Run {
         self.device.write(buffer, offset, &bytes).unwrap();
     }
 
+    /// Writes the inputs that the program has.
+    pub fn write_batch(&mut self, batch: &Batch) {
+        for (name, data) in batch {
+            if self.program.find(name).is_some() {
+                self.write(name, data);
+            }
+        }
+    }
+
+    /// Binds the symbols anew, within their bounds.
+    pub fn bind(&mut self, symbols: Vec<usize>) {
+        self.symbols = symbols;
+    }
+
+    /// Begins a new step without an update.
+    pub fn begin(&mut self) {
+        self.first = true;
+    }
+
     /// Reads a value.
     pub fn read(&mut self, name: &str) -> Vec<f64> {
         let (buffer, offset, tensor) = self.place(name);
@@ -83,7 +103,7 @@ impl Run {
         self.device.wait(ticket, Duration::from_secs(60)).unwrap();
         self.first = range == Range::Update;
         if range == Range::Update {
-            // Committing is a flip; what has no next half is copied by the host.
+            // Committing is a flip: every state value of a training step has a next half.
             self.buffers.swap(0, 1);
         }
     }

@@ -29,5 +29,62 @@ pub fn experts() -> DeepseekV3Config {
 
 /// Short sequences, every term on.
 pub fn options(dtype: DType) -> TrainingOptions {
-    TrainingOptions { sequence: 8, micro_batch_sequences: 2, dtype, balance_alpha: 0.01, ..Default::default() }
+    TrainingOptions {
+        sequence: 8,
+        micro_batch_sequences: 2,
+        dtype,
+        balance_alpha: 0.01,
+        ..Default::default()
+    }
+}
+
+/// Uniform numbers below `bound`, the same in every run (Knuth's MMIX generator).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+}
+
+/// The inputs of an `accumulate`, by name.
+pub type Batch = std::collections::BTreeMap<String, Vec<f64>>;
+
+/// Rows of random documents, scaled as a whole step.
+pub fn batch(config: &DeepseekV3Config, options: &TrainingOptions, rows: usize, seed: u64) -> Batch {
+    let (mut numbers, length) = (Numbers(seed), options.sequence);
+    let mut batch = Batch::new();
+    for row in 0..rows {
+        let window: Vec<usize> = (0..=length).map(|_| numbers.below(config.vocab_size)).collect();
+        let mut starts = vec![0];
+        while starts[starts.len() - 1] <= length {
+            starts.push(starts[starts.len() - 1] + 1 + numbers.below(length));
+        }
+        for i in 0..length {
+            let document = starts.iter().filter(|start| **start <= i).count();
+            let (start, end) = (starts[document - 1], starts[document].min(length + 1));
+            let token = |offset: usize| if i + offset < end { window[i + offset] as f64 } else { -1.0 };
+            let mut push = |name: String, x: f64| batch.entry(name).or_default().push(x);
+            push("tokens".into(), window[i] as f64);
+            push("targets".into(), token(1));
+            push("positions".into(), (i - start) as f64);
+            push("segment_start".into(), (row * length + start) as f64);
+            for depth in 1..=config.num_nextn_predict_layers {
+                push(format!("mtp_tokens.{depth}"), token(depth));
+                push(format!("mtp_targets.{depth}"), token(depth + 1));
+            }
+        }
+    }
+    let count = |targets: &[f64]| targets.iter().filter(|target| **target >= 0.0).count() as f64;
+    let scale = 1.0 / count(&batch["targets"]);
+    batch.insert("loss_scale".into(), vec![scale]);
+    for depth in 1..=config.num_nextn_predict_layers {
+        let scale = 1.0 / count(&batch[&format!("mtp_targets.{depth}")]);
+        batch.insert(format!("mtp_scale.{depth}"), vec![scale]);
+    }
+    if config.experts() > 0 {
+        batch.insert("balance_scale".into(), vec![1.0 / rows as f64]);
+    }
+    batch
 }
