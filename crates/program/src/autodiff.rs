@@ -54,6 +54,10 @@ pub fn differentiate(
     let result = tape.run(&forward, loss, with_respect_to);
     *builder = tape.builder;
     for (old, new) in tape.superseded {
+        // Where the gradient that makes `new` is itself computed from `old`, the forward operator stays.
+        if depends(&builder.program.accumulate, new, old) {
+            continue;
+        }
         for instruction in &mut builder.program.accumulate {
             for operand in &mut instruction.operands {
                 if operand.value == old {
@@ -64,6 +68,26 @@ pub fn differentiate(
     }
     crate::order::sort(&mut builder.program.accumulate);
     result
+}
+
+/// Whether `value` is computed from `from`, through any number of instructions.
+fn depends(instructions: &[Instruction], value: ValueId, from: ValueId) -> bool {
+    let mut writers = HashMap::new();
+    for instruction in instructions {
+        writers.extend(instruction.outputs.iter().map(|id| (*id, instruction)));
+    }
+    let (mut waiting, mut seen) = (vec![value], std::collections::HashSet::new());
+    while let Some(id) = waiting.pop() {
+        if id == from {
+            return true;
+        }
+        if seen.insert(id)
+            && let Some(writer) = writers.get(&id)
+        {
+            waiting.extend(writer.operands.iter().map(|operand| operand.value));
+        }
+    }
+    false
 }
 
 /// A gradient that flows into a window of a value.

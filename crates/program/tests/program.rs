@@ -135,3 +135,19 @@ fn defects_are_listed_with_their_places() {
         assert!(listed.contains(expected), "{expected} not in\n{listed}");
     }
 }
+
+/// A loss that is used twice: its gradient is computed from itself, so the gradient's loss cannot take its place.
+#[test]
+fn a_loss_that_enters_its_own_gradient_stays() {
+    let mut b = Builder::new("squared", Phase::Train);
+    let x = b.input("x", DType::F32, [4, 3]);
+    let head = b.state("head", Type::new(DType::F32, [5, 3]), Initial::Normal { std: 0.02 });
+    let targets = b.input("targets", DType::I32, [4]);
+    let loss = b.apply("loss", LinearCrossEntropy {}, [x.into(), head.into(), targets.into()]).unwrap()[0];
+    let total = b.one("total", Dot {}, [loss.into(), loss.into()]).unwrap();
+    let gradient = differentiate(&mut b, total, &[head], Recompute::Nothing).unwrap()[0].unwrap();
+    b.accumulate("head.sum", gradient).unwrap();
+    let program = validate(b.finish()).unwrap_or_else(|defects| panic!("{defects:#?}"));
+    let printed = text::print(program.program());
+    assert!(printed.contains("= linear_cross_entropy("), "{printed}");
+}
