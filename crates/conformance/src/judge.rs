@@ -1,0 +1,220 @@
+//! Judges one instruction's outputs against the oracle's, element by element, at the contract's tolerance.
+
+mod router;
+
+use crate::verdict::Verdict;
+use std::collections::BTreeMap;
+use toprope_program::check::PRODUCT_CHECK_LIMIT;
+use toprope_program::operator::{Operator, digest_mix};
+use toprope_program::tensor::round;
+use toprope_program::{Concrete, DType, Tensor, Tolerance};
+
+/// The element that lies farthest outside or least inside its bound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worst {
+    /// Which output of the instruction.
+    pub output: usize,
+    /// Row-major index of the element.
+    pub element: usize,
+    /// What the subject gave.
+    pub got: f64,
+    /// What the oracle gave, not rounded.
+    pub want: f64,
+    /// The error in units of the bound; infinite where there is no bound to measure by.
+    pub units: f64,
+}
+
+/// What came of an instruction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// Agree, differ or incomparable.
+    pub verdict: Verdict,
+    /// The worst element, where any was compared.
+    pub worst: Option<Worst>,
+    /// Elements looked at.
+    pub elements: u64,
+    /// Elements that could not be compared, by reason.
+    pub incomparable: BTreeMap<String, u64>,
+    /// Rows of a router.
+    pub routed_rows: u64,
+    /// Rows among them whose choice hangs on less than the tolerance.
+    pub tied_rows: u64,
+}
+
+/// Collects elements into a judgement.
+struct Court {
+    worst: Option<Worst>,
+    finding: Option<String>,
+    elements: u64,
+    incomparable: BTreeMap<String, u64>,
+    routed_rows: u64,
+    tied_rows: u64,
+}
+
+impl Court {
+    fn differs(&mut self, finding: impl FnOnce() -> String) {
+        self.finding.get_or_insert_with(finding);
+    }
+
+    fn cannot_compare(&mut self, reason: &str) {
+        self.elements += 1;
+        *self.incomparable.entry(reason.to_string()).or_default() += 1;
+    }
+
+    fn element(&mut self, output: usize, element: usize, got: f64, want: f64, units: f64, accepted: bool) {
+        self.elements += 1;
+        if self.worst.as_ref().is_none_or(|worst| units > worst.units || !accepted && worst.units <= 1.0) {
+            self.worst = Some(Worst { output, element, got, want, units });
+        }
+        if !accepted {
+            self.differs(|| {
+                format!("output {output} element {element}: got {got:e}, want {want:e}, {units:.3} times the bound")
+            });
+        }
+    }
+
+    fn close(self) -> Judgement {
+        let incomparable: u64 = self.incomparable.values().sum();
+        let verdict = match self.finding {
+            Some(finding) => Verdict::Differ(finding),
+            None if incomparable == self.elements && incomparable > 0 => {
+                Verdict::Incomparable(self.incomparable.keys().cloned().collect::<Vec<_>>().join(", "))
+            }
+            None => Verdict::Agree,
+        };
+        Judgement {
+            verdict,
+            worst: self.worst,
+            elements: self.elements,
+            incomparable: self.incomparable,
+            routed_rows: self.routed_rows,
+            tied_rows: self.tied_rows,
+        }
+    }
+}
+
+/// Judges the outputs of an operator on these operands. `want` is the oracle's answer, not rounded; `magnitudes` is what
+/// tolerances are relative to, an entry for each element of each output.
+pub fn judge(
+    operator: &Operator,
+    operands: &[Tensor],
+    want: &[Tensor],
+    got: &[Tensor],
+    magnitudes: &[Vec<f64>],
+) -> Judgement {
+    let mut court = Court {
+        worst: None,
+        finding: None,
+        elements: 0,
+        incomparable: BTreeMap::new(),
+        routed_rows: 0,
+        tied_rows: 0,
+    };
+    let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
+        tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
+    };
+    let tolerances = operator.definition().tolerances(&concrete(operands), &concrete(want));
+    match operator {
+        Operator::Router(router) => {
+            router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
+        }
+        Operator::ProductCheck(_) => product_check(&mut court, want[0].data[0], got[0].data[0]),
+        Operator::Adamw(_) if want.len() == 4 => {
+            compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
+            own_digest(&mut court, &got[..3], &got[3]);
+        }
+        _ => compare(&mut court, want, got, magnitudes, &tolerances),
+    }
+    court.close()
+}
+
+fn compare(
+    court: &mut Court,
+    want: &[Tensor],
+    got: &[Tensor],
+    magnitudes: &[Vec<f64>],
+    tolerances: &[Tolerance],
+) {
+    for (output, (want, got)) in want.iter().zip(got).enumerate() {
+        let tolerance = tolerances.get(output).copied().unwrap_or(Tolerance::EXACT);
+        let magnitude = magnitudes.get(output).map_or(&[][..], Vec::as_slice);
+        for (element, (&want_one, &got_one)) in want.data.iter().zip(&got.data).enumerate() {
+            let magnitude = magnitude.get(element).copied().unwrap_or(0.0);
+            one(court, (output, element), want.dtype, got_one, want_one, magnitude, tolerance);
+        }
+    }
+}
+
+/// Above this an f32 accumulator may have overflowed on the way to a result that does not.
+const OVERFLOW: f64 = f32::MAX as f64 * (1.0 - 1.0 / 512.0);
+
+fn one(
+    court: &mut Court,
+    place: (usize, usize),
+    dtype: DType,
+    got: f64,
+    want: f64,
+    magnitude: f64,
+    tolerance: Tolerance,
+) {
+    let (output, element) = place;
+    if tolerance == Tolerance::EXACT {
+        // An exact result is rounded once, by the store.
+        let want = round(dtype, want);
+        let same = if want.is_nan() {
+            got.is_nan()
+        } else {
+            got == want && (want != 0.0 || got.is_sign_negative() == want.is_sign_negative())
+        };
+        court.element(output, element, got, want, if same { 0.0 } else { f64::INFINITY }, same);
+        return;
+    }
+    let overflows = want.is_finite() && (magnitude.is_nan() || magnitude >= OVERFLOW);
+    if overflows && want.abs() < 0.999 * magnitude || want.is_finite() && magnitude.is_nan() {
+        court.cannot_compare("an f32 accumulator may overflow on the way");
+        return;
+    }
+    let accepted = tolerance.accepts(got, want, magnitude);
+    let bound = tolerance.bound(want, magnitude);
+    let units = if got == want || want.is_nan() && got.is_nan() {
+        0.0
+    } else if (got - want).is_finite() && bound > 0.0 {
+        (got - want).abs() / bound
+    } else if accepted {
+        1.0
+    } else {
+        f64::INFINITY
+    };
+    court.element(output, element, got, want, units, accepted);
+}
+
+/// A healthy product must stay below the limit, a sick one above it; between, the check's own rounding decides.
+fn product_check(court: &mut Court, want: f64, got: f64) {
+    let limit = f64::from(PRODUCT_CHECK_LIMIT);
+    if want <= limit / 2.0 {
+        court.element(0, 0, got, want, got / limit, got <= limit);
+    } else if want >= 2.0 * limit || want.is_nan() {
+        court.element(0, 0, got, want, 0.0, got > limit);
+    } else {
+        court.cannot_compare("the check stands within its own rounding of the limit");
+    }
+}
+
+/// A digest that follows from other outputs is judged by those that the subject itself gave.
+fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
+    let mut sum = 0u64;
+    for tensor in stored {
+        for (index, x) in tensor.data.iter().enumerate() {
+            sum = sum.wrapping_add(digest_mix((*x as f32).to_bits(), index as u64));
+        }
+    }
+    for (element, want) in [sum & 0xFFFF_FFFF, sum >> 32].into_iter().enumerate() {
+        let got = digest.data[element];
+        if stored.iter().any(|tensor| tensor.data.iter().any(|x| x.is_nan())) {
+            court.cannot_compare("a NaN has many bit patterns");
+        } else {
+            let same = got == want as f64;
+            court.element(stored.len(), element, got, want as f64, if same { 0.0 } else { f64::INFINITY }, same);
+        }
+    }
+}
