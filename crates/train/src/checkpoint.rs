@@ -23,7 +23,7 @@ mod write; // writing one
 pub use background::BackgroundWriter;
 pub use defect::{CheckpointError, Defect};
 pub use keep::{KeepPolicy, Kept};
-pub use layout::checkpoint_name;
+pub use layout::{CHECKPOINTS_FOLDER, checkpoint_name};
 pub use manifest::{FORMAT_VERSION, Manifest, TensorRecord};
 pub use read::{Loaded, Skipped, newest_intact, open};
 pub use snapshot::{

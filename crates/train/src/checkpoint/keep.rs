@@ -33,6 +33,13 @@ pub struct Kept {
     pub error: Option<FileError>,
 }
 
+impl Kept {
+    /// What somebody should be told.
+    pub fn problems(&self) -> impl Iterator<Item = String> + use<'_> {
+        self.error.iter().map(|error| format!("an old checkpoint was not removed: {error}"))
+    }
+}
+
 impl KeepPolicy {
     /// Removes what the policy does not keep, once the checkpoint at `newest_step` is durable. Later steps than that
     /// are of a future that was skipped as damaged; they neither count nor go.

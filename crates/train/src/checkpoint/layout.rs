@@ -4,6 +4,8 @@ use super::manifest::TensorRecord;
 use super::snapshot::{TensorDtype, byte_count};
 use serde_json::{Map, Value, json};
 
+/// The folder of checkpoints within a run's folder.
+pub const CHECKPOINTS_FOLDER: &str = "checkpoints";
 /// The file of tensors.
 pub(super) const STATE_FILE: &str = "state.safetensors";
 /// The file that says what they are.

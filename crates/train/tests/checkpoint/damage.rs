@@ -1,7 +1,7 @@
 use crate::support::{FOLDER, at_step, identity, newest, newest_step, read, snapshot, sorted, world_with};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
-use toprope_train::checkpoint::{CheckpointError, Defect, FORMAT_VERSION, newest_intact, open};
+use toprope_train::checkpoint::{CheckpointError, Defect, FORMAT_VERSION, Identity, newest_intact, open};
 use toprope_world::World;
 use toprope_world::testing::{Faults, MemoryWorld};
 
@@ -202,7 +202,8 @@ fn a_header_that_lies_is_named() {
 #[test]
 fn another_run_is_an_error_and_no_skip() {
     let world = world_with(&[10, 20]);
-    let changes: [(&str, fn(&mut toprope_train::checkpoint::Identity)); 5] = [
+    type Change = fn(&mut Identity);
+    let changes: [(&str, Change); 5] = [
         ("model", |identity| identity.model_name.push('x')),
         ("recipe", |identity| identity.recipe_hash.push('x')),
         ("program", |identity| identity.program_hash.push('x')),

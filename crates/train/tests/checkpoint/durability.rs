@@ -180,6 +180,7 @@ fn a_policy_that_cannot_remove_says_so_and_loses_nothing() {
     world.memory_files().set_faults(Faults { fail_at: Some(2), ..Faults::default() });
     let kept = KEEP_ONE.apply(world.files(), Path::new(FOLDER), 20);
     assert!(kept.error.is_some() && kept.removed.is_empty());
+    assert!(kept.problems().next().unwrap().contains("(injected)"));
     assert_eq!(newest_step(&world), Some(20));
 }
 
