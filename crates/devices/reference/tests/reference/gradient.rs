@@ -14,12 +14,15 @@ use toprope_program::{
 const RELATIVE_ERROR_MAX: f64 = 1e-6;
 const DIRECTIONS: usize = 3;
 
+/// How an operator sees a dense value.
+type Through = fn(View) -> View;
+
 /// One operator on given values. Every float operand is differentiated.
 struct Case {
     name: &'static str,
     operator: Operator,
     /// Values and the window that the operator reads.
-    operands: Vec<(Tensor, fn(View) -> View)>,
+    operands: Vec<(Tensor, Through)>,
     /// Outputs that the loss reads.
     outputs: Vec<usize>,
     /// An integer output that must not change while operands are moved.
@@ -29,12 +32,12 @@ struct Case {
 }
 
 fn case(name: &'static str, operator: impl Into<Operator>, operands: Vec<Tensor>) -> Case {
-    let operands = operands.into_iter().map(|tensor| (tensor, (|view| view) as fn(View) -> View)).collect();
+    let operands = operands.into_iter().map(|tensor| (tensor, (|view| view) as Through)).collect();
     Case { name, operator: operator.into(), operands, outputs: vec![0], choice: None, held: Vec::new() }
 }
 
 impl Case {
-    fn seen(mut self, operand: usize, through: fn(View) -> View) -> Case {
+    fn seen(mut self, operand: usize, through: Through) -> Case {
         self.operands[operand].1 = through;
         self
     }

@@ -57,12 +57,14 @@ fn ties_in_bf16_go_to_even() {
         &[5],
         &[1.0 + step / 2.0, 1.0 + 1.5 * step, 1.0 + step / 2.0 + 2f64.powi(-23), -1.0 - step / 2.0, 1e-40],
     );
-    let y = evaluate(&Cast { output: DType::Bf16 }.into(), &[x.clone()], true, Width::Native).remove(0);
+    let y = evaluate(&Cast { output: DType::Bf16 }.into(), std::slice::from_ref(&x), true, Width::Native)
+        .remove(0);
     let want: Vec<f64> = x.data.iter().map(|x| nearest_bf16(*x)).collect();
     assert_eq!(y.data, want);
     assert_eq!(want[..4], [1.0, 1.0 + 2.0 * step, 1.0 + step, -1.0]);
     assert!(want[4] != 0.0, "a subnormal is kept");
-    let wide = evaluate(&Cast { output: DType::Bf16 }.into(), &[x.clone()], true, Width::Wide).remove(0);
+    let wide =
+        evaluate(&Cast { output: DType::Bf16 }.into(), std::slice::from_ref(&x), true, Width::Wide).remove(0);
     assert_eq!(wide.data, x.data);
 }
 

@@ -168,7 +168,7 @@ fn digests_are_those_of_the_stored_bits() {
         let want = digest_by_hand(stored.chunks(dtype.size_bytes(Width::Native)).map(word));
         for width in [Width::Native, Width::Wide] {
             // In wide mode too the digest is of the value rounded to its dtype.
-            let y = evaluate(&Digest {}.into(), &[x.clone()], true, width).remove(0);
+            let y = evaluate(&Digest {}.into(), std::slice::from_ref(&x), true, width).remove(0);
             assert_eq!(word_pair(&y), want, "{dtype}");
         }
     }
