@@ -291,10 +291,6 @@ impl<'a> Output<'a> {
         Output { address, dtype, shape, memory: PhantomData }
     }
 
-    pub(crate) fn sizes(&self) -> &[usize] {
-        self.shape.sizes()
-    }
-
     pub(crate) fn elements(&self) -> usize {
         self.shape.elements()
     }

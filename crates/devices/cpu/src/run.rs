@@ -120,6 +120,7 @@ impl Run {
             };
             execute.run(&mut Task {
                 context,
+                alone: Context { pool: &engine.alone, level: engine.level },
                 inputs: &inputs,
                 outputs: &mut outputs,
                 workspace,

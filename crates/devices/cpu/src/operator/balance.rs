@@ -47,9 +47,9 @@ impl Execute for BalanceLoss {
                 let unit = 1.0 / (scores.iter().sum::<f32>() * length as f32);
                 affinity.iter_mut().zip(scores).for_each(|(affinity, score)| *affinity += score * unit);
             }
-            let sum = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
             // SAFETY: one element for each sequence.
-            unsafe { loss.part(sequence, 1) }[0] = sum;
+            let loss = unsafe { loss.part(sequence, 1) };
+            loss[0] = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
         });
     }
 }

@@ -28,6 +28,8 @@ use crate::kernel::Context;
 pub(crate) struct Task<'t, 'm> {
     /// Threads and dispatch level.
     pub(crate) context: Context<'t>,
+    /// The calling thread alone, for products within one thread's share of the work.
+    pub(crate) alone: Context<'t>,
     /// The operands, in the order of the operator's record, laid out as [`Execute::layout`] asks.
     pub(crate) inputs: &'t [View<'m>],
     /// The outputs, in the order of the operator's record.

@@ -5,7 +5,7 @@ use super::parallel::parts2;
 use super::{Execute, Sizes, Task};
 use crate::bind::Layout;
 use crate::kernel::{Floats, FloatsMut};
-use crate::lanes::{Element, Lanes, WIDTH};
+use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use toprope_program::operator::{RmsNorm, RmsNormGradient};
 

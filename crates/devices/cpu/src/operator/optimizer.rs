@@ -3,7 +3,7 @@
 use super::digest::{digest_f32, words};
 use super::parallel::Parts;
 use super::{Execute, Task};
-use crate::lanes::{Element, Lanes, WIDTH};
+use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use toprope_program::operator::Adamw;
 

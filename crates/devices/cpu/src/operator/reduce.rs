@@ -5,7 +5,7 @@ use super::norm::sum_blocks;
 use super::parallel::parts;
 use super::{Execute, Sizes, Task};
 use crate::bind::Layout;
-use crate::lanes::{Element, Lanes, WIDTH};
+use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use toprope_program::operator::{ColumnSum, Dot, GlobalNorm};
 

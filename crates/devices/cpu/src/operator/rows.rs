@@ -5,7 +5,7 @@ use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
 use crate::bind::Layout;
 use crate::kernel::{Context, Floats, FloatsMut};
-use crate::lanes::{Element, Lanes, WIDTH};
+use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use toprope_program::DType;
 use toprope_program::operator::{Combine, CombineGradient, Gather, ScatterAdd};

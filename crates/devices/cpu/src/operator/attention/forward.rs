@@ -1,0 +1,146 @@
+//! `attention`.
+
+use super::exact;
+use super::softmax::{all_finite, scale_row, step};
+use super::{
+    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes, thread_part,
+};
+use crate::bind::Layout;
+use crate::kernel::FloatsMut;
+use crate::lanes::{Element, ln};
+use crate::operator::parallel::Parts;
+use crate::operator::{Execute, Sizes, Task};
+use std::ops::Range;
+use toprope_program::operator::Attention;
+
+/// f32 values of a thread: scores, sums of values, maxima, sums.
+fn values(keys: usize, columns: usize) -> usize {
+    QUERIES * (keys.min(KEYS) + columns + 2)
+}
+
+fn products(keys: usize, columns: usize, value_columns: usize) -> usize {
+    let keys = keys.min(KEYS);
+    multiply_bytes(QUERIES, keys, columns).max(multiply_bytes(QUERIES, value_columns, keys))
+}
+
+/// What one call computes on.
+pub(super) struct Forward<'a> {
+    pub(super) q: Heads<'a>,
+    pub(super) k: Heads<'a>,
+    pub(super) v: Heads<'a>,
+    pub(super) mask: Mask<'a>,
+    pub(super) scale: f32,
+}
+
+impl Forward<'_> {
+    pub(super) fn key_head(&self, head: usize) -> usize {
+        head * self.k.heads / self.q.heads
+    }
+
+    /// One block of queries of one head: `out` and `lse` in f32.
+    fn block(
+        &self,
+        task: &crate::kernel::Context<'_>,
+        queries: Range<usize>,
+        head: usize,
+        scratch: (&mut [f32], &mut [u8]),
+        lse: &mut [f32],
+    ) -> usize {
+        let (mut scratch, workspace) = scratch;
+        let rows = queries.len();
+        let columns = self.v.columns;
+        let out = take(&mut scratch, rows * columns);
+        let largest = take(&mut scratch, rows);
+        let sums = take(&mut scratch, rows);
+        out.fill(0.0);
+        largest.fill(f32::NEG_INFINITY);
+        sums.fill(0.0);
+        let key_head = self.key_head(head);
+        let q = self.q.matrix(queries.clone(), head);
+        for keys in chunks(self.mask.reach(queries.clone())) {
+            let scores = &mut scratch[..rows * keys.len()];
+            multiply(task, q, self.k.matrix(keys.clone(), key_head).transposed(), scores, false, workspace);
+            for (row, scores) in scores.chunks_exact_mut(keys.len()).enumerate() {
+                let seen = inside(&self.mask.visible(queries.start + row), &keys);
+                scores[..seen.start].fill(0.0);
+                scores[seen.end..].fill(0.0);
+                if seen.is_empty() {
+                    continue;
+                }
+                let correction = step(task.level, &mut scores[seen], self.scale, &mut largest[row], &mut sums[row]);
+                if correction != 1.0 {
+                    scale_row(task.level, &mut out[row * columns..][..columns], correction);
+                }
+            }
+            let v = self.v.matrix(keys.clone(), key_head);
+            multiply(task, dense(scores, rows, keys.len()), v, out, true, workspace);
+        }
+        for row in 0..rows {
+            let visible = !self.mask.visible(queries.start + row).is_empty();
+            lse[row] = if visible { largest[row] + ln(sums[row]) } else { f32::NEG_INFINITY };
+            let factor = if visible { 1.0 / sums[row] } else { 1.0 };
+            scale_row(task.level, &mut out[row * columns..][..columns], factor);
+        }
+        if !all_finite(out) {
+            exact::forward(self, queries, head, out, lse);
+        }
+        rows * columns
+    }
+}
+
+impl Execute for Attention {
+    fn layout(&self, index: usize) -> Layout {
+        if index < 3 { Layout::Any } else { Layout::Dense }
+    }
+
+    fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
+        let (k, v) = (sizes.inputs[1].shape.sizes(), sizes.inputs[2].shape.sizes());
+        let each = thread_bytes(values(k[0], v[2]), products(k[0], k[2], v[2]));
+        each * sizes.threads + 64
+    }
+
+    fn run(&self, task: &mut Task<'_, '_>) {
+        let [q, k, v] = [0, 1, 2].map(|index: usize| Heads::new(&task.inputs[index]));
+        let scalar = |index: usize| task.inputs.get(index).map(|scalar| i64::from(scalar.i32()[0]));
+        let all = k.rows as i64;
+        let mask = Mask {
+            segment_start: task.inputs[3].i32(),
+            query_offset: scalar(4).unwrap_or(0),
+            keys: scalar(5).unwrap_or(all).min(all),
+        };
+        let forward = Forward { q, k, v, mask, scale: self.scale as f32 };
+        let values = values(k.rows, v.columns);
+        let each = thread_bytes(values, products(k.rows, k.columns, v.columns));
+        let (pool, alone) = (task.context.pool, task.alone);
+        let workspace = Parts::new(aligned(task.workspace));
+        let Some([out, lse]) = task.outputs.first_chunk_mut() else { panic!("attention has two outputs") };
+        let lse = Parts::new(lse.f32());
+        let blocks = q.rows.div_ceil(QUERIES);
+        macro_rules! run {
+            ($out:expr) => {{
+                let out = Parts::new($out);
+                pool.for_each_thread(blocks * q.heads, |thread, index| {
+                    let head = index % q.heads;
+                    let start = index / q.heads * QUERIES;
+                    let queries = start..q.rows.min(start + QUERIES);
+                    // SAFETY: a thread's own part of the workspace.
+                    let part = unsafe { workspace.part(thread * each, each) };
+                    let (scratch, products) = thread_part(part, values);
+                    let mut logs = [0.0; QUERIES];
+                    let count = forward.block(&alone, queries.clone(), head, (&mut *scratch, products), &mut logs);
+                    for (row, (values, log)) in scratch[..count].chunks_exact(v.columns).zip(logs).enumerate() {
+                        let place = (queries.start + row) * q.heads + head;
+                        // SAFETY: each block writes rows of its own head.
+                        let (out, lse) = unsafe { (out.part(place * v.columns, v.columns), lse.part(place, 1)) };
+                        out.iter_mut().zip(values).for_each(|(out, value)| *out = Element::from_f32(*value));
+                        lse[0] = log;
+                    }
+                });
+            }};
+        }
+        match out.floats() {
+            FloatsMut::F32(out) => run!(out),
+            FloatsMut::Bf16(out) => run!(out),
+        }
+    }
+}
