@@ -157,7 +157,7 @@ pub fn summarize(
             ranges.push(summary);
         }
     }
-    largest.sort_by(|a, b| (b.flops, b.bytes).cmp(&(a.flops, a.bytes)));
+    largest.sort_by_key(|large| std::cmp::Reverse((large.flops, large.bytes)));
     largest.truncate(LARGEST);
     let plan = MemoryPlan::new(validated, Width::Native, layout);
     Ok(Summary {

@@ -65,7 +65,7 @@ fn key(network: &mut Network<'_>, k_nope: Operand, shared: ValueId) -> Result<Va
     let (heads, nope, rope) = (config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim);
     let shape = vec![network.rows, heads.into(), (nope + rope).into()];
     let repeated = network.builder.seen(shared, |view| view.drop_axis(1).repeat(1, heads.into()))?;
-    let Some(whole) = View::dense(&shape) else { return Ok(shared) };
+    let whole = network.whole(&shape)?;
     let views = vec![whole.clone().narrow(2, 0, nope), whole.narrow(2, nope, rope)];
     let name = network.local("k");
     let operator = Assemble { output: network.dtype, shape, views };

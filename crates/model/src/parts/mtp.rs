@@ -4,7 +4,7 @@ use super::network::Network;
 use crate::error::ModelError;
 use crate::parameters::layer_part;
 use toprope_program::operator::Assemble;
-use toprope_program::{DType, ValueId, View};
+use toprope_program::{DType, ValueId};
 
 /// The module of a depth (1, 2, …): its normed output \[T, hidden\], for the shared head and the next depth.
 ///
@@ -36,7 +36,7 @@ pub(super) fn module(
 fn beside(network: &mut Network<'_>, left: ValueId, right: ValueId) -> Result<ValueId, ModelError> {
     let width = network.config.hidden_size;
     let shape = vec![network.rows, (2 * width).into()];
-    let Some(whole) = View::dense(&shape) else { return Ok(left) };
+    let whole = network.whole(&shape)?;
     let views = vec![whole.clone().narrow(1, 0, width), whole.narrow(1, width, width)];
     let name = network.local("both");
     let operator = Assemble { output: network.dtype, shape, views };

@@ -182,14 +182,15 @@ impl<'a> Network<'a> {
 
     /// A dense value seen in another shape of as many elements.
     pub fn reshaped(&self, value: ValueId, shape: Shape) -> Result<Operand, ModelError> {
-        match View::dense(&shape) {
-            Some(view) => Ok(Operand { value, view: Some(view) }),
-            None => Err(ModelError::Build(BuildError {
-                operator: "view".into(),
-                part: self.builder.part().into(),
-                reason: "an inner dimension is symbolic".into(),
-            })),
-        }
+        Ok(Operand { value, view: Some(self.whole(&shape)?) })
+    }
+
+    /// The window that covers a dense value of this shape.
+    pub fn whole(&self, shape: &[Dim]) -> Result<View, ModelError> {
+        View::dense(shape).ok_or_else(|| {
+            let (operator, part) = ("view".into(), self.builder.part().into());
+            BuildError { operator, part, reason: "an inner dimension is symbolic".into() }.into()
+        })
     }
 
     /// One layer: attention and feed-forward, each behind a norm and beside the residual stream (V3, figure 2).

@@ -106,7 +106,8 @@ fn a_configuration_is_written_as_it_is_read() {
 
 #[test]
 fn options_that_do_not_fit_are_named() {
-    let change: [(&str, fn(&mut TrainingOptions)); 11] = [
+    type Change = fn(&mut TrainingOptions);
+    let change: [(&str, Change); 11] = [
         ("sequence", |o| o.sequence = 0),
         ("sequence", |o| o.sequence = 65),
         ("micro_batch_sequences", |o| o.micro_batch_sequences = 0),
@@ -128,4 +129,27 @@ fn options_that_do_not_fit_are_named() {
     let error = build_train(&dense(), &options(DType::F32), "a \"name\"").unwrap_err();
     assert!(error.to_string().contains("`name`"), "{error}");
     assert!(build_logits(&dense(), DType::F32, 65, "tiny").is_err());
+}
+
+#[test]
+fn published_tensors_that_do_not_fit_are_named() {
+    use std::collections::BTreeMap;
+    use toprope_model::checkpoint::{fuse, pieces, split};
+    use toprope_program::Tensor;
+    let config = experts();
+    let all: BTreeMap<String, Tensor> =
+        pieces(&config).into_iter().map(|p| (p.name, Tensor::zeros(DType::F32, &p.shape))).collect();
+    assert_eq!(split(&config, &fuse(&config, &all).unwrap()).unwrap(), all);
+    let name = "model.layers.1.mlp.experts.3.up_proj.weight";
+    let mut missing = all.clone();
+    missing.remove(name);
+    let error = fuse(&config, &missing).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("is missing"), "{error}");
+    let mut other = all.clone();
+    other.insert(name.into(), Tensor::zeros(DType::F32, &[6, 15]));
+    let error = fuse(&config, &other).unwrap_err().to_string();
+    assert!(error.contains("[6, 15]") && error.contains("[6, 16]"), "{error}");
+    let mut mixed = all;
+    mixed.insert(name.into(), Tensor::zeros(DType::Bf16, &[6, 16]));
+    assert!(fuse(&config, &mixed).unwrap_err().to_string().contains("bf16"));
 }

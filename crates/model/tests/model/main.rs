@@ -1,5 +1,7 @@
 //! Tests of the model's programs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod golden;
 mod programs;
