@@ -49,7 +49,7 @@ impl DType {
     pub fn unit_roundoff(self) -> f64 {
         match self {
             DType::F32 => (2f64).powi(-24),
-            DType::Bf16 => (2f64).powi(-9),
+            DType::Bf16 => (2f64).powi(-8),
             DType::I32 | DType::U32 => 0.0,
         }
     }

@@ -100,6 +100,16 @@ fn bf16_nearest(x: f64) -> bf16 {
 mod tests {
     use super::*;
 
+    /// Halfway between 1 and its successor, the worst case of one rounding to nearest.
+    #[test]
+    fn the_unit_roundoff_is_half_the_distance_of_one_and_its_successor() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let unit = dtype.unit_roundoff();
+            assert_eq!(round(dtype, 1.0 + unit), 1.0);
+            assert_eq!(round(dtype, 1.0 + unit * 1.01), 1.0 + 2.0 * unit);
+        }
+    }
+
     #[test]
     fn bf16_is_rounded_once_to_nearest_even() {
         let step = 2f64.powi(-7);
