@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::memory::ALIGNMENT_BYTES;
 use toprope_program::{
-    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, Location, MemoryPlan, PreparedId,
-    Progress, Region, Span, StateLayout, Tensor, Validated, ValueId, Width,
+    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, HostRegion, Location, MemoryPlan, PreparedId,
+    Progress, Region, Span, StateLayout, Tensor, Ticket, Validated, ValueId, Width,
 };
 
 /// How long a device may take for one run of a small program.
@@ -32,6 +32,11 @@ impl Image {
     /// The bytes of a place.
     pub fn bytes(&self, location: Location, length: usize) -> &[u8] {
         &self.buffers[index(location.region)][location.offset_bytes..location.offset_bytes + length]
+    }
+
+    /// The bytes of the work buffer.
+    pub fn work(&self) -> &[u8] {
+        &self.buffers[index(Region::Work)]
     }
 
     /// Overwrites bytes from the start of a place.
@@ -97,6 +102,22 @@ impl Session {
         Ok(Session { program: program.clone(), plan, prepared, buffers })
     }
 
+    /// The same prepared program over other buffers: current, next, work.
+    pub fn over(other: &Session, buffers: [BufferId; 3]) -> Session {
+        let (program, plan) = (other.program.clone(), other.plan.clone());
+        Session { program, plan, prepared: other.prepared, buffers }
+    }
+
+    /// Queues a copy of the work buffer.
+    pub fn copy_out_work(
+        &self,
+        device: &mut dyn Device,
+        to: HostRegion,
+        after: Ticket,
+    ) -> Result<Ticket, Fault> {
+        device.copy_out(self.buffers[2], 0, to, after)
+    }
+
     /// Gives the buffers back.
     pub fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
         device.release(self.buffers[0])?;
@@ -127,10 +148,15 @@ impl Session {
         Tensor::from_bytes(dtype, sizes, self.plan.width, image.bytes(place, bytes))
     }
 
+    /// In place, the next state's buffer is the current one's and lies in its part of the image.
+    fn is_same_as_current(&self, at: usize) -> bool {
+        at == index(Region::Next) && self.buffers[at] == self.buffers[index(Region::Current)]
+    }
+
     /// Writes a whole image.
     pub fn write(&self, device: &mut dyn Device, image: &Image) -> Result<(), Fault> {
-        for (buffer, bytes) in self.buffers.iter().zip(&image.buffers) {
-            if !bytes.is_empty() {
+        for (at, (buffer, bytes)) in self.buffers.iter().zip(&image.buffers).enumerate() {
+            if !bytes.is_empty() && !self.is_same_as_current(at) {
                 device.write(*buffer, 0, bytes)?;
             }
         }
@@ -140,8 +166,8 @@ impl Session {
     /// Reads a whole image.
     pub fn read(&self, device: &mut dyn Device) -> Result<Image, Fault> {
         let mut image = self.blank();
-        for (buffer, bytes) in self.buffers.iter().zip(&mut image.buffers) {
-            if !bytes.is_empty() {
+        for (at, (buffer, bytes)) in self.buffers.iter().zip(&mut image.buffers).enumerate() {
+            if !bytes.is_empty() && !self.is_same_as_current(at) {
                 device.read(*buffer, 0, bytes)?;
             }
         }
