@@ -1,6 +1,7 @@
 //! Judges one instruction's outputs against the oracle's, element by element, at the contract's tolerance.
 
 mod router;
+mod underflow;
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
@@ -114,6 +115,10 @@ pub fn judge(
         tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
     };
     let tolerances = operator.definition().tolerances(&concrete(operands), &concrete(want));
+    let slack = underflow::slack(operator, operands, want);
+    let factors: Vec<f64> = tolerances.iter().map(|tolerance| tolerance.accumulated).collect();
+    let widened = underflow::widened(magnitudes, &slack, &factors);
+    let magnitudes = widened.as_slice();
     match operator {
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);

@@ -5,6 +5,7 @@ pub mod generate; // one-operator cases and random programs
 pub mod judge; // one instruction's outputs against the oracle's
 pub mod lockstep; // operator by operator, each fed the oracle's values
 pub mod memory; // adopted regions, copies, state in place
+pub mod mutant; // devices that are wrong on purpose
 pub mod oracle; // what subjects are judged by
 pub mod random; // choices from a seed
 pub mod replay; // bits that must repeat

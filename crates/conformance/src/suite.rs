@@ -20,6 +20,8 @@ pub struct Options {
     pub seed: u64,
     /// One-operator cases of each operator; each runs with two kinds of values.
     pub cases_per_operator: u64,
+    /// The operators whose cases run; all where not given.
+    pub operators: Option<Vec<&'static str>>,
     /// Random programs.
     pub programs: u64,
     /// Whether to leave off at the first difference.
@@ -35,6 +37,7 @@ impl Default for Options {
         Options {
             seed: 1,
             cases_per_operator: 24,
+            operators: None,
             programs: 200,
             stop_at_first: false,
             shrink: true,
@@ -63,6 +66,10 @@ pub fn run_suite(
     let report = Report::new(subject.describe(), oracle.device.describe(), options.seed, options.floor);
     let mut suite = Suite { subject, oracle, options, report };
     for operator in exemplars() {
+        let wanted = |names: &Vec<&str>| names.contains(&operator.name());
+        if !options.operators.as_ref().is_none_or(wanted) {
+            continue;
+        }
         for index in 0..options.cases_per_operator {
             let case = case(&operator, options.seed, index)?;
             // Ordinary values, and in turn each of the other kinds.
