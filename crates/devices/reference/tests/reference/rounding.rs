@@ -68,6 +68,16 @@ fn ties_in_bf16_go_to_even() {
     assert_eq!(wide.data, x.data);
 }
 
+/// The exact sum lies just above a tie of bf16 that an f32 in between would round it to.
+#[test]
+fn nothing_is_rounded_on_the_way_to_a_store() {
+    let a = floats(&[1, 3], &[1.0, 2f64.powi(-8), 2f64.powi(-40)]);
+    let b = floats(&[3, 1], &[1.0; 3]);
+    let operator = Matmul { output: DType::Bf16, row_sums: false };
+    let y = evaluate(&operator.into(), &[a, b], true, Width::Native).remove(0);
+    assert_eq!(y.data, [1.0 + 2f64.powi(-7)]);
+}
+
 #[test]
 fn elementwise_results_are_those_of_f32_operations() {
     let mut numbers = Numbers::new(10);
