@@ -45,7 +45,11 @@ fn products(context: &Context<'_>, peak_gflops: f64) {
         let mut out = vec![0.0f32; m * n];
         let mut out16 = vec![bf16::ZERO; m * n];
         let mut workspace = vec![0u8; product_workspace_bytes(m, n, k, context.pool.threads())];
-        let mut line = format!("{m}x{n}x{k}{}{}", [" ", " aT"][transpose_a as usize], [" ", " bT"][transpose_b as usize]);
+        let mut line = format!(
+            "{m}x{n}x{k}{}{}",
+            [" ", " aT"][transpose_a as usize],
+            [" ", " bT"][transpose_b as usize]
+        );
         for wide in [true, false] {
             let a_values = if wide { Floats::F32(&a) } else { Floats::Bf16(&a16) };
             let b_values = if wide { Floats::F32(&b) } else { Floats::Bf16(&b16) };

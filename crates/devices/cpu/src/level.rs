@@ -29,9 +29,7 @@ pub enum Level {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LevelError {
     /// No level has this name.
-    #[error(
-        "no dispatch level is called {0:?}; the levels are portable, avx2, avx512, avx512bf16 and amx"
-    )]
+    #[error("no dispatch level is called {0:?}; the levels are portable, avx2, avx512, avx512bf16 and amx")]
     Unknown(String),
     /// The level exists, but not on this machine.
     #[error("this machine has no {0}; it has {1}")]
@@ -48,8 +46,7 @@ pub(crate) trait Kernel {
 
 impl Level {
     /// Every level, plainest first.
-    pub const ALL: [Level; 5] =
-        [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
+    pub const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
 
     /// Whether this machine (processor and operating system) can run this level.
     pub fn is_available(self) -> bool {
@@ -104,10 +101,12 @@ impl Level {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         match self {
-            // SAFETY: the features were detected (std caches the answer).
-            Level::Avx2 if self.is_available() => return unsafe { run_avx2(kernel) },
-            // SAFETY: as above.
+            Level::Avx2 if self.is_available() => {
+                // SAFETY: the features were detected (std caches the answer).
+                return unsafe { run_avx2(kernel) };
+            }
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => {
+                // SAFETY: as above.
                 return unsafe { run_avx512(kernel) };
             }
             _ => {}

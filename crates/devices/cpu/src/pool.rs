@@ -67,7 +67,8 @@ impl Pool {
         for thread in 1..threads {
             let shared = pool.shared.clone();
             let name = format!("toprope-cpu-{thread}");
-            let worker = std::thread::Builder::new().name(name).spawn(move || work(&shared, thread, threads))?;
+            let worker =
+                std::thread::Builder::new().name(name).spawn(move || work(&shared, thread, threads))?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -217,7 +218,10 @@ mod tests {
                     assert_eq!(count, threads);
                     ran.fetch_add(1 << (8 * thread), Ordering::Relaxed);
                 });
-                assert_eq!(ran.into_inner(), (0..threads).map(|thread| 1 << (8 * thread)).sum());
+                assert_eq!(
+                    ran.into_inner(),
+                    (0..threads).map(|thread| 1usize << (8 * thread)).sum::<usize>()
+                );
                 let items: Vec<AtomicUsize> = (0..round).map(|_| AtomicUsize::new(0)).collect();
                 pool.for_each(round, |item| {
                     items[item].fetch_add(1, Ordering::Relaxed);

@@ -49,10 +49,10 @@ pub(crate) fn tanh<L: Lanes>(x: L) -> L {
     let size = x.abs();
     let square = x.mul(x);
     let mut p = L::splat(-5.704_988_7e-3);
-    p = p.fused(square, L::splat(2.063_908_9e-2));
+    p = p.fused(square, L::splat(2.063_908_8e-2));
     p = p.fused(square, L::splat(-5.373_971_6e-2));
-    p = p.fused(square, L::splat(1.333_144_2e-1));
-    p = p.fused(square, L::splat(-3.333_328_2e-1));
+    p = p.fused(square, L::splat(0.133_314_42));
+    p = p.fused(square, L::splat(-0.333_332_8));
     let near = p.mul(square).fused(x, x);
     let one = L::splat(1.0);
     let far = one.sub(L::splat(2.0).div(exp(size.add(size)).add(one))).copy_sign(x);

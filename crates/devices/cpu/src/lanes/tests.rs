@@ -7,9 +7,35 @@ use crate::level::{Level, kernel};
 /// Values with every exponent, special values first.
 pub(crate) fn samples() -> Vec<f32> {
     let special = [
-        0.0f32, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, 1e-45, -1e-45,
-        1e-40, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 88.7, 88.8, -87.4, -103.9,
-        -104.1, 0.625, 0.624_999_9, 16_777_216.0, 8_388_609.0, f32::EPSILON, 1.0 + f32::EPSILON,
+        0.0f32,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        1.5,
+        2.5,
+        -2.5,
+        f32::MIN_POSITIVE,
+        -f32::MIN_POSITIVE,
+        1e-45,
+        -1e-45,
+        1e-40,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        88.7,
+        88.8,
+        -87.4,
+        -103.9,
+        -104.1,
+        0.625,
+        0.624_999_9,
+        16_777_216.0,
+        8_388_609.0,
+        f32::EPSILON,
+        1.0 + f32::EPSILON,
     ];
     let mut state = 7u64;
     let mut random = move || {
@@ -147,7 +173,10 @@ fn functions_are_within_two_units_of_f64() {
             worst[index] = worst[index].max(distance);
         }
     }
-    println!("worst, in ulp: exp {:.2}, sigmoid {:.2} {:.2}, tanh {:.2}, ln {:.2}", worst[0], worst[1], worst[2], worst[3], worst[4]);
+    println!(
+        "worst, in ulp: exp {:.2}, sigmoid {:.2} {:.2}, tanh {:.2}, ln {:.2}",
+        worst[0], worst[1], worst[2], worst[3], worst[4]
+    );
 }
 
 #[test]

@@ -166,7 +166,7 @@ unsafe fn panel_rows<L: Lanes, O: Element>(
     macro_rules! blocks {
         ($rows:literal) => {
             if L::ROWS >= $rows {
-                while row + $rows <= height {
+                while height - row >= $rows {
                     // SAFETY: the caller's promise.
                     unsafe {
                         let a = packed_a.add(row * PACKED_STRIDE);

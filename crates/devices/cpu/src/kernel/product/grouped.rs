@@ -6,6 +6,7 @@ use super::{Block, Shared, block};
 use crate::kernel::view::{Target, extent, with_floats, with_floats_mut};
 use crate::kernel::workspace::{Workspace, workspace_bytes};
 use crate::kernel::{Context, FloatsMut, Matrix};
+use crate::lanes::Element;
 
 /// Largest block of a group: small, so that groups of any size spread over threads evenly.
 const GROUP_ROWS: usize = 192;
@@ -20,7 +21,8 @@ pub struct GroupedProduct<'a> {
     pub weight: Matrix<'a>,
     /// Elements from an expert's matrix to the next.
     pub weight_stride: usize,
-    /// `E + 1` row numbers: `offsets[0] = 0`, non-decreasing, `offsets[E] = a.rows`.
+    /// `E + 1` row numbers: `offsets[0] = 0`, non-decreasing, `offsets[E] = a.rows`. Others are clipped; rows that no
+    /// expert has become 0.
     pub offsets: &'a [i32],
     /// `a.rows` rows of `N` contiguous values.
     pub out: FloatsMut<'a>,
@@ -56,19 +58,32 @@ fn thread_scratch(depth: usize) -> usize {
     scratch_values(GROUP_ROWS, GROUP_COLUMNS, depth, depth > DEPTH).next_multiple_of(16)
 }
 
-/// Checks offsets and gives each group's rows.
+/// Each group's first row and number of rows. Offsets are data: they are clipped to the rows that are there and to
+/// where the group before ended, so that groups never overlap.
 fn groups(offsets: &[i32], rows: usize) -> Vec<(usize, usize)> {
-    let offsets: Vec<usize> =
-        offsets.iter().map(|offset| usize::try_from(*offset).unwrap_or(usize::MAX)).collect();
-    assert_eq!(offsets.first(), Some(&0), "offsets must begin with 0");
-    assert_eq!(offsets.last(), Some(&rows), "offsets must end with the number of rows");
+    let mut behind = 0;
     offsets
         .windows(2)
         .map(|pair| {
-            assert!(pair[0] <= pair[1], "offsets must not decrease");
-            (pair[0], pair[1] - pair[0])
+            let clip = |offset: i32| usize::try_from(offset).unwrap_or(0).clamp(behind, rows);
+            let (start, end) = (clip(pair[0]), clip(pair[1]));
+            behind = end.max(start);
+            (start, behind - start)
         })
         .collect()
+}
+
+/// Rows that no group holds, as (first, count): none when offsets are as they should be.
+fn uncovered(groups: &[(usize, usize)], rows: usize) -> Vec<(usize, usize)> {
+    let mut gaps = Vec::new();
+    let mut behind = 0;
+    for (start, count) in groups.iter().copied().chain([(rows, 0)]) {
+        if start > behind {
+            gaps.push((behind, start - behind));
+        }
+        behind = start + count;
+    }
+    gaps
 }
 
 /// The first block of each group, and their number at the end.
@@ -85,18 +100,14 @@ fn first_blocks(counts: impl Iterator<Item = usize>) -> Vec<usize> {
 /// Computes a [`GroupedProduct`].
 ///
 /// # Panics
-/// When shapes or offsets don't fit, or the workspace is smaller than [`grouped_workspace_bytes`].
+/// When shapes don't fit, or the workspace is smaller than [`grouped_workspace_bytes`].
 pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspace: &mut [u8]) {
     let GroupedProduct { a, weight, weight_stride, offsets, out, out_row_stride, row_sums } = task;
     let (rows, n, k) = (a.rows, weight.columns, a.columns);
     let groups = groups(offsets, rows);
     assert_eq!(k, weight.rows, "grouped product: the columns of a and the rows of weight");
     a.check("grouped product: a");
-    let needed = extent(&[
-        (groups.len(), weight_stride),
-        (k, weight.row_stride),
-        (n, weight.column_stride),
-    ]);
+    let needed = extent(&[(groups.len(), weight_stride), (k, weight.row_stride), (n, weight.column_stride)]);
     assert!(needed <= weight.values.len(), "grouped product: weight is too short");
     assert!(rows <= 1 || out_row_stride >= n, "grouped product: the rows of out overlap");
     assert!(extent(&[(rows, out_row_stride), (n, 1)]) <= out.len(), "grouped product: out is too short");
@@ -109,11 +120,20 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
     let scratch = Target::new(workspace.take(scratch_each * threads));
     let chunks = n.div_ceil(SUM_COLUMNS);
     let takes_sums = row_sums.is_some();
-    let sums = Target::new(if takes_sums { workspace.take(rows * chunks) } else { &mut [] });
+    let sums_each = if takes_sums { chunks } else { 0 };
+    let sums = Target::new(workspace.take(rows * sums_each));
     with_floats!(a.values, a_values: A => with_floats!(weight.values, values: B => with_floats_mut!(out, out: O => {
         let a_block = Shared(block::<A>(a_values, &a));
         let b_block = Shared(block::<B>(values, &weight));
         let out = Target::new(out);
+        for (start, count) in uncovered(&groups, rows) {
+            for row in start..start + count {
+                // SAFETY: inside the output, before the other threads begin.
+                unsafe { out.slice(row * out_row_stride, n) }.fill(O::from_f32(0.0));
+            }
+            // SAFETY: as above.
+            unsafe { sums.slice(start * sums_each, count * sums_each) }.fill(0.0);
+        }
         context.pool.for_each_thread(first[groups.len()], |thread, index| {
             let group = first.partition_point(|first| *first <= index) - 1;
             let (start, count) = groups[group];
@@ -162,7 +182,7 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
 /// Computes a [`GroupedOuter`].
 ///
 /// # Panics
-/// When shapes or offsets don't fit, or the workspace is smaller than [`grouped_workspace_bytes`].
+/// When shapes don't fit, or the workspace is smaller than [`grouped_workspace_bytes`].
 pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &mut [u8]) {
     let GroupedOuter { a, b, offsets, out, accumulate } = task;
     let (rows, k, n) = (a.rows, a.columns, b.columns);

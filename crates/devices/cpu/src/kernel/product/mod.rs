@@ -5,9 +5,7 @@ mod grouped;
 mod pack;
 mod split;
 
-pub use grouped::{
-    GroupedOuter, GroupedProduct, grouped_outer, grouped_product, grouped_workspace_bytes,
-};
+pub use grouped::{GroupedOuter, GroupedProduct, grouped_outer, grouped_product, grouped_workspace_bytes};
 
 use super::view::{Source, Target, extent, with_floats, with_floats_mut};
 use super::workspace::{Workspace, workspace_bytes};

@@ -14,8 +14,21 @@ struct Case {
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let sizes = [
-        (1, 1, 1), (1, 17, 5), (7, 1, 3), (5, 16, 16), (6, 33, 31), (13, 63, 7), (12, 64, 256), (29, 65, 257),
-        (3, 130, 600), (200, 100, 40), (400, 70, 13), (0, 5, 3), (5, 0, 3), (5, 7, 0), (97, 1100, 23),
+        (1, 1, 1),
+        (1, 17, 5),
+        (7, 1, 3),
+        (5, 16, 16),
+        (6, 33, 31),
+        (13, 63, 7),
+        (12, 64, 256),
+        (29, 65, 257),
+        (3, 130, 600),
+        (200, 100, 40),
+        (400, 70, 13),
+        (0, 5, 3),
+        (5, 0, 3),
+        (5, 7, 0),
+        (97, 1100, 23),
     ];
     for (index, (m, n, k)) in sizes.into_iter().enumerate() {
         for layout in 0..4 {
@@ -28,7 +41,12 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-fn matrix<'a>(values: &'a crate::kernel::testing::Stored, rows: usize, columns: usize, transposed: bool) -> Matrix<'a> {
+fn matrix<'a>(
+    values: &'a crate::kernel::testing::Stored,
+    rows: usize,
+    columns: usize,
+    transposed: bool,
+) -> Matrix<'a> {
     // A stride of its own and an offset of nothing: rows are 3 apart further than needed.
     let inner = if transposed { rows } else { columns };
     let stride = inner + 3;
@@ -100,7 +118,14 @@ fn products_match_f64_at_every_level_and_thread_count() {
                             size += want.abs() + 1.0;
                         }
                         let got = got[row * (n + 2) + column];
-                        assert_close(got, want, size, k + 3, out_bf16, &format!("{m}x{n}x{k} [{row},{column}]"));
+                        assert_close(
+                            got,
+                            want,
+                            size,
+                            k + 3,
+                            out_bf16,
+                            &format!("{m}x{n}x{k} [{row},{column}]"),
+                        );
                     }
                     assert_close(sums[row], sum, sum_size, k + n, false, &format!("{m}x{n}x{k} sum {row}"));
                     // Columns behind the last stay as they were.
@@ -245,7 +270,11 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                     );
                     let got = [out.to_f32(), sums, outer.to_f32()];
                     if let Some(want) = &first {
-                        assert!(got.iter().zip(want).all(|(got, want)| nan_equal(got, want)), "{}", context.name);
+                        assert!(
+                            got.iter().zip(want).all(|(got, want)| nan_equal(got, want)),
+                            "{}",
+                            context.name
+                        );
                         continue;
                     }
                     for expert in 0..experts {
@@ -255,7 +284,8 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                             for column in 0..n {
                                 let (mut want, mut size) = (0.0, 0.0);
                                 for depth in 0..k {
-                                    let place = if transposed { column * k + depth } else { depth * n + column };
+                                    let place =
+                                        if transposed { column * k + depth } else { depth * n + column };
                                     let term = a.at(row * k + depth) * w.at(expert * k * n + place);
                                     want += term;
                                     size += term.abs();
@@ -281,6 +311,46 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                     }
                     first = Some(got);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn offsets_that_are_wrong_are_clipped_and_never_overlap() {
+    let (rows, k, n) = (9, 3, 20);
+    let a = vec![1.0f32; rows * k];
+    let w = vec![1.0f32; 3 * k * n];
+    for (offsets, covered) in [
+        ([0, 4, 4, 9], vec![0..9]),
+        ([2, 5, 3, 99], vec![2..9]),
+        ([0, -7, 6, 2], vec![0..6]),
+        ([i32::MAX, i32::MIN, 0, 0], vec![]),
+    ] {
+        for context in contexts() {
+            let mut out = vec![7.0f32; rows * n];
+            let mut sums = vec![7.0f32; rows];
+            let mut workspace = vec![0u8; grouped_workspace_bytes(rows, n, k, context.pool.threads())];
+            grouped_product(
+                &context.context(),
+                GroupedProduct {
+                    a: Matrix::dense(Floats::F32(&a), rows, k),
+                    weight: Matrix::dense(Floats::F32(&w), k, n),
+                    weight_stride: k * n,
+                    offsets: &offsets,
+                    out: FloatsMut::F32(&mut out),
+                    out_row_stride: n,
+                    row_sums: Some(&mut sums),
+                },
+                &mut workspace,
+            );
+            for row in 0..rows {
+                let want = if covered.iter().any(|range| range.contains(&row)) { k as f32 } else { 0.0 };
+                assert!(
+                    out[row * n..(row + 1) * n].iter().all(|value| *value == want),
+                    "{offsets:?} row {row}"
+                );
+                assert_eq!(sums[row], want * n as f32, "{offsets:?} row {row}");
             }
         }
     }
