@@ -1,7 +1,7 @@
 use crate::support::{FOLDER, at_step, newest, newest_step, snapshot, world_with};
 use std::num::NonZeroU32;
 use std::path::Path;
-use toprope_train::checkpoint::{CheckpointError, Defect, KeepPolicy, Written, write};
+use toprope_train::checkpoint::{CheckpointError, Defect, KeepPolicy, Written, open, write};
 use toprope_world::World;
 use toprope_world::testing::{Faults, MemoryWorld, Survival};
 
@@ -49,6 +49,10 @@ fn a_stop_at_any_operation_leaves_the_old_or_the_new_one() {
                     (Err(_), Some(10)) => assert!(had_old, "{place}"),
                     (Err(_), None) => assert!(!had_old, "{place}"),
                     other => panic!("{place}: {other:?}"),
+                }
+                // One that was being removed is whole or gone from sight.
+                if after.files().inspect(&at_step(10)).unwrap().is_some() {
+                    open(&after, &at_step(10)).unwrap_or_else(|error| panic!("{place}: {error}"));
                 }
                 // Whatever is left, the run goes on: the same checkpoint is written again and all rubbish goes.
                 write_and_keep(&after).unwrap_or_else(|error| panic!("{place}: {error}"));
