@@ -1,5 +1,6 @@
 //! The registry: opens a device by its name.
 
+use toprope_cpu::Level;
 use toprope_program::{Device, ProgressPlace, Width};
 
 /// How to open a device.
@@ -37,6 +38,14 @@ pub enum OpenError {
         /// Every name.
         known: String,
     },
+    /// The device is there and cannot start.
+    #[error("device `{device}`: {reason}")]
+    Start {
+        /// The device's name.
+        device: String,
+        /// Why not, and what would be right.
+        reason: String,
+    },
     /// The device is there and an option does not fit it.
     #[error("device `{device}`: {option} {reason}")]
     Option {
@@ -56,18 +65,28 @@ struct Entry {
 }
 
 /// A new device is one entry here.
-const DEVICES: &[Entry] = &[Entry {
-    listed: Listed {
-        name: "reference",
-        description: "the oracle: plain loops in f64, slow and obviously right",
+const DEVICES: &[Entry] = &[
+    Entry {
+        listed: Listed {
+            name: "cpu",
+            description: "this machine's processor: AMX, AVX-512, AVX2 or portable kernels",
+        },
+        open: open_cpu,
     },
-    open: open_reference,
-}];
+    Entry {
+        listed: Listed {
+            name: "reference",
+            description: "the oracle: plain loops in f64, slow and obviously right",
+        },
+        open: open_reference,
+    },
+];
 
 /// Opens a device by its name.
 ///
 /// # Errors
-/// [`OpenError::Unknown`] with the nearest name, or [`OpenError::Option`] where an option does not fit the device.
+/// [`OpenError::Unknown`] with the nearest name, [`OpenError::Option`] where an option does not fit the device, or
+/// [`OpenError::Start`] where the machine does not let it start.
 pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
     match DEVICES.iter().find(|entry| entry.listed.name == name) {
         Some(entry) => (entry.open)(options),
@@ -86,6 +105,27 @@ fn unknown(name: &str) -> OpenError {
     let nearest = names().min_by_key(distance).filter(|known| distance(known) <= known.len() / 2);
     let known = names().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     OpenError::Unknown { name: name.into(), nearest: nearest.map(Into::into), known }
+}
+
+fn open_cpu(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    let refused = |option: String, reason: String| OpenError::Option { device: "cpu".into(), option, reason };
+    if options.width == Width::Wide {
+        return Err(refused("width `wide`".into(), "is not there: only `reference` has it".into()));
+    }
+    let level = match &options.level {
+        None => None,
+        Some(name) => {
+            let level = name.parse::<Level>();
+            Some(level.map_err(|error| refused(format!("level `{name}`:"), error.to_string()))?)
+        }
+    };
+    let (threads, progress) = (options.threads, options.progress.clone());
+    let device =
+        toprope_cpu::CpuDevice::new(toprope_cpu::Options { threads, level, progress, profile: false });
+    match device {
+        Ok(device) => Ok(Box::new(device)),
+        Err(error) => Err(OpenError::Start { device: "cpu".into(), reason: error.to_string() }),
+    }
 }
 
 fn open_reference(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
@@ -133,5 +173,14 @@ mod tests {
     fn an_option_that_does_not_fit_is_refused() {
         let options = OpenOptions { level: Some("avx9".into()), ..OpenOptions::default() };
         assert!(failure("reference", &options).contains("level `avx9`"));
+        let message = failure("cpu", &options);
+        assert!(message.contains("level `avx9`") && message.contains("portable"), "{message}");
+        let wide = OpenOptions { width: Width::Wide, ..OpenOptions::default() };
+        assert!(failure("cpu", &wide).contains("only `reference` has it"));
+        assert_eq!(open("reference", &wide).unwrap().describe().level, "wide");
+        let none = OpenOptions { threads: Some(0), ..OpenOptions::default() };
+        assert!(failure("cpu", &none).contains("at least one thread"));
+        let portable = OpenOptions { level: Some("portable".into()), ..OpenOptions::default() };
+        assert_eq!(open("cpu", &portable).unwrap().describe().level, "portable");
     }
 }
