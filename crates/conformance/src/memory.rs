@@ -1,7 +1,7 @@
 //! What a device promises of memory: computing in a region that the host gave, copies behind a ticket, and state in place.
 
 use crate::replay::{BitDifference, Manner, compare_bits, free_run};
-use crate::session::{Image, Session, all_checks};
+use crate::session::{GUARD_BYTES, Image, Session, all_checks};
 use crate::values::Values;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub fn adopted(
     let own = Session::open(device, program, Width::Native)?;
     let checks = all_checks(program.program());
     let want = free_run(device, &own, values, symbols, Manner::Whole, &checks)?;
-    let bytes = own.plan.state_bytes.max(own.plan.work_bytes);
+    let bytes = own.plan.state_bytes.max(own.plan.work_bytes) + GUARD_BYTES;
     let mut memory = [HostMemory::new(bytes), HostMemory::new(bytes), HostMemory::new(bytes)];
     let mut buffers = Vec::new();
     for region in memory.iter_mut().map(HostMemory::region) {
@@ -92,8 +92,9 @@ pub fn copied_out(
     let session = Session::open(device, program, Width::Native)?;
     let checks = all_checks(program.program());
     let image = free_run(device, &session, values, symbols, Manner::Whole, &checks)?;
-    let mut memory = HostMemory::new(session.plan.work_bytes);
-    let region = HostRegion { bytes: session.plan.work_bytes, ..memory.region() };
+    let bytes = image.work().len();
+    let mut memory = HostMemory::new(bytes);
+    let region = HostRegion { bytes, ..memory.region() };
     let ticket = match session.copy_out_work(device, region, Ticket(0)) {
         Ok(ticket) => ticket,
         Err(Fault { kind: FaultKind::Unsupported { reason, .. }, .. }) => {

@@ -236,7 +236,7 @@ impl MutantDevice {
                 self.inner.write(buffer(place, bindings), place.offset_bytes, &bytes)?;
             }
             let behind = place.offset_bytes + place.bytes.div_ceil(64) * 64;
-            if self.mutant == Mutant::WritesBehindOutput && behind + 4 <= plan.work_bytes {
+            if self.mutant == Mutant::WritesBehindOutput {
                 self.inner.write(bindings.work, behind, &[1, 2, 3, 4])?;
             }
         }

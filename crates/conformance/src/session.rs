@@ -14,6 +14,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// What unwritten memory holds: NaN for floats, -1 for integers, so that whoever reads it shows.
 pub const POISON: u8 = 0xFF;
 
+/// Bytes behind the end of each buffer that belong to nobody, so that a write past the end shows.
+pub const GUARD_BYTES: usize = 256;
+
 /// The bytes of the three buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -92,7 +95,7 @@ impl Session {
         plan: Arc<MemoryPlan>,
     ) -> Result<Session, Fault> {
         let prepared = device.prepare(program.clone(), plan.clone())?;
-        let mut allocate = |bytes: usize| device.allocate(Allocation::Own(bytes.max(ALIGNMENT_BYTES)));
+        let mut allocate = |bytes: usize| device.allocate(Allocation::Own(bytes + GUARD_BYTES));
         let current = allocate(plan.state_bytes)?;
         let next = match plan.layout {
             StateLayout::Double => allocate(plan.state_bytes)?,
@@ -129,8 +132,8 @@ impl Session {
 
     /// Buffers full of poison.
     pub fn blank(&self) -> Image {
-        let state = vec![POISON; self.plan.state_bytes];
-        Image { buffers: [state.clone(), state, vec![POISON; self.plan.work_bytes]] }
+        let state = vec![POISON; self.plan.state_bytes + GUARD_BYTES];
+        Image { buffers: [state.clone(), state, vec![POISON; self.plan.work_bytes + GUARD_BYTES]] }
     }
 
     /// Puts a value into an image; a value without a place is left out.

@@ -5,7 +5,7 @@ use crate::oracle::Oracle;
 use crate::reproducer::Reproducer;
 use std::collections::BTreeMap;
 use toprope_program::operator::Operator;
-use toprope_program::shape::sizes;
+use toprope_program::shape::{elements, sizes};
 use toprope_program::{
     Device, Dim, Instruction, Operand, Phase, Program, Range, Role, Tensor, Type, Value, ValueId, validate,
 };
@@ -180,7 +180,19 @@ impl Shrinker<'_> {
                         n if n == size + 1 => smaller + 1,
                         n => n,
                     };
-                    let candidates = [self.resized(&exact), self.resized(&related)];
+                    let mut candidates = vec![
+                        self.resized(&|_, _, n| exact(n)),
+                        self.resized(&|_, _, n| related(n)),
+                        // Equal numbers may mean different things: rows alone, the rest alone, one axis alone.
+                        self.resized(&|_, axis, n| if axis == 0 { exact(n) } else { n }),
+                        self.resized(&|_, axis, n| if axis > 0 { exact(n) } else { n }),
+                    ];
+                    for (at, value) in self.best.program.values.iter().enumerate() {
+                        for axis in 0..value.shape.len() {
+                            let here = move |v, a, n| if (v, a) == (at, axis) { exact(n) } else { n };
+                            candidates.push(self.resized(&here));
+                        }
+                    }
                     if candidates.into_iter().flatten().any(|candidate| self.accept(candidate)) {
                         progress = true;
                         break;
@@ -190,26 +202,35 @@ impl Shrinker<'_> {
         }
     }
 
-    /// The program with every size mapped; floats are cut to the new sizes and integers drawn again. None where the
+    /// The program with every size mapped, given the value and the axis; floats are cut to the new sizes and integers drawn again. None where the
     /// operator does not take the new sizes.
-    fn resized(&self, map: &dyn Fn(usize) -> usize) -> Option<Reproducer> {
+    fn resized(&self, map: &dyn Fn(usize, usize, usize) -> usize) -> Option<Reproducer> {
         let best = &self.best;
         let mut candidate = best.clone();
         let instruction = candidate.program.accumulate.first_mut()?;
         if instruction.operands.iter().any(|operand| operand.view.is_some()) {
             return None;
         }
-        let shrink = |shape: &mut Vec<Dim>| shape.iter_mut().for_each(|dim| *dim = map(dim.factor).into());
-        attribute_shapes(&mut instruction.operator, &shrink);
-        for value in &mut candidate.program.values {
-            shrink(&mut value.shape);
+        let shrink = |value: usize, shape: &mut Vec<Dim>| {
+            let axes = shape.iter_mut().enumerate();
+            axes.for_each(|(axis, dim)| *dim = map(value, axis, dim.factor).into());
+        };
+        attribute_shapes(&mut instruction.operator, &|shape| shrink(usize::MAX, shape));
+        for (at, value) in candidate.program.values.iter_mut().enumerate() {
+            shrink(at, &mut value.shape);
         }
         let instruction = candidate.program.accumulate.first()?;
         let types: Vec<Type> =
             instruction.operands.iter().map(|operand| candidate.program.operand_type(operand)).collect();
         let inferred = validate::infer(&instruction.operator, &types).ok()?;
+        let before: Vec<usize> = best.program.values.iter().map(|v| elements(&sizes(&v.shape, &[]))).collect();
         for (id, r#type) in instruction.outputs.clone().into_iter().zip(inferred) {
             candidate.program.values[id.0 as usize].shape = r#type.shape;
+        }
+        // Only what is smaller is worth a try.
+        let after = candidate.program.values.iter().map(|v| elements(&sizes(&v.shape, &[])));
+        if after.sum::<usize>() >= before.iter().sum() {
+            return None;
         }
         for (before, after) in best.program.values.iter().zip(&candidate.program.values) {
             let Some(data) = candidate.values.get(&after.name) else { continue };
@@ -244,6 +265,13 @@ impl Shrinker<'_> {
         }
         for name in &names {
             let count = self.best.values.get(name).map_or(0, Vec::len);
+            // Runs of elements first, then one by one.
+            for length in [count / 2, count / 4, count / 8] {
+                for start in (0..count).step_by(length.max(1)).take(8) {
+                    let run = start..start + length;
+                    self.mapped(name, |i, x| if run.contains(&i) { 0.0 } else { x });
+                }
+            }
             for at in 0..count.min(64) {
                 let now = self.best.values.get(name).map_or(0.0, |data| data[at]);
                 for simpler in [0.0, 1.0] {

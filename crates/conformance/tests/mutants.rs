@@ -9,7 +9,8 @@ fn caught(mutant: Mutant) -> Result<String, String> {
     let mut subject = MutantDevice::new(Box::new(support::reference()), mutant);
     let options = Options {
         operators: Some(vec![mutant.operator()]),
-        programs: 0,
+        // A range of one operator is run as the operator alone: that takes a program of several.
+        programs: if mutant == Mutant::DiffersInRange { 60 } else { 0 },
         stop_at_first: true,
         shrink: false,
         ..Options::default()

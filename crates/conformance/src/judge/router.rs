@@ -1,5 +1,6 @@
 //! Judges a router: a choice whose margin lies within the tolerance of the scores may fall either way, and is counted.
 
+use super::underflow::router_slack;
 use super::{Court, one};
 use toprope_program::operator::Router;
 use toprope_program::{DType, Tensor, Tolerance};
@@ -79,7 +80,8 @@ fn tied_weights(
     let sum = if router.normalize { picked.iter().sum::<f64>() + 1e-20 } else { 1.0 };
     for (place, (score, &got)) in picked.iter().zip(got).enumerate() {
         let want = router.scale * score / sum;
-        one(court, (2, place), DType::F32, got, want, want.abs(), tolerance);
+        let magnitude = want.abs() + router_slack(router, sum) / tolerance.accumulated;
+        one(court, (2, place), DType::F32, got, want, magnitude, tolerance);
     }
 }
 

@@ -2,7 +2,7 @@
 //! cannot hold.
 
 use toprope_program::Tensor;
-use toprope_program::operator::Operator;
+use toprope_program::operator::{Operator, Router};
 
 /// One f32 rounding below the normal numbers is off by at most half of this.
 const SMALLEST: f64 = 1.401_298_464_324_817e-45;
@@ -30,13 +30,17 @@ pub(super) fn slack(operator: &Operator, operands: &[Tensor], want: &[Tensor]) -
             let weights = want[1].data.chunks(k).enumerate().flat_map(|(row, chosen)| {
                 let scores = chosen.iter().map(|&e| want[0].data[row * experts + e as usize]);
                 let sum = if router.normalize { scores.sum::<f64>() + 1e-20 } else { 1.0 };
-                let one = router.scale / sum * (1 + k) as f64 * SMALLEST;
-                vec![one; k]
+                vec![router_slack(router, sum); k]
             });
             vec![Vec::new(), Vec::new(), weights.collect()]
         }
         _ => Vec::new(),
     }
+}
+
+/// What a weight may be off where the chosen scores have this sum, from scores below the normal numbers.
+pub(super) fn router_slack(router: &Router, sum: f64) -> f64 {
+    router.scale / sum * (1 + router.top_k) as f64 * SMALLEST
 }
 
 /// Magnitudes with the slack taken in, in units of the tolerance's factor.
