@@ -1,0 +1,307 @@
+//! Documents as one array of tokens.
+
+use super::{DataError, Document};
+use crate::tokenizer::Tokenizer;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Tokens in the smallest integers that hold the vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenStore {
+    /// A vocabulary of at most 65,536.
+    U16(Vec<u16>),
+    /// A larger one.
+    U32(Vec<u32>),
+}
+
+impl TokenStore {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U16(tokens) => tokens.len(),
+            Self::U32(tokens) => tokens.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The token at a place below [`len`](Self::len).
+    pub fn at(&self, index: usize) -> i32 {
+        match self {
+            Self::U16(tokens) => i32::from(tokens[index]),
+            Self::U32(tokens) => tokens[index] as i32,
+        }
+    }
+}
+
+/// Tokenized documents, one after the other.
+///
+/// A document is the end-of-document token, its text's tokens, and the end-of-document token again. The first is never
+/// predicted: the text's first token is predicted from it, as a model that ended one document begins the next. Each
+/// token of the text and the last marker is predicted once. So the bits of a text are the sum over all its targets, the
+/// end included, and its bytes are those of the text alone: markers count as zero bytes. That is slightly to a model's
+/// disadvantage beside a compressor of the concatenated text, which need not say where documents end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    store: TokenStore,
+    /// The first token of each document, and after the last one the number of tokens.
+    starts: Vec<usize>,
+    bytes: u64,
+    vocabulary_size: usize,
+    padding: i32,
+    origin: String,
+}
+
+/// Long documents are tokenized in parts of about this size where the tokenizer does not mind: its memory is many times
+/// its input, and threads share the work.
+const PART_BYTES: usize = 64 << 10;
+
+impl Tokens {
+    /// Tokenizes documents, each by itself, on `threads` threads; the result does not depend on their number.
+    /// `origin` names the data in messages.
+    ///
+    /// # Errors
+    /// A document that the tokenizer refuses.
+    pub fn of_documents(
+        documents: &[Document],
+        tokenizer: &Tokenizer,
+        threads: usize,
+        origin: &str,
+    ) -> Result<Self, DataError> {
+        let part_bytes = if breaks_at_lines(tokenizer) { PART_BYTES } else { usize::MAX };
+        let parts: Vec<(usize, &str)> = documents
+            .iter()
+            .enumerate()
+            .flat_map(|(index, document)| parts(&document.text, part_bytes).map(move |part| (index, part)))
+            .collect();
+        let encoded = encode_all(documents, &parts, tokenizer, threads)?;
+        let count = encoded.iter().map(Vec::len).sum::<usize>() + 2 * documents.len();
+        let vocabulary_size = tokenizer.vocabulary_size();
+        let mut starts = Vec::with_capacity(documents.len() + 1);
+        let store = if vocabulary_size <= 1 << 16 {
+            TokenStore::U16(flatten(documents.len(), &parts, encoded, tokenizer, count, &mut starts, |t| {
+                t as u16
+            }))
+        } else {
+            TokenStore::U32(flatten(documents.len(), &parts, encoded, tokenizer, count, &mut starts, |t| t))
+        };
+        Ok(Self {
+            store,
+            starts,
+            bytes: documents.iter().map(|document| document.text.len() as u64).sum(),
+            vocabulary_size,
+            padding: tokenizer.end_of_document() as i32,
+            origin: origin.to_owned(),
+        })
+    }
+
+    /// How many tokens there are, markers included.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+    }
+
+    /// How many documents there are.
+    pub fn documents(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Bytes of the documents' texts.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Tokens that are predicted: all but the start of each document.
+    pub fn targets(&self) -> u64 {
+        (self.len() - self.documents()) as u64
+    }
+
+    /// Larger than each token.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size
+    }
+
+    /// The tokens themselves.
+    pub fn store(&self) -> &TokenStore {
+        &self.store
+    }
+
+    /// The data in a few words, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// What stands where there is no token.
+    pub(super) fn padding(&self) -> i32 {
+        self.padding
+    }
+
+    /// First token and end of the document that holds the token at `index`.
+    pub(super) fn document_around(&self, index: usize) -> (usize, usize) {
+        let document = self.starts.partition_point(|start| *start <= index) - 1;
+        (self.starts[document], self.starts[document + 1])
+    }
+}
+
+fn encode_all(
+    documents: &[Document],
+    parts: &[(usize, &str)],
+    tokenizer: &Tokenizer,
+    threads: usize,
+) -> Result<Vec<Vec<u32>>, DataError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((_, text)) = parts.get(index) else { return done };
+            done.push((index, tokenizer.encode(text)));
+        }
+    };
+    let mut encoded = vec![Vec::new(); parts.len()];
+    let mut failed: Option<(usize, String)> = None;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.clamp(1, parts.len().max(1))).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(done) => {
+                    for (index, result) in done {
+                        match result {
+                            Ok(tokens) => encoded[index] = tokens,
+                            Err(error) if failed.as_ref().is_none_or(|(first, _)| index < *first) => {
+                                failed = Some((index, error.to_string()));
+                            }
+                            Err(_) => {}
+                        }
+                    }
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    match failed {
+        None => Ok(encoded),
+        Some((index, reason)) => {
+            Err(DataError::Tokenize { document: documents[parts[index].0].name.clone(), reason })
+        }
+    }
+}
+
+fn flatten<T>(
+    documents: usize,
+    parts: &[(usize, &str)],
+    encoded: Vec<Vec<u32>>,
+    tokenizer: &Tokenizer,
+    count: usize,
+    starts: &mut Vec<usize>,
+    narrow: impl Fn(u32) -> T,
+) -> Vec<T> {
+    let mut tokens = Vec::with_capacity(count);
+    let mut parts = parts.iter().zip(encoded).peekable();
+    for document in 0..documents {
+        starts.push(tokens.len());
+        tokens.push(narrow(tokenizer.end_of_document()));
+        while let Some((_, part)) = parts.next_if(|((owner, _), _)| *owner == document) {
+            tokens.extend(part.into_iter().map(&narrow));
+        }
+        tokens.push(narrow(tokenizer.end_of_document()));
+    }
+    starts.push(tokens.len());
+    tokens
+}
+
+/// Whether a text's parts, cut between a line feed and an ASCII letter or closing brace, give the text's own tokens:
+/// asked on text that has each kind of neighbour there.
+fn breaks_at_lines(tokenizer: &Tokenizer) -> bool {
+    let before = ["a\n", " a \n", ";\n", "\n\n", " \n\n", "1\r\n", "\t\n", "é\n", "}\n", "// -\n"];
+    let after = ["a", "fn x", "Z", "z9", "}", "} a", "}\n"];
+    before.iter().all(|before| {
+        after.iter().all(|after| {
+            let whole = tokenizer.encode(&format!("{before}{after}"));
+            match (whole, tokenizer.encode(before), tokenizer.encode(after)) {
+                (Ok(whole), Ok(first), Ok(second)) => whole == [first, second].concat(),
+                _ => false,
+            }
+        })
+    })
+}
+
+/// Cuts a text into parts of at least `bytes` bytes, at such places.
+fn parts(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (part, after) = rest.split_at(line_break(rest, bytes));
+        rest = after;
+        Some(part)
+    })
+}
+
+/// The first place at or after `from` that lies between a line feed and an ASCII letter or closing brace, or the end.
+fn line_break(text: &str, from: usize) -> usize {
+    let bytes = text.as_bytes();
+    (from.max(1)..bytes.len())
+        .find(|&place| {
+            bytes[place - 1] == b'\n' && (bytes[place].is_ascii_alphabetic() || bytes[place] == b'}')
+        })
+        .unwrap_or(bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{TokenStore, Tokens, breaks_at_lines, line_break, parts};
+    use crate::data::Document;
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn parts_make_up_the_text_and_end_at_lines() {
+        let text = "fn é() {\n    one();\n\n}\nfn b() {\n    two();\n}\n".repeat(50);
+        let cut: Vec<&str> = parts(&text, 100).collect();
+        assert!(cut.len() > 10);
+        assert_eq!(cut.concat(), text);
+        for part in &cut[..cut.len() - 1] {
+            assert!(part.len() >= 100 && part.ends_with('\n'), "{part:?}");
+        }
+        assert_eq!(line_break("no line at all", 3), 14);
+        assert_eq!(parts("", 10).count(), 0);
+    }
+
+    #[test]
+    fn markers_around_each_document_and_the_same_for_all_threads() {
+        assert!(breaks_at_lines(&Tokenizer::byte()));
+        let long = "let a = 1;\nlet b = 2;\n".repeat(20_000);
+        let documents: Vec<Document> = ["ab", &long, "é"]
+            .iter()
+            .map(|text| Document { name: "d".to_owned(), text: (*text).to_owned() })
+            .collect();
+        let tokens = Tokens::of_documents(&documents, &Tokenizer::byte(), 1, "test").unwrap();
+        let TokenStore::U16(all) = tokens.store() else { panic!("257 tokens fit 16 bits") };
+        assert_eq!(all[..5], [256, 97, 98, 256, 256]);
+        assert_eq!(all[all.len() - 4..], [256, 0xC3, 0xA9, 256]);
+        assert_eq!(all[5..5 + long.len()], long.bytes().map(u16::from).collect::<Vec<_>>());
+        assert_eq!(tokens.bytes(), 4 + long.len() as u64);
+        assert_eq!(tokens.targets(), tokens.bytes() + 3);
+        assert_eq!(tokens.documents(), 3);
+        for threads in [2, 7] {
+            assert_eq!(
+                Tokens::of_documents(&documents, &Tokenizer::byte(), threads, "test").unwrap(),
+                tokens
+            );
+        }
+    }
+
+    #[test]
+    fn no_documents_are_no_tokens() {
+        let tokens = Tokens::of_documents(&[], &Tokenizer::byte(), 2, "test").unwrap();
+        assert!(tokens.is_empty());
+        assert_eq!((tokens.documents(), tokens.targets(), tokens.bytes()), (0, 0, 0));
+    }
+}
