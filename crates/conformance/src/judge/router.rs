@@ -1,6 +1,6 @@
 //! Judges a router: a choice whose margin lies within the tolerance of the scores may fall either way, and is counted.
 
-use super::underflow::router_slack;
+use super::slack::router_underflow;
 use super::{Court, one};
 use toprope_program::operator::Router;
 use toprope_program::{DType, Tensor, Tolerance};
@@ -58,7 +58,14 @@ pub(super) fn judge(
             one(court, (2, element), DType::F32, got, want, magnitudes[2][element], tolerances[2]);
         }
         if tied && seen.iter().filter(|seen| **seen).count() == k {
-            tied_weights(court, router, scores, chosen, &got[2].data[row * k..(row + 1) * k], tolerances[2]);
+            // What the scores may be off besides their tolerance was taken into their magnitudes.
+            let beyond: Vec<f64> = scores
+                .iter()
+                .zip(magnitude)
+                .map(|(score, magnitude)| (magnitude - score.abs()) * tolerances[0].accumulated)
+                .collect();
+            let got = &got[2].data[row * k..(row + 1) * k];
+            tied_weights(court, router, (scores, &beyond), chosen, got, tolerances[2]);
         }
     }
     // Counts follow from the subject's own choices.
@@ -71,16 +78,21 @@ pub(super) fn judge(
 fn tied_weights(
     court: &mut Court,
     router: &Router,
-    scores: &[f64],
+    (scores, beyond): (&[f64], &[f64]),
     chosen: &[f64],
     got: &[f64],
     tolerance: Tolerance,
 ) {
     let picked: Vec<f64> = chosen.iter().map(|&expert| scores[expert as usize]).collect();
-    let sum = if router.normalize { picked.iter().sum::<f64>() + 1e-20 } else { 1.0 };
+    let plain: f64 = picked.iter().sum();
+    let sum = if router.normalize { plain + 1e-20 } else { 1.0 };
+    let total: f64 = chosen.iter().map(|&expert| beyond[expert as usize]).sum();
     for (place, (score, &got)) in picked.iter().zip(got).enumerate() {
         let want = router.scale * score / sum;
-        let magnitude = want.abs() + router_slack(router, sum) / tolerance.accumulated;
+        let share = if plain > 0.0 { total / plain } else { 0.0 };
+        let own = if *score > 0.0 { beyond[chosen[place] as usize] / score } else { 0.0 };
+        let more = router_underflow(router, plain) + (own + share) * want.abs();
+        let magnitude = want.abs() + more / tolerance.accumulated;
         one(court, (2, place), DType::F32, got, want, magnitude, tolerance);
     }
 }

@@ -1,0 +1,162 @@
+//! What hangs on the data and cannot stand in a tolerance: gradual underflow that later factors make larger, exponents of
+//! rounded differences, and intermediate results beyond f32.
+
+use super::OVERFLOW;
+use toprope_program::operator::{Operator, Router, Scoring};
+use toprope_program::{DType, Tensor, Tolerance};
+
+/// The smallest f32; one rounding below the normal numbers is off by at most half of it.
+const SMALLEST: f64 = 1.401_298_464_324_817e-45;
+
+/// Beyond this, squares and their sums may leave f32.
+const WILD: f64 = 1_073_741_824.0;
+
+/// Whether an operator multiplies or divides what it rounded before, so that errors below the normal numbers grow.
+fn is_compound(operator: &Operator) -> bool {
+    match operator {
+        Operator::Activation(_)
+        | Operator::ActivationGradient(_)
+        | Operator::Swiglu(_)
+        | Operator::SwigluGradient(_)
+        | Operator::Attention(_)
+        | Operator::AttentionGradient(_)
+        | Operator::RmsNorm(_)
+        | Operator::RmsNormGradient(_)
+        | Operator::LinearCrossEntropy(_)
+        | Operator::LinearCrossEntropyGradient(_)
+        | Operator::Router(_)
+        | Operator::RouterGradient(_)
+        | Operator::BalanceLoss(_)
+        | Operator::BalanceLossGradient(_)
+        | Operator::GlobalNorm(_)
+        | Operator::Adamw(_) => true,
+        Operator::Cast(_)
+        | Operator::Add(_)
+        | Operator::Multiply(_)
+        | Operator::Scale(_)
+        | Operator::Assemble(_)
+        | Operator::Gather(_)
+        | Operator::ScatterAdd(_)
+        | Operator::ColumnSum(_)
+        | Operator::Dot(_)
+        | Operator::Matmul(_)
+        | Operator::GroupedMatmul(_)
+        | Operator::GroupedOuter(_)
+        | Operator::Rope(_)
+        | Operator::ExpertSort(_)
+        | Operator::Combine(_)
+        | Operator::CombineGradient(_)
+        | Operator::BiasUpdate(_)
+        | Operator::Increment(_)
+        | Operator::Accumulate(_)
+        | Operator::RandomBits(_)
+        | Operator::Append(_)
+        | Operator::Digest(_)
+        | Operator::ProductCheck(_) => false,
+    }
+}
+
+fn floats(operands: &[Tensor]) -> impl Iterator<Item = f64> {
+    operands.iter().filter(|tensor| tensor.dtype.is_float()).flat_map(|tensor| tensor.data.iter().copied())
+}
+
+/// Whether an intermediate result may leave f32 although the outputs do not.
+pub(super) fn is_wild(operator: &Operator, operands: &[Tensor]) -> bool {
+    match operator {
+        // A norm that is not finite has a meaning; one whose square alone leaves f32 has not.
+        Operator::GlobalNorm(_) => {
+            let sum: f64 = floats(operands).map(|x| x * x).sum();
+            sum.is_finite() && sum >= OVERFLOW
+        }
+        Operator::Activation(_) => false,
+        _ => is_compound(operator) && floats(operands).any(|x| x.abs() > WILD),
+    }
+}
+
+/// What each element of each output may be off besides its tolerance; empty where that is nothing.
+pub(super) fn slack(
+    operator: &Operator,
+    operands: &[Tensor],
+    want: &[Tensor],
+    tolerances: &[Tolerance],
+) -> Vec<Vec<f64>> {
+    match operator {
+        Operator::Adamw(adamw) => {
+            // Four roundings below the normal numbers in m', divided as the step is.
+            let rates = &operands[5].data;
+            let weights = want[2].data.iter().map(|v| {
+                let root = (v / rates[2]).sqrt() + adamw.epsilon;
+                rates[0] / rates[1] / root * 2.0 * SMALLEST
+            });
+            vec![weights.collect()]
+        }
+        Operator::GlobalNorm(_) => {
+            // Each square is off by at most half of the smallest number, and so is the norm by the root of their sum.
+            let count: usize = operands.iter().map(|gradient| gradient.data.len()).sum();
+            vec![vec![(count as f64 * SMALLEST / 2.0).sqrt()]]
+        }
+        Operator::Router(router) => router_slacks(router, operands, want),
+        _ if is_compound(operator) => {
+            // Each rounding inside may be off by half of the smallest number, and two factors may follow it.
+            let most = floats(operands).filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
+            let later = (1.0 + most).powi(2);
+            let roundings = |tolerance: &Tolerance| tolerance.accumulated / DType::F32.unit_roundoff();
+            let one = |tolerance| roundings(tolerance) * later * SMALLEST / 2.0;
+            want.iter().zip(tolerances).map(|(want, t)| vec![one(t); want.data.len()]).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn router_slacks(router: &Router, operands: &[Tensor], want: &[Tensor]) -> Vec<Vec<f64>> {
+    let experts = operands[0].sizes[1];
+    // The difference of a logit and the largest is rounded before the exponential, which makes that error relative.
+    let row_slack = |row: usize| -> Vec<f64> {
+        let logits = &operands[0].data[row * experts..(row + 1) * experts];
+        let scores = &want[0].data[row * experts..(row + 1) * experts];
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let exponent = |logit: f64| match router.scoring {
+            Scoring::Sigmoid => 0.0,
+            Scoring::Softmax => DType::F32.unit_roundoff() * (most - logit).abs(),
+        };
+        logits.iter().zip(scores).map(|(logit, score)| exponent(*logit) * score).collect()
+    };
+    let (mut scores, mut weights) = (Vec::new(), Vec::new());
+    for (row, chosen) in want[1].data.chunks(router.top_k).enumerate() {
+        let slack = row_slack(row);
+        let picked: Vec<usize> = chosen.iter().map(|e| row * experts + *e as usize).collect();
+        let sum: f64 = picked.iter().map(|at| want[0].data[*at]).sum();
+        let below = router_underflow(router, sum);
+        let divisor = divisor(router, sum);
+        // Numerator and denominator both.
+        let total: f64 = chosen.iter().map(|e| slack[*e as usize]).sum();
+        for (at, e) in picked.iter().zip(chosen) {
+            let share = want[0].data[*at] / divisor;
+            weights.push(below + router.scale / divisor * (slack[*e as usize] + share.min(1.0) * total));
+        }
+        scores.extend(slack);
+    }
+    vec![scores, Vec::new(), weights]
+}
+
+fn divisor(router: &Router, sum: f64) -> f64 {
+    if router.normalize { sum + 1e-20 } else { 1.0 }
+}
+
+/// What a weight may be off where the chosen scores have this sum, from scores below the normal numbers.
+pub(super) fn router_underflow(router: &Router, sum: f64) -> f64 {
+    router.scale / divisor(router, sum) * (1 + router.top_k) as f64 * SMALLEST
+}
+
+/// Magnitudes with the slack taken in, in units of the tolerance's factor.
+pub(super) fn widened(magnitudes: &[Vec<f64>], slack: &[Vec<f64>], tolerances: &[Tolerance]) -> Vec<Vec<f64>> {
+    let mut widened = magnitudes.to_vec();
+    for ((magnitudes, slack), tolerance) in widened.iter_mut().zip(slack).zip(tolerances) {
+        for (magnitude, slack) in magnitudes.iter_mut().zip(slack) {
+            if tolerance.accumulated > 0.0 && slack.is_finite() {
+                *magnitude += slack / tolerance.accumulated;
+            }
+        }
+    }
+    widened
+}
