@@ -30,9 +30,7 @@ pub struct Context<'a> {
     pub level: Level,
 }
 
-pub(crate) fn tile_is_available() -> bool {
-    false
-}
+pub(crate) use product::tile_is_available;
 
 #[cfg(test)]
 pub(crate) mod testing;

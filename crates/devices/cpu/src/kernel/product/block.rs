@@ -4,6 +4,7 @@
 //! value rests in memory, exactly, so the bits depend on no block size.
 
 use super::pack::{Block, pack_panels, pack_rows};
+use super::pairs::{self, Unit};
 use crate::lanes::{Element, INDEX_LANES, Lanes, WIDTH};
 use crate::level::{Level, kernel};
 
@@ -19,11 +20,12 @@ const PACKED_STRIDE: usize = DEPTH + WIDTH;
 /// The widest panel of any level.
 pub(super) const PANEL_MAX: usize = 2 * WIDTH;
 
-/// f32 values of scratch memory that [`multiply_block`] uses for `rows × columns` and the given depth.
+/// f32 values of scratch memory that [`multiply`] uses for `rows × columns` and the given depth.
 pub(super) fn scratch_values(rows: usize, columns: usize, depth: usize, carries: bool) -> usize {
     let padded = columns.next_multiple_of(PANEL_MAX);
     let carry = if carries && depth > DEPTH { rows * padded } else { 0 };
-    padded * depth.min(DEPTH) + rows.min(ROWS) * (PACKED_STRIDE + WIDTH) + carry
+    let plain = padded * depth.min(DEPTH) + rows.min(ROWS) * (PACKED_STRIDE + WIDTH) + carry;
+    plain.max(pairs::scratch_values(rows, columns, depth))
 }
 
 /// What becomes of the accumulator.
@@ -41,14 +43,15 @@ pub(super) struct Output<O> {
     pub(super) sums_stride: usize,
 }
 
-struct Finish<O> {
-    output: Output<O>,
-    carry: *mut f32,
-    carry_stride: usize,
+#[derive(Clone, Copy)]
+pub(super) struct Finish<O> {
+    pub(super) output: Output<O>,
+    pub(super) carry: *mut f32,
+    pub(super) carry_stride: usize,
     /// Sixteen running sums for each row of the packed rows.
-    lane_sums: *mut f32,
-    first: bool,
-    last: bool,
+    pub(super) lane_sums: *mut f32,
+    pub(super) first: bool,
+    pub(super) last: bool,
 }
 
 kernel! {
@@ -87,12 +90,40 @@ kernel! {
     }
 }
 
+/// `out[rows, columns] = a[rows, depth] · b[depth, columns]`, finished as `output` says, on `unit` where there is one.
+///
+/// # Safety
+/// As for [`multiply_block`]; where there is a unit, it is available and both operands are bf16.
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn multiply<A: Element, B: Element, O: Element>(
+    unit: Option<Unit>,
+    level: Level,
+    a: Block<A>,
+    b: Block<B>,
+    output: Output<O>,
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    scratch: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match unit {
+            Some(unit) => {
+                let (a, b) = (a.cast(), b.cast());
+                pairs::multiply_block::<O>(unit, level, a, b, output, rows, columns, depth, scratch);
+            }
+            None => multiply_block::<A, B, O>(level, a, b, output, rows, columns, depth, scratch),
+        }
+    }
+}
+
 /// `out[rows, columns] = a[rows, depth] · b[depth, columns]`, finished as `output` says.
 ///
 /// # Safety
 /// Operands are readable and the output writable for these sizes; `scratch` holds [`scratch_values`].
 #[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn multiply_block<A: Element, B: Element, O: Element>(
+unsafe fn multiply_block<A: Element, B: Element, O: Element>(
     level: Level,
     a: Block<A>,
     b: Block<B>,
@@ -142,7 +173,7 @@ impl<O: Element> Output<O> {
     /// # Safety
     /// The row lies inside the output.
     #[inline(always)]
-    unsafe fn row(self, row: usize) -> Self {
+    pub(super) unsafe fn row(self, row: usize) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             let sums = if self.sums.is_null() { self.sums } else { self.sums.add(row * self.sums_stride) };
@@ -240,6 +271,40 @@ unsafe fn register_block<L: Lanes, O: Element, const R: usize, const V: usize>(
             }
         }
     }
+}
+
+kernel! {
+    /// Finishes two vectors of columns of `rows` rows whose accumulators lie in `finish.carry`.
+    fn finish_block_at[O: Element](row: usize, rows: usize, column: usize, columns: usize, finish: Finish<O>) {
+        for first in [column, column + WIDTH] {
+            if first >= columns {
+                break;
+            }
+            let width = (columns - first).min(WIDTH);
+            for r in 0..rows {
+                // SAFETY: the carry holds 32 columns of each row; row and column lie inside the output.
+                unsafe {
+                    let value = L::load(finish.carry.add(r * finish.carry_stride + first - column));
+                    finish_vector::<L, O>(value, row + r, first, width, columns, &finish);
+                }
+            }
+        }
+    }
+}
+
+/// Finishes 32 columns from `column` of `rows` rows from `row`, whose accumulators begin at `finish.carry`.
+///
+/// # Safety
+/// The carry is readable for `rows` rows of 32 values; the rows and columns lie inside the output.
+pub(super) unsafe fn finish_block<O: Element>(
+    level: Level,
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+    finish: &Finish<O>,
+) {
+    finish_block_at::<O>(level, row, rows, column, columns, *finish);
 }
 
 /// Takes row sums, adds bias and old value, and stores one vector of the output.

@@ -1,6 +1,7 @@
 //! Products of experts: rows are sorted by expert, each group of rows has a matrix of its own.
 
-use super::block::{DEPTH, Output, SUM_COLUMNS, multiply_block, scratch_values};
+use super::block::{DEPTH, Output, SUM_COLUMNS, multiply, scratch_values};
+use super::pairs::Unit;
 use super::split::Split;
 use super::{Block, Shared, block};
 use crate::kernel::view::{Target, extent, with_floats, with_floats_mut};
@@ -113,6 +114,7 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
     assert!(extent(&[(rows, out_row_stride), (n, 1)]) <= out.len(), "grouped product: out is too short");
 
     let threads = context.pool.threads();
+    let unit = Unit::for_operands(context.level, a.values, weight.values);
     let split = Split { rows: GROUP_ROWS, columns: n.clamp(1, GROUP_COLUMNS) };
     let first = first_blocks(groups.iter().map(|(_, count)| split.blocks(*count, n)));
     let mut workspace = Workspace::new(workspace);
@@ -156,7 +158,8 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
                 let weight = b_block.get();
                 let weight =
                     Block { pointer: weight.pointer.wrapping_add(group * weight_stride), ..*weight };
-                multiply_block::<A, B, O>(
+                multiply::<A, B, O>(
+                    unit,
                     context.level,
                     a_block.get().from(row, 0),
                     weight.from(0, column),
@@ -194,6 +197,7 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
     assert!(needed <= out.len(), "grouped outer: out is too short");
 
     let threads = context.pool.threads();
+    let unit = Unit::for_operands(context.level, a.values, b.values);
     let split = Split { rows: k.clamp(1, GROUP_ROWS), columns: n.clamp(1, GROUP_COLUMNS) };
     let blocks = split.blocks(k, n);
     let scratch_each = thread_scratch(groups.iter().map(|(_, count)| *count).max().unwrap_or(0));
@@ -220,7 +224,8 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
                     sums: std::ptr::null_mut(),
                     sums_stride: 0,
                 };
-                multiply_block::<A, B, O>(
+                multiply::<A, B, O>(
+                    unit,
                     context.level,
                     a_block.get().from(row, start),
                     b_block.get().from(start, column),

@@ -3,6 +3,7 @@
 mod block;
 mod grouped;
 mod pack;
+mod pairs;
 mod split;
 
 pub use grouped::{GroupedOuter, GroupedProduct, grouped_outer, grouped_product, grouped_workspace_bytes};
@@ -10,9 +11,12 @@ pub use grouped::{GroupedOuter, GroupedProduct, grouped_outer, grouped_product, 
 use super::view::{Source, Target, extent, with_floats, with_floats_mut};
 use super::workspace::{Workspace, workspace_bytes};
 use super::{Context, Floats, FloatsMut, Matrix};
-use block::{Output, SUM_COLUMNS, multiply_block};
+use block::{Output, SUM_COLUMNS, multiply};
 use pack::Block;
+use pairs::Unit;
 use split::Split;
+
+pub(crate) use pairs::tile_is_available;
 
 /// `out[M, N] = a[M, K]·b[K, N] + bias[N]`, accumulated in f32 in ascending `k` by fused multiply-adds.
 #[derive(Debug)]
@@ -48,6 +52,12 @@ pub fn product_workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> 
 /// # Panics
 /// When shapes don't fit each other or their slices, or the workspace is smaller than [`product_workspace_bytes`].
 pub fn product(context: &Context<'_>, task: Product<'_>, workspace: &mut [u8]) {
+    let unit = Unit::for_operands(context.level, task.a.values, task.b.values);
+    product_on(unit, context, task, workspace);
+}
+
+/// As [`product`]; where there is a unit, it is available and both operands are bf16.
+fn product_on(unit: Option<Unit>, context: &Context<'_>, task: Product<'_>, workspace: &mut [u8]) {
     let Product { a, b, bias, out, out_row_stride, accumulate, row_sums } = task;
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "product: the columns of a and the rows of b");
@@ -90,7 +100,8 @@ pub fn product(context: &Context<'_>, task: Product<'_>, workspace: &mut [u8]) {
                     sums_stride: chunks,
                 };
                 let scratch = scratch.slice(thread * scratch_each, scratch_each);
-                multiply_block::<A, B, O>(
+                multiply::<A, B, O>(
+                    unit,
                     context.level,
                     a_block.get().from(row, 0),
                     b_block.get().from(0, column),

@@ -30,6 +30,11 @@ impl<T> Block<T> {
         Block { pointer, ..*self }
     }
 
+    /// The same elements as another type of the same size.
+    pub(super) fn cast<U>(self) -> Block<U> {
+        Block { pointer: self.pointer.cast(), row_stride: self.row_stride, column_stride: self.column_stride }
+    }
+
     #[inline(always)]
     pub(super) fn transposed(self) -> Block<T> {
         Block { pointer: self.pointer, row_stride: self.column_stride, column_stride: self.row_stride }

@@ -7,6 +7,9 @@ use crate::lanes::WIDTH;
 const ROWS_MAX: usize = 768;
 const COLUMNS_MAX: usize = 1024;
 
+/// Multiply-adds that one thread does before another could be told: some microseconds.
+const WORK_ALONE: usize = 1 << 18;
+
 /// Block sizes of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Split {
@@ -20,6 +23,11 @@ impl Split {
     /// Cost in vector steps: one for each 16 multiply-adds, and about 8 for packing 16 values once per block.
     pub(super) fn choose(rows: usize, columns: usize, depth: usize, copies: usize, threads: usize) -> Split {
         let mut best = Split { rows: rows.clamp(1, ROWS_MAX), columns: columns.clamp(1, COLUMNS_MAX) };
+        let is_one = rows <= ROWS_MAX && columns <= COLUMNS_MAX;
+        let work = rows.saturating_mul(columns).saturating_mul(depth).saturating_mul(copies);
+        if is_one && (threads == 1 || work <= WORK_ALONE) {
+            return best;
+        }
         let mut best_cost = u128::MAX;
         for row_parts in parts(rows, ROWS_MAX, threads) {
             let height = rows.div_ceil(row_parts).max(1).next_multiple_of(12).min(rows.max(1));
