@@ -267,6 +267,22 @@ impl Execute for ActivationGradient {
     }
 }
 
+/// `silu(gate)·up`. For a negative gate, `e^gate` is taken as the square of `e^(gate/2)`, which is not subnormal where the
+/// result is not.
+#[inline(always)]
+fn gated<L: Lanes>(gate: L, up: L) -> L {
+    let (zero, one) = (L::splat(0.0), L::splat(1.0));
+    let root = exp(L::splat(-0.5).mul(gate.abs()));
+    let scale = root.fused(root, one);
+    let factor = gate.select_less(zero, root, one);
+    let (gate, up) = (gate.mul(factor), up.mul(factor));
+    // The larger one is divided, so that no bit of a subnormal one is lost before the product.
+    let (size, other) = (gate.abs(), up.abs());
+    let larger = size.select_less(other, up, gate);
+    let smaller = size.select_less(other, gate, up);
+    larger.div(scale).mul(smaller)
+}
+
 kernel! {
     fn swiglu_row[X: Element](x: &'a [X], y: &'a mut [X]) {
         let columns = y.len();
@@ -278,7 +294,7 @@ kernel! {
             unsafe {
                 let gate = X::load_first::<L>(gate.as_ptr().add(start), width);
                 let up = X::load_first::<L>(up[..columns].as_ptr().add(start), width);
-                let value = gate.mul(sigmoid_pair(gate).0).mul(up);
+                let value = gated(gate, up);
                 X::store_first::<L>(value, y.as_mut_ptr().add(start), width);
             }
             start += WIDTH;

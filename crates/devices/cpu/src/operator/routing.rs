@@ -46,7 +46,14 @@ fn score(scoring: Scoring, logits: &[f32], scores: &mut [f32]) {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
             for (score, x) in scores.iter_mut().zip(logits) {
-                *score = exp_scalar(x - largest);
+                // The difference's rounding counts where it is large: it is found exactly (Knuth's two-sum) and put back.
+                let difference = x - largest;
+                let part = difference - x;
+                let rest = (x - (difference - part)) - (largest + part);
+                *score = exp_scalar(difference);
+                if rest.is_finite() {
+                    *score += *score * rest;
+                }
                 sum += *score;
             }
             scores.iter_mut().for_each(|score| *score /= sum);

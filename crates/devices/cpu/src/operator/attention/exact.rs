@@ -9,18 +9,19 @@ use std::ops::Range;
 pub(super) fn forward(it: &Forward<'_>, queries: Range<usize>, head: usize, out: &mut [f32], lse: &mut [f32]) {
     let key_head = it.key_head(head);
     for ((query, out), lse) in queries.zip(out.chunks_exact_mut(it.v.columns)).zip(lse) {
-        let score = |key: usize| it.scale * it.q.dot(query, head, &it.k, key, key_head);
+        let product = |key: usize| it.q.dot(query, head, &it.k, key, key_head);
         let visible = it.mask.visible(query);
         out.fill(0.0);
         *lse = f32::NEG_INFINITY;
         if visible.is_empty() {
             continue;
         }
-        let largest = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = visible.clone().map(|key| exp_scalar(score(key) - largest)).sum();
+        let largest = visible.clone().map(|key| it.scale * product(key)).fold(f32::NEG_INFINITY, f32::max);
+        let exponential = |key: usize| exp_scalar(product(key).mul_add(it.scale, -largest));
+        let sum: f32 = visible.clone().map(exponential).sum();
         *lse = largest + ln(sum);
         for key in visible {
-            let p = exp_scalar(score(key) - largest) / sum;
+            let p = exponential(key) / sum;
             for (column, out) in out.iter_mut().enumerate() {
                 *out += p * it.v.at(key, key_head, column);
             }
@@ -46,7 +47,7 @@ pub(super) fn backward(
             let along = it.dout.dot(query, head, &it.out, query, head);
             let lse = it.lse[query * it.q.heads + head];
             let slope = |key: usize| {
-                let p = exp_scalar(it.scale * it.q.dot(query, head, &it.k, key, key_head) - lse);
+                let p = exp_scalar(it.q.dot(query, head, &it.k, key, key_head).mul_add(it.scale, -lse));
                 let dp = it.dout.dot(query, head, &it.v, key, key_head);
                 (p, it.scale * p * (dp - along))
             };

@@ -20,15 +20,16 @@ kernel! {
             start += WIDTH;
         }
         let new = largest.max(top.largest());
-        let shift = L::splat(new);
+        let shift = L::splat(-new);
         let mut lanes = L::splat(0.0);
         let mut start = 0;
         while start < count {
             let width = (count - start).min(WIDTH);
             // SAFETY: start + width ≤ count.
             unsafe {
-                let value = f32::load_first::<L>(pointer.add(start), width).mul(factor);
-                let value = exp(value.sub(shift)).first(width, 0.0);
+                // Fused, so that a large score is rounded once, after the difference.
+                let value = f32::load_first::<L>(pointer.add(start), width).fused(factor, shift);
+                let value = exp(value).first(width, 0.0);
                 lanes = lanes.add(value);
                 f32::store_first::<L>(value, pointer.add(start), width);
             }
@@ -70,7 +71,7 @@ kernel! {
             // SAFETY: start + width ≤ count.
             unsafe {
                 let score = f32::load_first::<L>(scores.add(start), width);
-                let p = exp(score.mul(L::splat(scale)).sub(L::splat(lse)));
+                let p = exp(score.fused(L::splat(scale), L::splat(-lse)));
                 let slope = f32::load_first::<L>(dp.add(start), width).sub(L::splat(along));
                 f32::store_first::<L>(p, scores.add(start), width);
                 f32::store_first::<L>(p.mul(slope).mul(L::splat(scale)), dp.add(start), width);
