@@ -42,7 +42,7 @@ pub(super) const RECORD: Record = Record {
         slot("weights", "[T, K]", Accepts::F32),
         slot("counts", "[E]", Accepts::I32),
     ],
-    numerics: "f32 inside. Choices whose margin is within the tolerance of the scores may differ between devices: comparisons count them as incomparable. Magnitude |scores| and |weights|. A NaN score is never preferred to a number.",
+    numerics: "f32 inside. Choices whose margin is within the tolerance of the scores may differ between devices: comparisons count them as incomparable. Magnitude |scores| and |weights|, for softmax |scores|·(1 + d) and |weights|·(1 + 2·max d), d the distance of a logit from the row's largest. A NaN score is never preferred to a number.",
     gradient: "dlogits = router_gradient(scores, indices, weights, dweights, dscores); the choice and the bias have none",
     invariant: Invariant::Identity("Σ_k weights = scale where normalize; Σ_e counts = T·K"),
 };

@@ -6,7 +6,7 @@ use crate::operator::inner;
 use toprope_program::Tensor;
 use toprope_program::operator::{Attention, AttentionGradient};
 
-/// Of out `Σ_j p·|v|·(1 + 2·scale·Σ|q·k|)`, of lse `1 + |lse| + scale·max Σ|q·k|`.
+/// With `e = scale·Σ|q·k| + |lse|`: of out `Σ_j p·|v|·(1 + 2e)`, of lse `1 + |lse| + scale·max Σ|q·k|`.
 pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
     let heads = Heads::new(&operands[..3], &operands[3], &operands[4..]);
     let scale = attributes.scale;
@@ -20,7 +20,8 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
             let size = scale * inner_absolute(query, heads.key(j, h));
             let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
             largest = largest.max(size);
-            add_absolute(&mut out[place(&outputs[0], i, h)], p * (1.0 + 2.0 * size), heads.value(j, h));
+            let e = size + log_sum.abs();
+            add_absolute(&mut out[place(&outputs[0], i, h)], p * (1.0 + 2.0 * e), heads.value(j, h));
         }
         lse[at] += log_sum.abs() + largest;
     }

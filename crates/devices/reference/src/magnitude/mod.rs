@@ -38,7 +38,7 @@ pub fn magnitudes(operator: &Operator, operands: &[Tensor], outputs: &[Tensor]) 
         Operator::Rope(a) => single::rope(a, operands),
         Operator::LinearCrossEntropy(_) => loss::linear_cross_entropy(operands),
         Operator::LinearCrossEntropyGradient(_) => loss::linear_cross_entropy_gradient(operands),
-        Operator::Router(_) => of_outputs(outputs),
+        Operator::Router(a) => single::router(a, operands, outputs),
         Operator::RouterGradient(a) => single::router_gradient(a, operands),
         Operator::BalanceLoss(_) => of_outputs(outputs),
         Operator::BalanceLossGradient(a) => single::balance_loss_gradient(a, operands),

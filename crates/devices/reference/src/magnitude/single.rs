@@ -7,7 +7,7 @@ use crate::operator::routing::load;
 use crate::operator::{inner, within};
 use toprope_program::Tensor;
 use toprope_program::operator::{
-    Activation, ActivationKind, Adamw, BalanceLossGradient, BiasUpdate, Rope, RouterGradient, Scoring,
+    Activation, ActivationKind, Adamw, BalanceLossGradient, BiasUpdate, Rope, Router, RouterGradient, Scoring,
 };
 
 /// `|a| + |b|`.
@@ -81,6 +81,31 @@ pub(super) fn rope(attributes: &Rope, operands: &[Tensor]) -> Vec<Vec<f64>> {
         }
     }
     vec![y]
+}
+
+/// `|scores|` and `|weights|`; for softmax `|scores|·(1 + d)` and `|weights|·(1 + 2·max d)`, `d` the distance of a logit
+/// from the row's largest: it is rounded before the exponential.
+pub(super) fn router(attributes: &Router, operands: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let mut magnitudes: Vec<Vec<f64>> =
+        outputs.iter().map(|output| output.data.iter().map(|y| y.abs()).collect()).collect();
+    if attributes.scoring == Scoring::Sigmoid {
+        return magnitudes;
+    }
+    let (experts, top_k) = (operands[0].sizes[1], attributes.top_k);
+    for (t, logits) in operands[0].data.chunks_exact(experts).enumerate() {
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        for (e, logit) in logits.iter().enumerate() {
+            magnitudes[0][t * experts + e] *= 1.0 + (most - logit);
+        }
+        let chosen = outputs[1].data[t * top_k..(t + 1) * top_k].iter();
+        let farthest = chosen
+            .filter_map(|e| within(*e, experts))
+            .fold(0.0, |farthest: f64, e| farthest.max(most - logits[e]));
+        for weight in &mut magnitudes[2][t * top_k..(t + 1) * top_k] {
+            *weight *= 1.0 + 2.0 * farthest;
+        }
+    }
+    magnitudes
 }
 
 /// With every term of g taken absolute: sigmoid `|g|·s`, softmax `s·(|g| + Σ|g|·s)`.
