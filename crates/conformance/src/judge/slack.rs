@@ -1,8 +1,8 @@
-//! What hangs on the data and cannot stand in a tolerance: gradual underflow that later factors make larger, exponents of
-//! rounded differences, and intermediate results beyond f32.
+//! What hangs on the data and cannot stand in a tolerance: gradual underflow that later factors make larger, and
+//! intermediate results beyond f32.
 
 use super::OVERFLOW;
-use toprope_program::operator::{Operator, Router, Scoring};
+use toprope_program::operator::{Operator, Router};
 use toprope_program::{DType, Tensor, Tolerance};
 
 /// The smallest f32; one rounding below the normal numbers is off by at most half of it.
@@ -95,7 +95,7 @@ pub(super) fn slack(
             let count: usize = operands.iter().map(|gradient| gradient.data.len()).sum();
             vec![vec![(count as f64 * SMALLEST / 2.0).sqrt()]]
         }
-        Operator::Router(router) => router_slacks(router, operands, want),
+        Operator::Router(router) => router_slacks(router, want),
         _ if is_compound(operator) => {
             // Each rounding inside may be off by half of the smallest number, and two factors may follow it.
             let most = floats(operands).filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
@@ -108,35 +108,13 @@ pub(super) fn slack(
     }
 }
 
-fn router_slacks(router: &Router, operands: &[Tensor], want: &[Tensor]) -> Vec<Vec<f64>> {
-    let experts = operands[0].sizes[1];
-    // The difference of a logit and the largest is rounded before the exponential, which makes that error relative.
-    let row_slack = |row: usize| -> Vec<f64> {
-        let logits = &operands[0].data[row * experts..(row + 1) * experts];
-        let scores = &want[0].data[row * experts..(row + 1) * experts];
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let exponent = |logit: f64| match router.scoring {
-            Scoring::Sigmoid => 0.0,
-            Scoring::Softmax => DType::F32.unit_roundoff() * (most - logit).abs(),
-        };
-        logits.iter().zip(scores).map(|(logit, score)| exponent(*logit) * score).collect()
-    };
-    let (mut scores, mut weights) = (Vec::new(), Vec::new());
-    for (row, chosen) in want[1].data.chunks(router.top_k).enumerate() {
-        let slack = row_slack(row);
-        let picked: Vec<usize> = chosen.iter().map(|e| row * experts + *e as usize).collect();
-        let sum: f64 = picked.iter().map(|at| want[0].data[*at]).sum();
-        let below = router_underflow(router, sum);
-        let divisor = divisor(router, sum);
-        // Numerator and denominator both.
-        let total: f64 = chosen.iter().map(|e| slack[*e as usize]).sum();
-        for (at, e) in picked.iter().zip(chosen) {
-            let share = want[0].data[*at] / divisor;
-            weights.push(below + router.scale / divisor * (slack[*e as usize] + share.min(1.0) * total));
-        }
-        scores.extend(slack);
-    }
-    vec![scores, Vec::new(), weights]
+fn router_slacks(router: &Router, want: &[Tensor]) -> Vec<Vec<f64>> {
+    let experts = want[0].sizes[1];
+    let weights = want[1].data.chunks(router.top_k).enumerate().flat_map(|(row, chosen)| {
+        let sum = chosen.iter().map(|e| want[0].data[row * experts + *e as usize]).sum();
+        vec![router_underflow(router, sum); router.top_k]
+    });
+    vec![Vec::new(), Vec::new(), weights.collect()]
 }
 
 fn divisor(router: &Router, sum: f64) -> f64 {
