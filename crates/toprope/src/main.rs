@@ -1,1 +1,20 @@
-fn main() {}
+//! The command line: parse, verb, exit code.
+
+mod command; // what can be asked for
+mod exit; // what the exit codes mean
+mod progress; // what a person sees while it runs
+mod verb; // one file a verb
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let command = command::Command::parse();
+    match verb::run(command) {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.code().into()
+        }
+    }
+}

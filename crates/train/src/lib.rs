@@ -1,4 +1,14 @@
-//! Recipes, data, tokenizers, schedules, checkpoints and the training loop.
+//! Recipes, data, tokenizers, schedules, checkpoints and the training loop. Knows no device: one is handed in.
 
+pub mod batch; // what an engine is given for a step
 pub mod checkpoint; // durable checkpoints
-pub mod run_folder; // a run's folder: lock, recipe, journal, metrics
+pub mod data; // from files to batches
+pub mod engine; // the seam to whatever runs steps
+pub mod peak; // the measured peak of a device
+pub mod recipe; // a run as TOML
+pub mod run_folder; // recipe, journal, metrics, checkpoints of one run
+pub mod sample; // text in the model's own words
+pub mod schedule; // the learning rate of each step
+pub mod session; // a program with its buffers on a device
+pub mod tokenizer; // text to tokens and back
+pub mod trainer; // the loop

@@ -36,9 +36,9 @@ pub enum Format {
 pub struct DataConfig {
     /// Where documents come from.
     pub source: Source,
-    /// Files, folders (all files below, hidden ones left out) and glob patterns (`**` is any depth); relative ones
-    /// start at the working folder. A file that is named twice is read once. Documents keep the order of this list,
-    /// and within a folder or a pattern that of the sorted paths.
+    /// Files, folders (all files below) and glob patterns (`**` is any depth); relative ones start at the working
+    /// folder. Folders and patterns leave hidden files out. A file that is named twice is read once. Documents keep
+    /// the order of this list, and within a folder or a pattern that of the sorted paths.
     pub paths: Vec<String>,
     /// Held-out documents from files of their own, named as in `paths`; then none is taken from `paths`.
     pub validation_paths: Vec<String>,

@@ -48,16 +48,16 @@ pub(super) fn expand(
 }
 
 fn matching(pattern: &str, key: &'static str) -> Result<Vec<PathBuf>, DataError> {
-    let paths = glob::glob(pattern).map_err(|error| DataError::Pattern {
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let paths = glob::glob_with(pattern, options).map_err(|error| DataError::Pattern {
         pattern: pattern.to_owned(),
         position: error.pos,
         reason: error.msg,
         key,
     })?;
-    let mut found = paths.collect::<Result<Vec<_>, _>>().map_err(|error| DataError::Unreadable {
-        path: error.path().to_owned(),
-        source: error.into_error(),
-    })?;
+    let mut found = paths
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| DataError::Unreadable { path: error.path().to_owned(), source: error.into() })?;
     found.sort();
     Ok(found)
 }

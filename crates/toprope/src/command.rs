@@ -1,0 +1,78 @@
+//! What can be asked for.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Trains, checks and serves reasoning models on accelerators that are not trusted yet.
+#[derive(Debug, Parser)]
+#[command(name = "toprope", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Command {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// The last line of standard output is one JSON object.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Train a model from a recipe; with no recipe, a small one on the Rust sources that cargo has fetched.
+    Train(Train),
+    /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
+    Inspect(Inspect),
+    /// Show the devices of this machine.
+    Devices,
+    /// Print pages that are made from the program itself (for `docs/`).
+    #[command(hide = true)]
+    Docs {
+        /// Which page: operators, devices, exit-codes, recipes.
+        page: String,
+    },
+}
+
+/// Arguments of `train`.
+#[derive(Args, Debug)]
+pub struct Train {
+    /// A recipe file, or the name of one in the binary: default, tiny-dense, tiny-moe, small, bench-dense, bench-moe.
+    /// Without one it is `default`. With --resume it may be left out.
+    pub recipe: Option<String>,
+    /// The run's folder; default runs/NAME, or runs/NAME-2 … where that exists.
+    #[arg(long)]
+    pub run: Option<PathBuf>,
+    /// Go on from the newest intact checkpoint in the run's folder.
+    #[arg(long)]
+    pub resume: bool,
+    /// Steps of the whole run, instead of the recipe's.
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// The device that trains.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the device; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The cpu's dispatch level: amx, avx512, avx2 or portable; default the best that is there.
+    #[arg(long)]
+    pub level: Option<String>,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// At the end, show where the time went, by operator.
+    #[arg(long)]
+    pub profile: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// A recipe (file or built-in name), or a Hugging Face config.json.
+    pub what: String,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Print the whole training program in its printed form instead.
+    #[arg(long)]
+    pub program: bool,
+}

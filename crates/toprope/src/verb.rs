@@ -1,0 +1,20 @@
+//! The verbs, a file each.
+
+mod devices; // what is there
+mod docs; // generated pages
+mod inspect; // what a recipe is
+pub mod recipe; // finding one
+mod train; // the main job
+
+use crate::command::{Command, Verb};
+use crate::exit::{Exit, Failure};
+
+/// Runs a verb.
+pub fn run(command: Command) -> Result<Exit, Failure> {
+    match command.verb {
+        Verb::Train(arguments) => train::run(&arguments, command.json),
+        Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Devices => devices::run(command.json),
+        Verb::Docs { page } => docs::run(&page),
+    }
+}

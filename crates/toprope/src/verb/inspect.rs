@@ -1,0 +1,52 @@
+//! `toprope inspect`: what a recipe or a model's configuration is, before anything is allocated.
+
+use crate::command::Inspect;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::verb::recipe;
+use toprope_model::{DeepseekV3Config, deepseek_v3, inspect, totals};
+use toprope_program::{text, validate};
+
+/// Shows it.
+pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
+    if arguments.what.ends_with(".json") {
+        return configuration(&arguments.what, json);
+    }
+    let recipe = recipe::load(&arguments.what, &arguments.sets)?;
+    let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name)
+        .or_exit(Exit::Recipe)?;
+    if arguments.program {
+        print!("{}", text::print(&program));
+        return Ok(Exit::Done);
+    }
+    let validated = validate(program).map_err(|defects| {
+        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
+        Failure::new(Exit::Internal, format!("the program is not valid:\n{}", listed.join("\n")))
+    })?;
+    let summary =
+        inspect::summarize(&recipe.model, &validated, recipe.training.state.into()).or_exit(Exit::Recipe)?;
+    println!("{}: {}\n", recipe.name, recipe.description);
+    print!("{summary}");
+    if json {
+        println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
+    }
+    Ok(Exit::Done)
+}
+
+/// The largest configuration that is read.
+const CONFIGURATION_BYTES_MAX: u64 = 1 << 20;
+
+fn configuration(path: &str, json: bool) -> Result<Exit, Failure> {
+    let wrong = |reason: String| Failure::new(Exit::Recipe, format!("{path}: {reason}"));
+    let bytes = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if bytes > CONFIGURATION_BYTES_MAX {
+        return Err(wrong(format!("{bytes} bytes are more than a configuration has")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let config = DeepseekV3Config::from_json(&text).map_err(|error| wrong(error.to_string()))?;
+    let totals = totals::totals(&config).map_err(|error| wrong(error.to_string()))?;
+    print!("{totals}");
+    if json {
+        println!("{}", serde_json::to_string(&totals).or_exit(Exit::Internal)?);
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,286 @@
+//! Runs steps on a device of this process.
+
+use super::{Committed, Engine, Verdict};
+use crate::batch::{MicroBatch, StepBatch};
+use crate::checkpoint::{OwnedTensor, TensorDtype};
+use crate::session::Session;
+use std::sync::Arc;
+use toprope_program::shape::{elements, sizes};
+use toprope_program::{
+    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, StateLayout, Tensor, Validated,
+    Width,
+};
+use toprope_world::World;
+
+/// What a [`Local`] engine is made of.
+pub struct LocalOptions {
+    /// The training step.
+    pub train: Arc<Validated>,
+    /// The loss without gradients, where the run evaluates.
+    pub evaluate: Option<Arc<Validated>>,
+    /// Logits of one window, where the run samples.
+    pub logits: Option<Arc<Validated>>,
+    /// Whether the next state takes the current one's place.
+    pub layout: StateLayout,
+    /// Seed of the initial weights.
+    pub seed: u64,
+    /// Whose clock times each instruction, where the run is profiled.
+    pub profile: Option<Arc<dyn World>>,
+}
+
+/// Seconds of each instruction of the step, summed over runs.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// Runs of `accumulate`.
+    pub runs: u64,
+    /// By instruction of `accumulate`.
+    pub accumulate: Vec<f64>,
+    /// Runs of `update`.
+    pub updates: u64,
+    /// By instruction of `update`.
+    pub update: Vec<f64>,
+}
+
+/// The engine of a run without a guard.
+pub struct Local {
+    device: Box<dyn Device>,
+    train: Session,
+    evaluate: Option<Arc<Validated>>,
+    logits: Option<Arc<Validated>>,
+    step: u64,
+    /// Logits' session over the state of the step that it was opened at.
+    sampler: Option<(u64, Session)>,
+    timing: Option<Arc<dyn World>>,
+    profile: Profile,
+}
+
+impl Local {
+    /// Prepares the program on the device and draws the initial state.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn open(mut device: Box<dyn Device>, options: LocalOptions) -> Result<Local, Fault> {
+        let train = Session::open(&mut *device, options.train.clone(), Width::Native, options.layout)?;
+        let program = options.train.program();
+        for (_, value) in program.state() {
+            let Role::State { initial } = &value.role else { continue };
+            let shape = sizes(&value.shape, &[]);
+            let bytes = match value.dtype {
+                // Integers start at zero.
+                DType::I32 | DType::U32 => vec![0; elements(&shape) * 4],
+                DType::F32 | DType::Bf16 => {
+                    let drawn = initial.draw(options.seed, &value.name, elements(&shape));
+                    Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from))
+                        .to_bytes(Width::Native)
+                }
+            };
+            train.write(&mut *device, &value.name, &bytes)?;
+        }
+        Ok(Local {
+            device,
+            train,
+            evaluate: options.evaluate,
+            logits: options.logits,
+            step: 0,
+            sampler: None,
+            timing: options.profile,
+            profile: Profile::default(),
+        })
+    }
+
+    /// Where the time went, for a run that was opened to be profiled.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn run(&mut self, range: Range) -> Result<(), Fault> {
+        let device = &mut *self.device;
+        let ran = match &self.timing {
+            None => self.train.run(device, range),
+            Some(world) => {
+                let profile = &mut self.profile;
+                let (runs, times) = match range {
+                    Range::Accumulate => (&mut profile.runs, &mut profile.accumulate),
+                    Range::Update => (&mut profile.updates, &mut profile.update),
+                };
+                *runs += 1;
+                self.train.run_timed(device, range, world.clock(), times)
+            }
+        };
+        ran.map_err(|fault| self.at_step(fault))
+    }
+
+    fn write_inputs(device: &mut dyn Device, session: &Session, inputs: &MicroBatch) -> Result<(), Fault> {
+        for (name, numbers) in &inputs.integers {
+            if session.has(name) {
+                session.write_i32(device, name, numbers)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_scales(device: &mut dyn Device, session: &Session, batch: &StepBatch) -> Result<(), Fault> {
+        for (name, number) in &batch.scalars {
+            if session.has(name) {
+                session.write_f32(device, name, number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&self, kind: FaultKind) -> Fault {
+        let mut fault = Fault::new(self.device.describe().name, kind);
+        fault.step = Some(self.step);
+        fault
+    }
+
+    fn at_step(&self, mut fault: Fault) -> Fault {
+        fault.step.get_or_insert(self.step);
+        fault
+    }
+}
+
+impl Engine for Local {
+    fn describe(&self) -> Description {
+        self.device.describe()
+    }
+
+    fn program(&self) -> &Validated {
+        self.train.program()
+    }
+
+    fn plan(&self) -> &MemoryPlan {
+        self.train.plan()
+    }
+
+    fn begin(&mut self, step: u64, batch: &StepBatch) -> Result<(), Fault> {
+        self.step = step;
+        Self::write_scales(&mut *self.device, &self.train, batch)?;
+        for (index, micro) in batch.micro.iter().enumerate() {
+            self.train.set_first(index == 0);
+            self.train.bind(micro.sequences);
+            Self::write_inputs(&mut *self.device, &self.train, micro)?;
+            self.run(Range::Accumulate)?;
+        }
+        Ok(())
+    }
+
+    fn verdict(&mut self) -> Result<Verdict, Fault> {
+        let loss = f64::from(self.train.read_scalar(&mut *self.device, "loss")?);
+        let mut parts = Vec::new();
+        for part in ["main", "mtp", "balance"] {
+            let name = format!("loss_{part}");
+            if self.train.has(&name) {
+                parts.push((part.into(), f64::from(self.train.read_scalar(&mut *self.device, &name)?)));
+            }
+        }
+        if !loss.is_finite() {
+            return Err(self.fault(FaultKind::NonFinite { value: "loss".into() }));
+        }
+        Ok(Verdict { loss, parts })
+    }
+
+    fn commit(&mut self) -> Result<Committed, Fault> {
+        self.run(Range::Update)?;
+        let gradient_norm = f64::from(self.train.read_scalar(&mut *self.device, "gradient_norm")?);
+        if !gradient_norm.is_finite() {
+            return Err(self.fault(FaultKind::NonFinite { value: "gradient_norm".into() }));
+        }
+        self.train.flip();
+        Ok(Committed { gradient_norm })
+    }
+
+    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, Fault> {
+        let values: Vec<_> = self
+            .train
+            .program()
+            .program()
+            .state()
+            .map(|(_, value)| (value.name.clone(), value.dtype, sizes(&value.shape, &[])))
+            .collect();
+        let mut tensors = Vec::with_capacity(values.len());
+        for (name, dtype, shape) in values {
+            let bytes = self.train.read(&mut *self.device, &name)?;
+            let shape = shape.into_iter().map(|size| size as u64).collect();
+            tensors.push(OwnedTensor { name, dtype: stored(dtype), shape, bytes });
+        }
+        Ok(tensors)
+    }
+
+    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), Fault> {
+        let expected = self.train.program().program().state().count();
+        if state.len() != expected {
+            let message = format!("the state has {} tensors, the program {expected}", state.len());
+            return Err(self.fault(FaultKind::Driver { code: 0, message }));
+        }
+        for tensor in state {
+            let program = self.train.program().program();
+            let fits = program.find(&tensor.name).is_some_and(|id| {
+                let value = program.value(id);
+                let shape: Vec<u64> = sizes(&value.shape, &[]).into_iter().map(|size| size as u64).collect();
+                matches!(value.role, Role::State { .. })
+                    && stored(value.dtype) == tensor.dtype
+                    && shape == tensor.shape
+            });
+            if !fits {
+                let message = format!("the state's `{}` does not fit the program", tensor.name);
+                return Err(self.fault(FaultKind::Driver { code: 0, message }));
+            }
+            self.train.write(&mut *self.device, &tensor.name, &tensor.bytes)?;
+        }
+        self.sampler = None;
+        Ok(())
+    }
+
+    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), Fault> {
+        let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
+        let mut session = self.train.open_over(&mut *self.device, program)?;
+        let (mut total, mut targets) = (0.0, 0);
+        for batch in batches {
+            Self::write_scales(&mut *self.device, &session, &batch)?;
+            for micro in &batch.micro {
+                session.bind(micro.sequences);
+                Self::write_inputs(&mut *self.device, &session, micro)?;
+                session.run(&mut *self.device, Range::Accumulate)?;
+                total += f64::from(session.read_scalar(&mut *self.device, "loss_sum")?);
+                targets += micro.targets;
+            }
+        }
+        session.close(&mut *self.device)?;
+        Ok((total, targets))
+    }
+
+    fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, Fault> {
+        let Some(program) = self.logits.clone() else { return Ok(Vec::new()) };
+        // The state's halves change places at each commit, so a session over an older step's is of no use.
+        let mut session = match self.sampler.take() {
+            Some((step, session)) if step == self.step => session,
+            stale => {
+                if let Some((_, session)) = stale {
+                    session.close(&mut *self.device)?;
+                }
+                self.train.open_over(&mut *self.device, program)?
+            }
+        };
+        let used = window.len().min(session.bound()).max(1);
+        let window = &window[window.len().saturating_sub(used)..];
+        session.bind(used);
+        session.write_i32(&mut *self.device, "tokens", window)?;
+        session.write_i32(&mut *self.device, "segment_start", &vec![0; used])?;
+        session.write_i32(&mut *self.device, "positions", &(0..used as i32).collect::<Vec<_>>())?;
+        session.run(&mut *self.device, Range::Accumulate)?;
+        let all = session.read_f32(&mut *self.device, "logits")?;
+        let vocabulary = all.len() / used;
+        self.sampler = Some((self.step, session));
+        Ok(all[(used - 1) * vocabulary..used * vocabulary].to_vec())
+    }
+}
+
+fn stored(dtype: DType) -> TensorDtype {
+    match dtype {
+        DType::F32 => TensorDtype::F32,
+        DType::Bf16 => TensorDtype::BF16,
+        DType::I32 => TensorDtype::I32,
+        DType::U32 => TensorDtype::U32,
+    }
+}

@@ -1,0 +1,314 @@
+//! A program with its buffers on a device: write inputs, run ranges, read values, by name.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use toprope_program::shape::{elements, sizes};
+use toprope_program::{
+    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, Location, MemoryPlan, PreparedId,
+    Progress, Range, Region, Role, Span, StateLayout, Ticket, Validated, ValueId, Width,
+};
+use toprope_world::Clock;
+
+/// A prepared program and the buffers that it runs in.
+pub struct Session {
+    program: Arc<Validated>,
+    plan: Arc<MemoryPlan>,
+    prepared: PreparedId,
+    bindings: Bindings,
+    names: HashMap<String, ValueId>,
+    deadline: Duration,
+    /// Whether the state's buffers belong to another session.
+    borrowed: bool,
+}
+
+/// No answer within this time is a hang. The guard computes a deadline from the step's cost; without one a step may take
+/// long on slow devices.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+impl Session {
+    /// Prepares a program, allocates its buffers and writes its constants.
+    ///
+    /// # Errors
+    /// What the device answers: `Unsupported`, `OutOfMemory` or worse.
+    pub fn open(
+        device: &mut dyn Device,
+        program: Arc<Validated>,
+        width: Width,
+        layout: StateLayout,
+    ) -> Result<Session, Fault> {
+        let plan = Arc::new(MemoryPlan::new(&program, width, layout));
+        let prepared = device.prepare(program.clone(), plan.clone())?;
+        // A buffer of no bytes is no buffer: programs without state get a line of memory all the same.
+        let current = device.allocate(Allocation::Own(plan.state_bytes.max(64)))?;
+        let next = match layout {
+            StateLayout::Double => device.allocate(Allocation::Own(plan.state_bytes.max(64)))?,
+            StateLayout::InPlace => current,
+        };
+        let work = device.allocate(Allocation::Own(plan.work_bytes.max(64)))?;
+        let symbols = program.program().bounds();
+        let bindings = Bindings { current, next, work, symbols, first: true, checks: CheckMask::default() };
+        let names = names(&program);
+        let session =
+            Session { program, plan, prepared, bindings, names, deadline: DEADLINE, borrowed: false };
+        session.write_constants(device)?;
+        Ok(session)
+    }
+
+    /// Prepares a program that reads this session's committed state in place: its state must be a part of this one's, at
+    /// the same places.
+    ///
+    /// # Errors
+    /// What the device answers; a state that lies elsewhere.
+    pub fn open_over(&self, device: &mut dyn Device, program: Arc<Validated>) -> Result<Session, Fault> {
+        let plan = Arc::new(MemoryPlan::new(&program, self.plan.width, StateLayout::InPlace));
+        for (id, value) in program.program().state() {
+            if self.place(&value.name)?.1 != plan.place(id).unwrap_or(NOWHERE) {
+                let message = format!("`{}` lies elsewhere in `{}`", value.name, program.program().name);
+                return Err(Fault::new("session", FaultKind::Driver { code: 0, message }));
+            }
+        }
+        let prepared = device.prepare(program.clone(), plan.clone())?;
+        let work = device.allocate(Allocation::Own(plan.work_bytes.max(64)))?;
+        let (current, symbols) = (self.bindings.current, program.program().bounds());
+        let bindings =
+            Bindings { current, next: current, work, symbols, first: true, checks: CheckMask::default() };
+        let names = names(&program);
+        let session =
+            Session { program, plan, prepared, bindings, names, deadline: DEADLINE, borrowed: true };
+        session.write_constants(device)?;
+        Ok(session)
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Validated {
+        &self.program
+    }
+
+    /// The memory plan.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    fn write_constants(&self, device: &mut dyn Device) -> Result<(), Fault> {
+        let program = self.program.program();
+        for (id, value) in program.values_with_ids() {
+            if let (Role::Constant { content }, Some(location)) = (&value.role, self.plan.place(id)) {
+                let sizes = sizes(&value.shape, &self.bindings.symbols);
+                let tensor = match self.plan.width {
+                    Width::Native => {
+                        toprope_program::Tensor::rounded(value.dtype, &sizes, content.values(&sizes))
+                    }
+                    Width::Wide => {
+                        toprope_program::Tensor { dtype: value.dtype, data: content.values(&sizes), sizes }
+                    }
+                };
+                device.write(
+                    self.buffer(location),
+                    location.offset_bytes,
+                    &tensor.to_bytes(self.plan.width),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn buffer(&self, location: Location) -> BufferId {
+        match location.region {
+            Region::Current => self.bindings.current,
+            Region::Next => self.bindings.next,
+            Region::Work => self.bindings.work,
+        }
+    }
+
+    /// Whether the program has a value of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn place(&self, name: &str) -> Result<(ValueId, Location), Fault> {
+        let found = self.names.get(name).and_then(|id| Some((*id, self.plan.place(*id)?)));
+        found.ok_or_else(|| {
+            // A caller that asks for a value which the program lacks is a bug; it must not take the process down.
+            let message = format!("the program `{}` has no value `{name}`", self.program.program().name);
+            Fault::new("session", FaultKind::Driver { code: 0, message })
+        })
+    }
+
+    /// Writes the stored bytes of a value.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn write(&self, device: &mut dyn Device, name: &str, bytes: &[u8]) -> Result<(), Fault> {
+        let (_, location) = self.place(name)?;
+        device.write(self.buffer(location), location.offset_bytes, bytes)
+    }
+
+    /// Writes f32 numbers.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn write_f32(&self, device: &mut dyn Device, name: &str, numbers: &[f32]) -> Result<(), Fault> {
+        let bytes: Vec<u8> = match self.plan.width {
+            Width::Native => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Width::Wide => numbers.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect(),
+        };
+        self.write(device, name, &bytes)
+    }
+
+    /// Writes i32 numbers.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn write_i32(&self, device: &mut dyn Device, name: &str, numbers: &[i32]) -> Result<(), Fault> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.write(device, name, &bytes)
+    }
+
+    /// Reads the stored bytes of a value, at the symbols' current binding.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn read(&self, device: &mut dyn Device, name: &str) -> Result<Vec<u8>, Fault> {
+        let (id, location) = self.place(name)?;
+        let value = self.program.program().value(id);
+        let count = elements(&sizes(&value.shape, &self.bindings.symbols));
+        let mut bytes = vec![0; count * value.dtype.size_bytes(self.plan.width)];
+        device.read(self.buffer(location), location.offset_bytes, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a float value as f32 numbers.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn read_f32(&self, device: &mut dyn Device, name: &str) -> Result<Vec<f32>, Fault> {
+        let bytes = self.read(device, name)?;
+        Ok(match self.plan.width {
+            Width::Native => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Width::Wide => bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+                .collect(),
+        })
+    }
+
+    /// Reads a scalar `[1]`.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn read_scalar(&self, device: &mut dyn Device, name: &str) -> Result<f32, Fault> {
+        Ok(self.read_f32(device, name)?.first().copied().unwrap_or(f32::NAN))
+    }
+
+    /// Binds the first symbol: the number of sequences, or of tokens in a window.
+    pub fn bind(&mut self, number: usize) {
+        if let Some(symbol) = self.bindings.symbols.first_mut() {
+            *symbol = number;
+        }
+    }
+
+    /// The largest number that the first symbol can be bound to.
+    pub fn bound(&self) -> usize {
+        self.program.program().symbols.first().map_or(1, |symbol| symbol.bound)
+    }
+
+    /// Says whether the next run of `accumulate` is the first of its step.
+    pub fn set_first(&mut self, first: bool) {
+        self.bindings.first = first;
+    }
+
+    /// Queues a whole range.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn queue(&self, device: &mut dyn Device, range: Range) -> Result<Ticket, Fault> {
+        let span = Span { range, from: 0, to: self.program.program().range(range).len() };
+        device.run(self.prepared, span, &self.bindings)
+    }
+
+    /// Waits for a ticket.
+    ///
+    /// # Errors
+    /// The device's fault; `Hang` where the deadline passes, naming the operator where the device knows it.
+    pub fn wait(&self, device: &mut dyn Device, range: Range, ticket: Ticket) -> Result<(), Fault> {
+        match device.wait(ticket, self.deadline)? {
+            Progress::Done => Ok(()),
+            Progress::Running { instruction } => {
+                let waited_ms = self.deadline.as_millis() as u64;
+                let mut fault = Fault::new(device.describe().name, FaultKind::Hang { waited_ms });
+                fault.place = instruction.and_then(|index| {
+                    let instruction = self.program.program().range(range).get(index)?;
+                    Some(toprope_program::Place {
+                        range,
+                        index,
+                        operator: instruction.operator.name().into(),
+                        part: instruction.part.clone(),
+                    })
+                });
+                Err(fault)
+            }
+        }
+    }
+
+    /// Runs a whole range and waits for it.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn run(&self, device: &mut dyn Device, range: Range) -> Result<(), Fault> {
+        let ticket = self.queue(device, range)?;
+        self.wait(device, range, ticket)
+    }
+
+    /// Runs a range an instruction at a time and adds each one's seconds to `times`: what `--profile` shows. Fused
+    /// instructions run apart, with the same bits.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn run_timed(
+        &self,
+        device: &mut dyn Device,
+        range: Range,
+        clock: &dyn Clock,
+        times: &mut Vec<f64>,
+    ) -> Result<(), Fault> {
+        let count = self.program.program().range(range).len();
+        times.resize(count, 0.0);
+        for (index, seconds) in times.iter_mut().enumerate() {
+            let started = clock.monotonic();
+            let span = Span { range, from: index, to: index + 1 };
+            let ticket = device.run(self.prepared, span, &self.bindings)?;
+            self.wait(device, range, ticket)?;
+            *seconds += clock.monotonic().saturating_sub(started).as_secs_f64();
+        }
+        Ok(())
+    }
+
+    /// Makes the next state the current one.
+    pub fn flip(&mut self) {
+        std::mem::swap(&mut self.bindings.current, &mut self.bindings.next);
+    }
+
+    /// Gives the buffers back.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
+        if !self.borrowed {
+            device.release(self.bindings.current)?;
+            if self.bindings.next != self.bindings.current {
+                device.release(self.bindings.next)?;
+            }
+        }
+        device.release(self.bindings.work)
+    }
+}
+
+/// The place of a value that has none.
+const NOWHERE: Location = Location { region: Region::Work, offset_bytes: usize::MAX, bytes: 0 };
+
+fn names(program: &Validated) -> HashMap<String, ValueId> {
+    program.program().values_with_ids().map(|(id, value)| (value.name.clone(), id)).collect()
+}

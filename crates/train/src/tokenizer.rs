@@ -1,0 +1,317 @@
+//! Text to tokens and back: bytes, byte-level BPE trained on the corpus, or a Hugging Face `tokenizer.json`.
+
+mod train; // byte-level BPE from documents
+
+use crate::data::Document;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The recipe's `[tokenizer]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// Which.
+    #[serde(default)]
+    pub kind: TokenizerKind,
+    /// For `file`: a Hugging Face `tokenizer.json`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// For `file`: the token that ends a document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of_document: Option<String>,
+}
+
+/// Kinds of tokenizers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerKind {
+    /// A token a byte, and one for the end of a document: 257.
+    #[default]
+    Byte,
+    /// Byte-level BPE, trained on the training documents to the model's vocabulary.
+    Bpe,
+    /// From a file.
+    File,
+}
+
+/// What is wrong with a tokenizer.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// `kind = "file"` without a path.
+    #[error("tokenizer: `kind = \"file\"` needs `path`\nhint: name a tokenizer.json")]
+    NoPath,
+    /// The file cannot be read.
+    #[error("tokenizer {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not a tokenizer.
+    #[error(
+        "tokenizer {}: not a tokenizer.json: {reason}\nhint: it must be the file that Hugging Face's `tokenizers` saves",
+        path.display()
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        reason: String,
+    },
+    /// No token ends a document.
+    #[error(
+        "tokenizer {}: no token `{token}`\nhint: name one of its tokens in `tokenizer.end_of_document`",
+        path.display()
+    )]
+    NoEnd {
+        /// The file.
+        path: PathBuf,
+        /// The token that was looked for.
+        token: String,
+    },
+    /// More tokens than the model has rows for.
+    #[error(
+        "tokenizer: its {tokens} tokens do not fit the model's vocabulary of {vocabulary}\nhint: set model.vocab_size to {tokens} or more"
+    )]
+    TooLarge {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// The model's `vocab_size`.
+        vocabulary: usize,
+    },
+    /// A text that has no tokens.
+    #[error("tokenizer: a text could not be tokenized: {reason}")]
+    Text {
+        /// What the library says.
+        reason: String,
+    },
+    /// Training failed.
+    #[error("tokenizer: training to {vocabulary} tokens failed: {reason}")]
+    Training {
+        /// The size asked for.
+        vocabulary: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The end of a document in tokenizers that are trained here.
+const END: &str = "<|end_of_document|>";
+/// Ends of documents in files, most specific first.
+const ENDS: [&str; 5] = [END, "<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>", "</s>"];
+/// The largest file that is read.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+enum Kind {
+    Byte,
+    Library { tokenizer: Box<tokenizers::Tokenizer>, end: u32 },
+}
+
+/// A tokenizer.
+pub struct Tokenizer {
+    kind: Kind,
+    json: Option<String>,
+}
+
+impl Tokenizer {
+    /// A token a byte.
+    pub fn byte() -> Tokenizer {
+        Tokenizer { kind: Kind::Byte, json: None }
+    }
+
+    /// The tokenizer that a recipe asks for; `documents` and the model's `vocabulary` are for one that is trained.
+    ///
+    /// # Errors
+    /// The file is none, or training fails.
+    pub fn from_config(
+        config: &TokenizerConfig,
+        documents: &[Document],
+        vocabulary: usize,
+    ) -> Result<Tokenizer, TokenizerError> {
+        match config.kind {
+            TokenizerKind::Byte => Ok(Tokenizer::byte()),
+            TokenizerKind::Bpe => {
+                let texts: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
+                Tokenizer::train_bpe(&texts, vocabulary)
+            }
+            TokenizerKind::File => {
+                let path = config.path.as_deref().ok_or(TokenizerError::NoPath)?;
+                Tokenizer::from_file(path, config.end_of_document.as_deref())
+            }
+        }
+    }
+
+    /// The tokenizer that a run saved in its folder.
+    ///
+    /// # Errors
+    /// The file is none.
+    pub fn saved(config: &TokenizerConfig, path: &Path) -> Result<Tokenizer, TokenizerError> {
+        match config.kind {
+            TokenizerKind::Byte => Ok(Tokenizer::byte()),
+            TokenizerKind::Bpe | TokenizerKind::File => {
+                Tokenizer::from_file(path, config.end_of_document.as_deref())
+            }
+        }
+    }
+
+    /// The tokenizer of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is none, or has no such end of a document.
+    pub fn from_file(path: &Path, end: Option<&str>) -> Result<Tokenizer, TokenizerError> {
+        let unreadable = |source| TokenizerError::Unreadable { path: path.to_owned(), source };
+        let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+        if bytes > FILE_BYTES_MAX {
+            let reason = format!("{bytes} bytes are more than a tokenizer has");
+            return Err(TokenizerError::Malformed { path: path.to_owned(), reason });
+        }
+        Tokenizer::from_json(&std::fs::read(path).map_err(unreadable)?, path, end)
+    }
+
+    /// The tokenizer of the bytes of a `tokenizer.json`; `origin` is for messages.
+    ///
+    /// # Errors
+    /// They are none, or have no such end of a document.
+    pub fn from_json(bytes: &[u8], origin: &Path, end: Option<&str>) -> Result<Tokenizer, TokenizerError> {
+        let malformed = |reason: String| TokenizerError::Malformed { path: origin.to_owned(), reason };
+        let text = std::str::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
+        // The library unwraps what it finds inside; JSON that is cut off or of another shape must not get that far.
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        if value.get("model").is_none_or(|model| !model.is_object()) {
+            return Err(malformed("it has no `model`".into()));
+        }
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text));
+        let parsed = parsed.map_err(|_| malformed("the library gave up on it".into()))?;
+        let tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
+        let found = match end {
+            Some(token) => tokenizer.token_to_id(token),
+            None => ENDS.iter().find_map(|token| tokenizer.token_to_id(token)),
+        };
+        let Some(end) = found else {
+            let token = end.unwrap_or(END).to_string();
+            return Err(TokenizerError::NoEnd { path: origin.to_owned(), token });
+        };
+        let kind = Kind::Library { tokenizer: Box::new(tokenizer), end };
+        Ok(Tokenizer { kind, json: Some(text.to_string()) })
+    }
+
+    /// The `tokenizer.json`, where there is one.
+    pub fn to_json(&self) -> Option<&str> {
+        self.json.as_deref()
+    }
+
+    /// A hash of everything that decides its tokens.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.json.as_deref().unwrap_or("byte").as_bytes());
+        hasher.update(&self.end_of_document().to_le_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// One more than the largest token.
+    pub fn vocabulary_size(&self) -> usize {
+        match &self.kind {
+            Kind::Byte => 257,
+            Kind::Library { tokenizer, .. } => {
+                let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
+                largest as usize + 1
+            }
+        }
+    }
+
+    /// The token that ends a document; it is a target like any other. A document begins with it too, so that its first
+    /// token is predicted from something.
+    pub fn end_of_document(&self) -> u32 {
+        match &self.kind {
+            Kind::Byte => 256,
+            Kind::Library { end, .. } => *end,
+        }
+    }
+
+    /// Checks that each token has a row in the model. A model may have more, as padded vocabularies do.
+    ///
+    /// # Errors
+    /// It has more tokens than the model.
+    pub fn check_fits(&self, vocabulary: usize) -> Result<(), TokenizerError> {
+        let tokens = self.vocabulary_size();
+        if tokens <= vocabulary { Ok(()) } else { Err(TokenizerError::TooLarge { tokens, vocabulary }) }
+    }
+
+    /// The tokens of a text, without markers.
+    ///
+    /// # Errors
+    /// What the library says; a byte-level tokenizer has tokens for every text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match &self.kind {
+            Kind::Byte => Ok(text.bytes().map(u32::from).collect()),
+            Kind::Library { tokenizer, .. } => tokenizer
+                .encode_fast(text, false)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| TokenizerError::Text { reason: error.to_string() }),
+        }
+    }
+
+    /// The text of tokens; a character that is cut is replaced.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        match &self.kind {
+            Kind::Byte => {
+                let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(*token).ok()).collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Kind::Library { tokenizer, .. } => tokenizer.decode(tokens, true).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NASTY: &str = "fn main() {\n\tlet x = \"ünïcödé 漢字 👩‍👩‍👧\";\r\n    x += 12345;\u{0}\u{7f} }\n\n\n";
+
+    #[test]
+    fn bytes_come_back() {
+        let tokenizer = Tokenizer::byte();
+        assert_eq!(tokenizer.decode(&tokenizer.encode(NASTY).unwrap()), NASTY);
+        assert_eq!(tokenizer.vocabulary_size(), 257);
+        assert!(tokenizer.check_fits(256).unwrap_err().to_string().contains("model.vocab_size to 257"));
+    }
+
+    #[test]
+    fn trained_pairs_come_back_and_training_repeats() {
+        let documents: Vec<String> = (0..200)
+            .map(|i| format!("let value_{i} = compute({i});\n    return value_{i};\n{NASTY}"))
+            .collect();
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let tokenizer = Tokenizer::train_bpe(&documents, 400).unwrap();
+        assert!((300..=400).contains(&tokenizer.vocabulary_size()), "{}", tokenizer.vocabulary_size());
+        for text in [NASTY, "unseen: ∑∫ 𝕏 ~~~", ""] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), text);
+        }
+        let end = tokenizer.end_of_document();
+        assert!(!tokenizer.encode("a").unwrap().contains(&end));
+        for _ in 0..3 {
+            assert_eq!(Tokenizer::train_bpe(&documents, 400).unwrap().hash(), tokenizer.hash());
+        }
+        let json = tokenizer.to_json().unwrap();
+        let again = Tokenizer::from_json(json.as_bytes(), Path::new("x"), None).unwrap();
+        assert_eq!(again.encode(NASTY).unwrap(), tokenizer.encode(NASTY).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_tokenizer_is_named() {
+        let message = |bytes: &[u8], end| {
+            Tokenizer::from_json(bytes, Path::new("dir/t.json"), end).err().unwrap().to_string()
+        };
+        assert!(message(b"{", None).contains("tokenizer dir/t.json: not a tokenizer.json"));
+        assert!(message(&[0xff, 0xfe], None).contains("dir/t.json"));
+        let json = Tokenizer::train_bpe(&["abc abc"], 300).unwrap().to_json().unwrap().to_string();
+        assert!(message(json.as_bytes(), Some("<none>")).contains("no token `<none>`"));
+        for cut in (0..json.len()).step_by(97).filter(|cut| json.is_char_boundary(*cut)) {
+            assert!(Tokenizer::from_json(&json.as_bytes()[..cut], Path::new("t"), None).is_err());
+        }
+    }
+}

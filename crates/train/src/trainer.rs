@@ -1,0 +1,242 @@
+//! The training loop.
+
+use crate::batch::{StepBatch, StepInputs};
+use crate::checkpoint::{
+    BackgroundWriter, CheckpointError, DataCursor, Identity, OwnedSnapshot, SnapshotHeader, TensorView,
+    state_hash,
+};
+use crate::engine::{Committed, Engine, Verdict};
+use crate::recipe::Recipe;
+use crate::run_folder::{RunFolder, RunFolderError};
+use serde::Serialize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use toprope_program::Fault;
+use toprope_world::World;
+
+/// Why training ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The device failed and there is no guard to go on elsewhere.
+    #[error("step {step}: {fault}")]
+    Fault {
+        /// The step that was under way; it was not committed.
+        step: u64,
+        /// What the device said.
+        fault: Box<Fault>,
+    },
+    /// A checkpoint could not be written; the older one is still there.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run's folder could not be written.
+    #[error(transparent)]
+    RunFolder(#[from] RunFolderError),
+}
+
+/// One committed step, as journal, metrics and progress see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// Steps committed so far.
+    pub step: u64,
+    /// The loss that was differentiated, in nats per token.
+    pub loss: f64,
+    /// Its parts by name.
+    pub parts: Vec<(String, f64)>,
+    /// Before clipping.
+    pub gradient_norm: f64,
+    /// The rate of this step.
+    pub learning_rate: f64,
+    /// Tokens of the step.
+    pub tokens: u64,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// What happens, for whoever shows it.
+pub trait Observer {
+    /// A step was committed.
+    fn step(&mut self, report: &StepReport);
+    /// A checkpoint is durable.
+    fn checkpoint(&mut self, step: u64);
+    /// The held-out loss was measured, in bits per byte.
+    fn evaluated(&mut self, step: u64, bits_per_byte: f64);
+    /// Something that does not end the run but must be known.
+    fn warning(&mut self, text: &str);
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Steps committed in all.
+    pub steps: u64,
+    /// The last step's main loss, in nats per token.
+    pub loss: f64,
+    /// Wall seconds of each step of this process.
+    pub step_seconds: Vec<f64>,
+    /// Tokens trained on in this process.
+    pub tokens: u64,
+    /// The hash of the final state.
+    pub state_hash: String,
+    /// Whether somebody asked to stop.
+    pub interrupted: bool,
+}
+
+/// A run that is ready to go.
+pub struct Trainer<'a> {
+    /// The recipe as resolved.
+    pub recipe: &'a Recipe,
+    /// Batches by step.
+    pub inputs: &'a StepInputs,
+    /// Runs the steps.
+    pub engine: &'a mut dyn Engine,
+    /// Clock and files.
+    pub world: &'a dyn World,
+    /// Journal, metrics and checkpoints.
+    pub folder: &'a mut RunFolder,
+    /// Writes checkpoints behind the steps.
+    pub writer: BackgroundWriter,
+    /// What a checkpoint must agree with.
+    pub identity: Identity,
+    /// Whom to tell.
+    pub observer: &'a mut dyn Observer,
+    /// Set when somebody asks to stop after this step.
+    pub stop: &'a AtomicBool,
+}
+
+impl Trainer<'_> {
+    /// Runs steps `from..recipe.training.steps`, each committed once.
+    ///
+    /// # Errors
+    /// A fault of the device, or a folder that cannot be written. What was committed durably stays.
+    pub fn run(mut self, from: u64) -> Result<Outcome, TrainError> {
+        let mut outcome = Outcome { steps: from, ..Outcome::default() };
+        while outcome.steps < self.recipe.training.steps {
+            let started = self.world.clock().monotonic();
+            let step = outcome.steps;
+            let batch = self.inputs.step(step);
+            let (verdict, committed) = self.step(step, &batch).map_err(|fault| fault_at(step, fault))?;
+            outcome.steps += 1;
+            let elapsed = self.world.clock().monotonic().saturating_sub(started);
+            self.report(&mut outcome, &batch, verdict, &committed, elapsed)?;
+            outcome.interrupted = self.stop.load(Ordering::Relaxed);
+            let every = self.recipe.checkpoint.every;
+            let last = outcome.interrupted || outcome.steps == self.recipe.training.steps;
+            if last || (every > 0 && outcome.steps % every == 0) {
+                self.checkpoint(&mut outcome, last)?;
+            }
+            let every = self.recipe.evaluation.every;
+            if every > 0 && outcome.steps % every == 0 && !last {
+                let bits = self.bits_per_byte().map_err(|fault| fault_at(step, fault))?;
+                self.observer.evaluated(outcome.steps, bits);
+            }
+            if outcome.interrupted {
+                break;
+            }
+        }
+        let written = self.writer.finish();
+        self.checkpoint_written(written)?;
+        if outcome.state_hash.is_empty() {
+            let state = self.engine.snapshot().map_err(|fault| fault_at(outcome.steps, fault))?;
+            outcome.state_hash = hash(&state);
+        }
+        Ok(outcome)
+    }
+
+    fn step(&mut self, step: u64, batch: &StepBatch) -> Result<(Verdict, Committed), Fault> {
+        self.engine.begin(step, batch)?;
+        let verdict = self.engine.verdict()?;
+        let committed = self.engine.commit()?;
+        Ok((verdict, committed))
+    }
+
+    fn report(
+        &mut self,
+        outcome: &mut Outcome,
+        batch: &StepBatch,
+        verdict: Verdict,
+        committed: &Committed,
+        elapsed: Duration,
+    ) -> Result<(), TrainError> {
+        let main = verdict.parts.iter().find(|(name, _)| name == "main");
+        outcome.loss = main.map_or(verdict.loss, |(_, loss)| *loss);
+        outcome.step_seconds.push(elapsed.as_secs_f64());
+        outcome.tokens += batch.tokens;
+        let report = StepReport {
+            step: outcome.steps,
+            loss: verdict.loss,
+            parts: verdict.parts,
+            gradient_norm: committed.gradient_norm,
+            learning_rate: batch.learning_rate,
+            tokens: batch.tokens,
+            seconds: elapsed.as_secs_f64(),
+        };
+        self.folder.metric(self.world, &report)?;
+        self.observer.step(&report);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, outcome: &mut Outcome, last: bool) -> Result<(), TrainError> {
+        let tensors = self.engine.snapshot().map_err(|fault| fault_at(outcome.steps, fault))?;
+        if last {
+            outcome.state_hash = hash(&tensors);
+        }
+        let description = self.engine.describe();
+        let header = SnapshotHeader {
+            run_id: self.folder.run_id().to_string(),
+            step: outcome.steps,
+            data_cursor: DataCursor { seed: self.recipe.seed, next_step: outcome.steps },
+            identity: self.identity.clone(),
+            device: description.name,
+            level: description.level,
+        };
+        let written = self.writer.submit(OwnedSnapshot { header, tensors });
+        self.checkpoint_written(written)
+    }
+
+    fn checkpoint_written(
+        &mut self,
+        written: Option<Result<(crate::checkpoint::Written, crate::checkpoint::Kept), CheckpointError>>,
+    ) -> Result<(), TrainError> {
+        let Some(outcome) = written else { return Ok(()) };
+        let (written, kept) = outcome?;
+        self.folder.event(self.world, &serde_json::json!({ "event": "checkpoint", "step": written.step }))?;
+        self.folder.sync(self.world)?;
+        self.observer.checkpoint(written.step);
+        for problem in kept.problems() {
+            self.observer.warning(&problem);
+        }
+        Ok(())
+    }
+
+    fn bits_per_byte(&mut self) -> Result<f64, Fault> {
+        bits_per_byte(self.engine, self.inputs, self.recipe)
+    }
+}
+
+/// Held-out loss in bits per byte of text.
+///
+/// # Errors
+/// A fault of the device.
+pub fn bits_per_byte(engine: &mut dyn Engine, inputs: &StepInputs, recipe: &Recipe) -> Result<f64, Fault> {
+    let validation = inputs.validation(recipe.evaluation.tokens);
+    let bytes = validation.bytes;
+    let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
+    Ok(nats / std::f64::consts::LN_2 / bytes.max(1.0))
+}
+
+fn fault_at(step: u64, fault: Fault) -> TrainError {
+    TrainError::Fault { step, fault: Box::new(fault) }
+}
+
+fn hash(state: &[crate::checkpoint::OwnedTensor]) -> String {
+    let views: Vec<TensorView<'_>> = state
+        .iter()
+        .map(|tensor| TensorView {
+            name: &tensor.name,
+            dtype: tensor.dtype,
+            shape: &tensor.shape,
+            bytes: &tensor.bytes,
+        })
+        .collect();
+    state_hash(&views)
+}

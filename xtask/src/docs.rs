@@ -1,0 +1,32 @@
+//! Pages made from the program: written here, compared by `tidy`.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Page and file.
+pub const PAGES: [(&str, &str); 2] =
+    [("operators", "docs/operators.md"), ("exit-codes", "docs/exit-codes.md")];
+
+/// What the binary prints for a page.
+pub fn page(root: &Path, name: &str) -> Result<Vec<u8>, String> {
+    let output = Command::new("cargo")
+        .args(["run", "--quiet", "--release", "--package", "toprope", "--", "docs", name])
+        .current_dir(root)
+        .output()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(format!("page {name}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// Writes all pages.
+pub fn write(root: &Path) -> Result<(), String> {
+    for (name, file) in PAGES {
+        let text = page(root, name)?;
+        std::fs::write(root.join(file), text).map_err(|error| format!("{file}: {error}"))?;
+        println!("wrote {file}");
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Stages of CI, each timed.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+type Stage<'a> = (&'a str, Vec<&'a str>);
+
+fn run(root: &Path, stages: &[Stage<'_>]) -> Result<(), String> {
+    let mut minutes = Vec::new();
+    for (name, command) in stages {
+        println!("\n== {name}: {}", command.join(" "));
+        let started = Instant::now();
+        let status = Command::new(command[0])
+            .args(&command[1..])
+            .current_dir(root)
+            .env("RUSTFLAGS", std::env::var("RUSTFLAGS").unwrap_or_default())
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .status()
+            .map_err(|error| format!("{name}: cannot start `{}`: {error}", command[0]))?;
+        let elapsed = started.elapsed().as_secs_f64() / 60.0;
+        minutes.push((*name, elapsed));
+        if !status.success() {
+            return Err(format!("stage `{name}` failed after {elapsed:.1} min"));
+        }
+    }
+    println!("\nstage                minutes");
+    for (name, elapsed) in &minutes {
+        println!("{name:<20} {elapsed:>7.2}");
+    }
+    println!("{:<20} {:>7.2}", "all", minutes.iter().map(|(_, elapsed)| elapsed).sum::<f64>());
+    Ok(())
+}
+
+/// What CI runs.
+pub fn ci(root: &Path) -> Result<(), String> {
+    run(
+        root,
+        &[
+            ("format", vec!["cargo", "fmt", "--all", "--check"]),
+            ("tidy", vec!["cargo", "xtask", "tidy"]),
+            (
+                "clippy",
+                vec![
+                    "cargo",
+                    "clippy",
+                    "--release",
+                    "--workspace",
+                    "--all-targets",
+                    "--features",
+                    "toprope/parquet",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+            ),
+            ("test", vec!["cargo", "test", "--release", "--workspace", "--features", "toprope/parquet"]),
+            ("docs", vec!["cargo", "doc", "--release", "--workspace", "--no-deps"]),
+            (
+                "default recipe",
+                vec![
+                    "cargo",
+                    "run",
+                    "--release",
+                    "--features",
+                    "parquet",
+                    "--",
+                    "train",
+                    "--steps",
+                    "5",
+                    "--run",
+                    "target/ci-default",
+                    "--json",
+                ],
+            ),
+        ],
+    )
+}
+
+/// What takes longer.
+pub fn full(root: &Path) -> Result<(), String> {
+    ci(root)?;
+    run(
+        root,
+        &[
+            (
+                "programs",
+                vec![
+                    "cargo",
+                    "run",
+                    "--release",
+                    "--package",
+                    "toprope-conformance",
+                    "--example",
+                    "programs",
+                    "--",
+                    "--count",
+                    "10000",
+                ],
+            ),
+            ("kills", vec!["cargo", "xtask", "kills", "25"]),
+        ],
+    )
+}

@@ -1,0 +1,188 @@
+//! What a compiler does not see: dependency direction, banned calls, unsafe only where it is listed, pages up to date.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Which of our crates each may use. ARCHITECTURE.md holds the same table for people; this test compares the two.
+const MAY_USE: &[(&str, &[&str])] = &[
+    (
+        "toprope",
+        &[
+            "toprope-conformance",
+            "toprope-devices",
+            "toprope-model",
+            "toprope-program",
+            "toprope-train",
+            "toprope-world",
+        ],
+    ),
+    ("toprope-train", &["toprope-model", "toprope-program", "toprope-world"]),
+    ("toprope-model", &["toprope-program"]),
+    ("toprope-conformance", &["toprope-program"]),
+    ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),
+    ("toprope-reference", &["toprope-program"]),
+    ("toprope-cpu", &["toprope-program"]),
+    ("toprope-program", &[]),
+    ("toprope-world", &[]),
+    ("xtask", &[]),
+];
+
+/// Where `unsafe` may stand: kernels, FFI, host regions, shared memory.
+const UNSAFE_IN: &[&str] = &[
+    "crates/devices/cpu/",
+    "crates/devices/reference/src/memory.rs",
+    "crates/program/src/device.rs",
+    "crates/world/src/",
+];
+
+/// Calls that only the world seam makes (in `src`; tests may).
+const BANNED: &[(&str, &str)] = &[
+    ("std::time::Instant", "take the time from World::clock"),
+    ("std::time::SystemTime", "take the time from World::clock"),
+    ("std::thread::sleep", "sleep through World::clock"),
+    ("std::fs::write", "write through World::files"),
+    ("File::create", "write through World::files"),
+    ("std::process::Command", "start processes through World::processes"),
+];
+
+/// Crates that the bans do not bind, and why: the seam itself, chores, and what measures or reads only.
+const UNBOUND: &[&str] = &["crates/world/", "xtask/", "crates/devices/cpu/"];
+
+const LINES_MAX: usize = 900;
+
+/// Runs all checks; reports every finding.
+pub fn check(root: &Path) -> Result<(), String> {
+    let mut findings = Vec::new();
+    dependencies(root, &mut findings)?;
+    for file in sources(root)? {
+        let text = std::fs::read_to_string(root.join(&file))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+        source(&file.to_string_lossy(), &text, &mut findings);
+    }
+    for (name, file) in crate::docs::PAGES {
+        let have = std::fs::read(root.join(file)).unwrap_or_default();
+        if have != crate::docs::page(root, name)? {
+            findings.push(format!("{file} is out of date: run `cargo xtask docs`"));
+        }
+    }
+    architecture(root, &mut findings)?;
+    if findings.is_empty() {
+        println!("tidy");
+        Ok(())
+    } else {
+        Err(format!("{} finding(s):\n  {}", findings.len(), findings.join("\n  ")))
+    }
+}
+
+fn sources(root: &Path) -> Result<Vec<PathBuf>, String> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])
+        .current_dir(root)
+        .output()
+        .map_err(|error| format!("cannot run git: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().map(PathBuf::from).filter(|path| root.join(path).exists()).collect())
+}
+
+fn source(file: &str, text: &str, findings: &mut Vec<String>) {
+    let lines = text.lines().count();
+    if lines > LINES_MAX {
+        findings.push(format!("{file}: {lines} lines; a file holds one idea in at most {LINES_MAX}"));
+    }
+    let name = file.rsplit('/').next().unwrap_or(file);
+    if ["utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"].contains(&name) {
+        findings.push(format!("{file}: name a file after its idea"));
+    }
+    let test = file.contains("/tests/") || file.contains("/benches/") || file.contains("/examples/");
+    let own = file == "xtask/src/tidy.rs";
+    // Unit tests stand at the end of their files.
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text);
+    for (number, line) in code.lines().enumerate() {
+        let line = line.split("//").next().unwrap_or(line);
+        let place = || format!("{file}:{}", number + 1);
+        let uses_unsafe =
+            line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl");
+        if uses_unsafe && !test && !own && !UNSAFE_IN.iter().any(|allowed| file.starts_with(allowed)) {
+            findings.push(format!("{}: unsafe stands only in kernels, FFI and shared memory", place()));
+        }
+        if test || UNBOUND.iter().any(|free| file.starts_with(free)) {
+            continue;
+        }
+        for (call, mend) in BANNED {
+            if line.contains(call) {
+                findings.push(format!("{}: `{call}`: {mend}", place()));
+            }
+        }
+    }
+}
+
+fn metadata(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+    let output = Command::new("cargo")
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root)
+        .output()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    let parsed: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("cargo metadata: {error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+    let mut graph = BTreeMap::new();
+    for package in parsed["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default().to_string();
+        let used = package["dependencies"].as_array().into_iter().flatten();
+        // Tests may look at anything.
+        let used = used
+            .filter(|dependency| dependency["kind"].as_str() != Some("dev") && !dependency["path"].is_null());
+        let used = used.filter_map(|dependency| dependency["name"].as_str()).map(Into::into).collect();
+        graph.insert(name, used);
+    }
+    Ok(graph)
+}
+
+fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+    let graph = metadata(root)?;
+    let allowed: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
+    for (name, used) in &graph {
+        match allowed.get(name.as_str()) {
+            None => findings.push(format!("crate {name} is not in xtask's table of dependencies")),
+            Some(may) => {
+                for other in used.iter().filter(|other| !may.contains(&other.as_str())) {
+                    findings.push(format!("crate {name} must not know {other}"));
+                }
+            }
+        }
+    }
+    for (name, _) in MAY_USE {
+        if !graph.contains_key(*name) {
+            findings.push(format!("crate {name} in xtask's table does not exist"));
+        }
+    }
+    Ok(())
+}
+
+/// ARCHITECTURE.md names only what exists, and its table of parts says what the code does.
+fn architecture(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+    let page = "ARCHITECTURE.md";
+    let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
+    for span in text.split('`').skip(1).step_by(2) {
+        let path = span.split([':', '#']).next().unwrap_or(span);
+        let is_path =
+            path.contains('/') && !path.contains([' ', '*', '{', '<', '…']) && !path.starts_with("http");
+        let known_root = ["crates/", "docs/", "recipes/", "tests/", "xtask/", "benches/"];
+        if is_path && known_root.iter().any(|prefix| path.starts_with(prefix)) && !root.join(path).exists() {
+            findings.push(format!("{page}: `{path}` does not exist"));
+        }
+    }
+    for (name, may) in MAY_USE.iter().filter(|(name, _)| *name != "xtask") {
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let Some(row) = row else {
+            findings.push(format!("{page}: no row `{name}` in the table of parts"));
+            continue;
+        };
+        let listed: BTreeSet<&str> =
+            row.split('|').nth(3).unwrap_or_default().split('`').skip(1).step_by(2).collect();
+        if listed != may.iter().copied().collect() {
+            findings.push(format!("{page}: the row of `{name}` lists {listed:?}, it may use {may:?}"));
+        }
+    }
+    Ok(())
+}
