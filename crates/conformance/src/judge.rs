@@ -246,7 +246,14 @@ fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
             court.cannot_compare("a NaN has many bit patterns");
         } else {
             let same = got == want as f64;
-            court.element(stored.len(), element, got, want as f64, if same { 0.0 } else { f64::INFINITY }, same);
+            court.element(
+                stored.len(),
+                element,
+                got,
+                want as f64,
+                if same { 0.0 } else { f64::INFINITY },
+                same,
+            );
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use toprope_program::shape::{dense_strides, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
-    Device, Fault, FaultKind, Instruction, Location, Operand, Operator, Program, Range, Role, Span, Tensor, Validated,
-    Width,
+    Device, Fault, FaultKind, Instruction, Location, Operand, Operator, Program, Range, Role, Span, Tensor,
+    Validated, Width,
 };
 
 /// What came of one instruction.
@@ -75,8 +75,7 @@ impl Lockstep {
         values: Values,
     ) -> Result<Lockstep, Obstacle> {
         let subject = Session::open(subject, program, Width::Native).map_err(Obstacle::Subject)?;
-        let oracle =
-            Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
+        let oracle = Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
         Ok(Lockstep { program: program.clone(), subject, oracle, held: values, symbols: symbols.to_vec() })
     }
 
@@ -169,7 +168,8 @@ impl Lockstep {
         let places: Vec<Location> =
             instruction.outputs.iter().filter_map(|id| self.subject.plan.place(*id)).collect();
         if let Some((region, at)) = after.stray_write(&before, &places) {
-            judgement.verdict = Verdict::Differ(format!("wrote outside of its outputs: {region:?} byte {at}"));
+            judgement.verdict =
+                Verdict::Differ(format!("wrote outside of its outputs: {region:?} byte {at}"));
         }
         let fed = if matches!(judgement.verdict, Verdict::Differ(_)) {
             let whole = |operand: &Operand| self.held[operand.value.0 as usize].clone();
@@ -197,7 +197,12 @@ impl Lockstep {
     }
 }
 
-fn put_operands(session: &Session, image: &mut crate::session::Image, instruction: &Instruction, held: &Values) {
+fn put_operands(
+    session: &Session,
+    image: &mut crate::session::Image,
+    instruction: &Instruction,
+    held: &Values,
+) {
     for operand in &instruction.operands {
         if let Some(tensor) = &held[operand.value.0 as usize] {
             session.put(image, operand.value, tensor);

@@ -6,8 +6,8 @@ use crate::values::Values;
 use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::{
-    Allocation, Device, Fault, FaultKind, HostRegion, MemoryPlan, Progress, Role, StateLayout, Ticket, Validated,
-    Width,
+    Allocation, Device, Fault, FaultKind, HostRegion, MemoryPlan, Progress, Role, StateLayout, Ticket,
+    Validated, Width,
 };
 
 /// 64 bytes that begin at a multiple of 64.

@@ -16,15 +16,20 @@ pub struct Random {
 impl Random {
     /// The stream `name` of a seed; streams are independent of one another.
     pub fn new(seed: u64, name: &str) -> Random {
-        let stream = name.bytes().fold(0u64, |hash, byte| digest_mix(u32::from(byte), hash & 0xFFFF_FFFF) ^ hash >> 7);
+        let stream =
+            name.bytes().fold(0u64, |hash, byte| digest_mix(u32::from(byte), hash & 0xFFFF_FFFF) ^ hash >> 7);
         Random { key: [seed as u32, (seed >> 32) as u32], stream, block: 0, words: [0; 4], left: 0 }
     }
 
     /// 32 random bits.
     pub fn word(&mut self) -> u32 {
         if self.left == 0 {
-            let counter =
-                [self.block as u32, (self.block >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32];
+            let counter = [
+                self.block as u32,
+                (self.block >> 32) as u32,
+                self.stream as u32,
+                (self.stream >> 32) as u32,
+            ];
             self.words = philox::block(counter, self.key);
             self.block += 1;
             self.left = 4;
@@ -40,7 +45,7 @@ impl Random {
 
     /// A number in `0..count`; 0 where `count` is 0.
     pub fn below(&mut self, count: usize) -> usize {
-        (u64::from(self.word()) * count as u64 >> 32) as usize
+        ((u64::from(self.word()) * count as u64) >> 32) as usize
     }
 
     /// A number in `low..=high`.

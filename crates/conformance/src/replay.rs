@@ -120,8 +120,7 @@ pub fn repeats(
         compare_bits(&session, symbols, &whole, &single, false),
     ];
     if has_checks(program.program()) {
-        let unchecked =
-            free_run(device, &session, values, symbols, Manner::Whole, &CheckMask::default())?;
+        let unchecked = free_run(device, &session, values, symbols, Manner::Whole, &CheckMask::default())?;
         found.push(compare_bits(&session, symbols, &whole, &unchecked, true));
     }
     session.close(device)?;

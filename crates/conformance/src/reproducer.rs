@@ -162,7 +162,11 @@ impl Reproducer {
             }
             let sizes = sizes(&value.shape, &symbols);
             if elements(&sizes) != data.len() {
-                return Err(error(&format!("{} numbers are given, {} are needed", data.len(), elements(&sizes))));
+                return Err(error(&format!(
+                    "{} numbers are given, {} are needed",
+                    data.len(),
+                    elements(&sizes)
+                )));
             }
             values[id.0 as usize] = Some(Tensor::rounded(value.dtype, &sizes, data.iter().copied()));
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::memory::ALIGNMENT_BYTES;
 use toprope_program::{
-    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, HostRegion, Location, MemoryPlan, PreparedId,
-    Progress, Region, Span, StateLayout, Tensor, Ticket, Validated, ValueId, Width,
+    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, HostRegion, Location, MemoryPlan,
+    PreparedId, Progress, Region, Span, StateLayout, Tensor, Ticket, Validated, ValueId, Width,
 };
 
 /// How long a device may take for one run of a small program.

@@ -16,7 +16,8 @@ const ATTEMPTS_MAX: usize = 600;
 /// Shrinks what fails; gives back at least what it was given. The subject must still be the one that failed.
 pub fn shrink(subject: &mut dyn Device, oracle: &mut Oracle, failing: Reproducer) -> Reproducer {
     let Some((step, finding)) = failing.first_difference(subject, oracle) else { return failing };
-    let mut shrinker = Shrinker { subject, oracle, best: Reproducer { found: finding, ..failing }, attempts: 0 };
+    let mut shrinker =
+        Shrinker { subject, oracle, best: Reproducer { found: finding, ..failing }, attempts: 0 };
     let isolated = shrinker.isolated(&step).is_some_and(|candidate| shrinker.accept(candidate));
     if !isolated {
         shrinker.drop_instructions();
@@ -223,7 +224,8 @@ impl Shrinker<'_> {
         let types: Vec<Type> =
             instruction.operands.iter().map(|operand| candidate.program.operand_type(operand)).collect();
         let inferred = validate::infer(&instruction.operator, &types).ok()?;
-        let before: Vec<usize> = best.program.values.iter().map(|v| elements(&sizes(&v.shape, &[]))).collect();
+        let before: Vec<usize> =
+            best.program.values.iter().map(|v| elements(&sizes(&v.shape, &[]))).collect();
         for (id, r#type) in instruction.outputs.clone().into_iter().zip(inferred) {
             candidate.program.values[id.0 as usize].shape = r#type.shape;
         }

@@ -145,12 +145,11 @@ impl Suite<'_> {
     /// Two micro-batches and the update.
     fn program(&mut self, case: &Case) -> Result<(), SuiteError> {
         let program = case.program.program();
-        let regime = if case.seed % 8 == 0 { Regime::Wide } else { Regime::Normal };
+        let regime = if case.seed.is_multiple_of(8) { Regime::Wide } else { Regime::Normal };
         let values = draw(program, &case.symbols, case.seed, regime);
         let Some(mut lockstep) = self.open(case, values)? else { return Ok(()) };
         let mut whole = Reproducer::new(program.clone(), case.symbols.clone(), case.seed, regime);
-        for (range, first) in
-            [(Range::Accumulate, true), (Range::Accumulate, false), (Range::Update, false)]
+        for (range, first) in [(Range::Accumulate, true), (Range::Accumulate, false), (Range::Update, false)]
         {
             if range == Range::Accumulate && !first {
                 let seed = case.seed.wrapping_add(1);
@@ -168,11 +167,7 @@ impl Suite<'_> {
     }
 
     /// Prepares on both; a refusal is counted and gives none.
-    fn open(
-        &mut self,
-        case: &Case,
-        values: crate::values::Values,
-    ) -> Result<Option<Lockstep>, SuiteError> {
+    fn open(&mut self, case: &Case, values: crate::values::Values) -> Result<Option<Lockstep>, SuiteError> {
         match Lockstep::open(self.subject, self.oracle, &case.program, &case.symbols, values) {
             Ok(lockstep) => Ok(Some(lockstep)),
             Err(obstacle) => {

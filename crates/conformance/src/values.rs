@@ -70,16 +70,29 @@ enum Purpose {
     /// A clipping factor.
     Factor,
     /// Rows of a table; some outside of it where the operator says what that means.
-    Index { bound: usize, stray: bool },
+    Index {
+        bound: usize,
+        stray: bool,
+    },
     /// Distinct numbers below `bound` in each row.
-    Choices { bound: usize },
+    Choices {
+        bound: usize,
+    },
     /// Distinct places among `rows`, and some outside.
-    Slots { rows: usize },
+    Slots {
+        rows: usize,
+    },
     /// Where each expert's rows begin.
-    Offsets { rows: usize },
+    Offsets {
+        rows: usize,
+    },
     SegmentStart,
-    Small { most: usize },
-    CacheLength { rows: usize },
+    Small {
+        most: usize,
+    },
+    CacheLength {
+        rows: usize,
+    },
     Counts,
     Words,
 }
@@ -87,7 +100,8 @@ enum Purpose {
 /// What the operand at `position` of an operator is for; `shapes` are the sizes of its operands.
 fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpose {
     use Latitude::{Any, Moderate, Tame};
-    let size = |operand: usize, axis: usize| shapes.get(operand).and_then(|s| s.get(axis)).copied().unwrap_or(1);
+    let size =
+        |operand: usize, axis: usize| shapes.get(operand).and_then(|s| s.get(axis)).copied().unwrap_or(1);
     match operator {
         Operator::Cast(_)
         | Operator::Add(_)
@@ -202,7 +216,11 @@ fn purposes(program: &Program, symbols: &[usize]) -> Vec<Purpose> {
         DType::I32 => Purpose::Counts,
         DType::U32 => Purpose::Words,
     };
-    purposes.into_iter().zip(&program.values).map(|(held, value)| held.unwrap_or_else(|| default(value))).collect()
+    purposes
+        .into_iter()
+        .zip(&program.values)
+        .map(|(held, value)| held.unwrap_or_else(|| default(value)))
+        .collect()
 }
 
 /// Fills every value that the host writes: inputs, states, constants, and what stands in carried values and caches
@@ -226,7 +244,13 @@ pub fn draw(program: &Program, symbols: &[usize], seed: u64, regime: Regime) -> 
 }
 
 /// Draws one value again, at other sizes, as [`draw`] would.
-pub fn redraw(program: &Program, symbols: &[usize], seed: u64, regime: Regime, id: ValueId) -> Option<Tensor> {
+pub fn redraw(
+    program: &Program,
+    symbols: &[usize],
+    seed: u64,
+    regime: Regime,
+    id: ValueId,
+) -> Option<Tensor> {
     draw(program, symbols, seed, regime).into_iter().nth(id.0 as usize).flatten()
 }
 

@@ -141,10 +141,12 @@ impl Report {
                 objections.push(format!("{name}: {} of {} differ", tally.differ, tally.agree + tally.differ));
             }
             if tally.refused == 0 && tally.agree < self.floor.agree {
-                objections.push(format!("{name}: only {} agree, {} are needed", tally.agree, self.floor.agree));
+                objections
+                    .push(format!("{name}: only {} agree, {} are needed", tally.agree, self.floor.agree));
             }
             if incomparable as f64 > self.floor.incomparable_share * tally.elements as f64 {
-                objections.push(format!("{name}: {incomparable} of {} elements incomparable", tally.elements));
+                objections
+                    .push(format!("{name}: {incomparable} of {} elements incomparable", tally.elements));
             }
             if tally.tied_rows as f64 > self.floor.tied_share * tally.routed_rows as f64 {
                 objections.push(format!("{name}: {} of {} rows tied", tally.tied_rows, tally.routed_rows));
@@ -178,8 +180,11 @@ impl fmt::Display for Report {
             "operator", "agree", "differ", "incomp", "refused", "elements", "worst"
         )?;
         for (name, tally) in &self.operators {
-            let reasons: Vec<String> =
-                tally.incomparable_elements.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            let reasons: Vec<String> = tally
+                .incomparable_elements
+                .iter()
+                .map(|(reason, count)| format!("{count} {reason}"))
+                .collect();
             writeln!(
                 f,
                 "{:<30} {:>7} {:>7} {:>7} {:>7} {:>9} {:>7.3}  {}",
@@ -199,11 +204,17 @@ impl fmt::Display for Report {
         for (name, property) in &self.properties {
             match &property.absent {
                 Some(reason) => writeln!(f, "{name}: not tried: {reason}")?,
-                None => writeln!(f, "{name}: held {} of {}", property.tried - property.failed, property.tried)?,
+                None => {
+                    writeln!(f, "{name}: held {} of {}", property.tried - property.failed, property.tried)?
+                }
             }
         }
         for difference in &self.differences {
-            writeln!(f, "\n{} in {}: {}\n{}", difference.operator, difference.case, difference.finding, difference.text)?;
+            writeln!(
+                f,
+                "\n{} in {}: {}\n{}",
+                difference.operator, difference.case, difference.finding, difference.text
+            )?;
         }
         let objections = self.objections();
         if objections.is_empty() {

@@ -25,7 +25,11 @@ fn a_thousand_programs_validate_and_parse_back_to_the_same_hash() {
         differentiated += u64::from(printed.contains("loss_sum"));
         failures.extend(generated.undifferentiated);
     }
-    println!("{instructions} instructions, {differentiated} with gradients, {} without: {:?}", failures.len(), failures);
+    println!(
+        "{instructions} instructions, {differentiated} with gradients, {} without: {:?}",
+        failures.len(),
+        failures
+    );
     for record in OPERATORS {
         let count = counts.get(record.name).copied().unwrap_or(0);
         println!("{:<30} {count}", record.name);
@@ -40,7 +44,8 @@ fn cases_of_every_operator_contain_it() {
     for operator in exemplars() {
         for index in 0..40 {
             let case = cases::case(&operator, 7, index).unwrap_or_else(|error| panic!("{error}"));
-            let there = case.program.program().accumulate.iter().any(|i| i.operator.name() == operator.name());
+            let there =
+                case.program.program().accumulate.iter().any(|i| i.operator.name() == operator.name());
             assert!(there, "{}", case.name);
         }
     }

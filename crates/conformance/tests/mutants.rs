@@ -15,7 +15,8 @@ fn caught(mutant: Mutant) -> Result<String, String> {
         shrink: false,
         ..Options::default()
     };
-    let report = run_suite(&mut subject, &mut support::oracle(), &options).map_err(|error| error.to_string())?;
+    let report =
+        run_suite(&mut subject, &mut support::oracle(), &options).map_err(|error| error.to_string())?;
     match report.differences.first() {
         None => Err(format!("{} in {} is not caught", mutant.name(), mutant.operator())),
         Some(first) if first.operator != mutant.operator() => {

@@ -20,7 +20,14 @@ fn plain(rows: Dim, columns: usize) -> [Dim; 2] {
 }
 
 /// A product with a weight that lies transposed, as checkpoints hold it.
-fn linear(d: &mut Draft, name: &str, x: Operand, k: usize, n: usize, output: DType) -> Result<ValueId, BuildError> {
+fn linear(
+    d: &mut Draft,
+    name: &str,
+    x: Operand,
+    k: usize,
+    n: usize,
+    output: DType,
+) -> Result<ValueId, BuildError> {
     let stored = d.weight(name, DType::F32, &[n.into(), k.into()]);
     let weight = d.builder.seen(stored, |view| view.transpose(0, 1))?;
     Ok(d.add(name, Matmul { output, row_sums: false }, vec![x, weight])?[0])
@@ -90,8 +97,7 @@ pub fn experts_block(d: &mut Draft) -> Result<(ValueId, ValueId, Experts), Build
     let y = d.add("y", operator, vec![active.into(), down, sorted[2].into()])?[0];
     let combined = d.add("combined", Combine {}, vec![y.into(), sorted[1].into(), routed[2].into()])?[0];
     let sum = d.add("residual", Add { output: dtype }, vec![x, combined.into()])?[0];
-    let balance =
-        d.add("balance", BalanceLoss { sequence }, vec![routed[0].into(), routed[1].into()])?[0];
+    let balance = d.add("balance", BalanceLoss { sequence }, vec![routed[0].into(), routed[1].into()])?[0];
     let counts = d.builder.accumulate("counts", routed[3])?;
     d.builder.set_part("");
     Ok((sum, balance, Experts { bias, counts }))

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use toprope_program::operator::Operator;
 use toprope_program::shape::dense_strides;
 use toprope_program::{
-    BuildError, Builder, DType, Dim, Initial, Operand, Phase, Program, Role, Shape, SymbolId, Type, Validated,
-    ValueId, View, validate,
+    BuildError, Builder, DType, Dim, Initial, Operand, Phase, Program, Role, Shape, SymbolId, Type,
+    Validated, ValueId, View, validate,
 };
 
 /// How operands come about.
@@ -264,8 +264,7 @@ impl Draft {
         self.level = 0.0;
         let mut outputs = Vec::new();
         for (index, r#type) in inferred.into_iter().enumerate() {
-            let role =
-                if self.random.chance(self.habits.outputs) { Role::Output } else { Role::Scratch };
+            let role = if self.random.chance(self.habits.outputs) { Role::Output } else { Role::Scratch };
             let float = r#type.dtype.is_float();
             let slot = operator.definition().record().outputs.get(index).map_or("output", |slot| slot.name);
             let plain: String = slot.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -358,9 +357,10 @@ fn growth(operator: &Operator, operands: &[Type]) -> f64 {
     };
     match operator {
         Operator::Matmul(_) | Operator::GroupedMatmul(_) => 0.5 * size(0, 1).log2(),
-        Operator::ColumnSum(_) | Operator::GroupedOuter(_) | Operator::ScatterAdd(_) | Operator::Assemble(_) => {
-            0.5 * size(0, 0).log2() + 1.0
-        }
+        Operator::ColumnSum(_)
+        | Operator::GroupedOuter(_)
+        | Operator::ScatterAdd(_)
+        | Operator::Assemble(_) => 0.5 * size(0, 0).log2() + 1.0,
         Operator::LinearCrossEntropyGradient(_) | Operator::AttentionGradient(_) => 3.0,
         Operator::Dot(_) => 4.0,
         Operator::RmsNorm(_) => 1.0,
@@ -381,7 +381,10 @@ fn seen_as(have: &[Dim], want: &[Dim]) -> Option<Option<View>> {
         if swapped == want && have.iter().all(|dim| dim.symbol.is_none()) {
             return Some(Some(view.transpose(last, last - 1)));
         }
-        if have[..last] == want[..last] && have[last].factor > want[last].factor && want[last].symbol.is_none() {
+        if have[..last] == want[..last]
+            && have[last].factor > want[last].factor
+            && want[last].symbol.is_none()
+        {
             let spare = have[last].factor - want[last].factor;
             return Some(Some(view.narrow(last, spare, want[last].factor)));
         }

@@ -56,7 +56,8 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
         }
         Operator::Assemble(_) => assemble(d),
         Operator::Gather(_) => {
-            let (v, columns, rows, dtype, output) = (d.size(), d.size(), d.rows(), d.float_dtype(), d.float_dtype());
+            let (v, columns, rows, dtype, output) =
+                (d.size(), d.size(), d.rows(), d.float_dtype(), d.float_dtype());
             let table = d.weight("table", dtype, &[v.into(), columns.into()]);
             let indices = d.integers("indices", &[rows]);
             d.add("gather", Gather { output }, vec![table, indices])
@@ -211,11 +212,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             // A carried value has no symbolic dimension.
             let shape: Shape = d.shape().iter().map(|dim| dim.factor.into()).collect();
             let float = d.random.chance(0.7);
-            let x = if float {
-                d.float("x", DType::F32, &shape)
-            } else {
-                d.integers("x", &shape)
-            };
+            let x = if float { d.float("x", DType::F32, &shape) } else { d.integers("x", &shape) };
             d.builder.accumulate("sum", x).map(|id| vec![id])
         }
         Operator::RandomBits(_) => {
@@ -293,11 +290,8 @@ fn product_check(d: &mut Draft) -> Outcome {
     let b = transposable(d, "b", right, &[k.into(), n.into()]);
     let product = d.add("product", Matmul { output, row_sums: true }, vec![a.clone(), b.clone()])?;
     // Now and then the row sums are somebody else's, and the check must say so.
-    let row_sums = if d.random.chance(0.3) {
-        d.dense("row_sums", DType::F32, &[rows])
-    } else {
-        product[1].into()
-    };
+    let row_sums =
+        if d.random.chance(0.3) { d.dense("row_sums", DType::F32, &[rows]) } else { product[1].into() };
     if d.random.chance(0.5) {
         return d.add("check", ProductCheck {}, vec![a, b, row_sums]);
     }
@@ -397,7 +391,8 @@ fn norm_operands(d: &mut Draft) -> (Operand, Operand) {
 }
 
 fn rope(d: &mut Draft) -> Outcome {
-    let (rows, heads, half, start) = (d.rows(), 1 + d.random.below(3), 1 + d.random.below(17), d.random.below(4));
+    let (rows, heads, half, start) =
+        (d.rows(), 1 + d.random.below(3), 1 + d.random.below(17), d.random.below(4));
     let positions_max = 1 + d.random.below(40);
     let yarn = d.random.chance(0.3).then_some(Yarn {
         factor: 4.0,

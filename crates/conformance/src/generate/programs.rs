@@ -12,9 +12,7 @@ use std::sync::Arc;
 use toprope_program::autodiff::differentiate;
 use toprope_program::operator::*;
 use toprope_program::recompute::Recompute;
-use toprope_program::{
-    BuildError, DType, Initial, Operand, Phase, Range, Type, Validated, ValueId, View,
-};
+use toprope_program::{BuildError, DType, Initial, Operand, Phase, Range, Type, Validated, ValueId, View};
 
 /// A random program.
 #[derive(Clone, Debug)]
@@ -161,8 +159,7 @@ fn update(
                 let r#type = Type::new(DType::U32, [2]);
                 outputs.push(d.builder.declare("digest", r#type, toprope_program::Role::Output));
             }
-            let operands =
-                [*weight, *sum, m, v, norm[1], rates].into_iter().map(Operand::from).collect();
+            let operands = [*weight, *sum, m, v, norm[1], rates].into_iter().map(Operand::from).collect();
             d.builder.apply_to(attributes, operands, outputs)?;
         }
     }

@@ -17,9 +17,9 @@ pub(super) fn judge(
     let (logits, bias) = (&operands[0], &operands[1]);
     let (rows, experts) = (logits.sizes[0], logits.sizes[1]);
     let k = router.top_k;
-    for element in 0..rows * experts {
-        let (want, got) = (want[0].data[element], got[0].data[element]);
-        one(court, (0, element), DType::F32, got, want, magnitudes[0][element], tolerances[0]);
+    let scores = want[0].data.iter().zip(&got[0].data).zip(&magnitudes[0]);
+    for (element, ((want, got), magnitude)) in scores.enumerate() {
+        one(court, (0, element), DType::F32, *got, *want, *magnitude, tolerances[0]);
     }
     let mut counted = vec![0f64; experts];
     for row in 0..rows {
@@ -44,7 +44,8 @@ pub(super) fn judge(
             let element = row * k + place;
             let valid = index >= 0.0 && (index as usize) < experts && !seen[index as usize];
             if !valid {
-                court.differs(|| format!("output 1 element {element}: {index} is no expert, or chosen twice"));
+                court
+                    .differs(|| format!("output 1 element {element}: {index} is no expert, or chosen twice"));
                 continue;
             }
             seen[index as usize] = true;

@@ -127,7 +127,11 @@ pub(super) fn router_underflow(router: &Router, sum: f64) -> f64 {
 }
 
 /// Magnitudes with the slack taken in, in units of the tolerance's factor.
-pub(super) fn widened(magnitudes: &[Vec<f64>], slack: &[Vec<f64>], tolerances: &[Tolerance]) -> Vec<Vec<f64>> {
+pub(super) fn widened(
+    magnitudes: &[Vec<f64>],
+    slack: &[Vec<f64>],
+    tolerances: &[Tolerance],
+) -> Vec<Vec<f64>> {
     let mut widened = magnitudes.to_vec();
     for ((magnitudes, slack), tolerance) in widened.iter_mut().zip(slack).zip(tolerances) {
         for (magnitude, slack) in magnitudes.iter_mut().zip(slack) {

@@ -110,7 +110,8 @@ pub(super) fn corrupt(mutant: Mutant, scene: &Scene<'_>, outputs: &mut [Tensor])
         Mutant::TruncatingCast => {
             if is_bf16(&outputs[0]) {
                 let cut = |x: f64| f64::from(f32::from_bits((x as f32).to_bits() & 0xFFFF_0000));
-                outputs[0].data = operands[0].data.iter().map(|x| if x.is_nan() { *x } else { cut(*x) }).collect();
+                outputs[0].data =
+                    operands[0].data.iter().map(|x| if x.is_nan() { *x } else { cut(*x) }).collect();
             }
         }
         Mutant::AllNan => outputs[0].data.fill(f64::NAN),

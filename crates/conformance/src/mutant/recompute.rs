@@ -60,7 +60,9 @@ pub(super) fn attention(attention: &Attention, operands: &[Tensor], slip: Slip) 
             let group = if slip == Slip::HeadsInTurn { h % key_heads } else { h * key_heads / heads };
             let seen: Vec<usize> = (start..end.min(keys).min(length)).collect();
             let score = |j: usize| {
-                let dot = |d: usize| q.data[(i * heads + h) * size + d] * k.data[(j * key_heads + group) * size + d];
+                let dot = |d: usize| {
+                    q.data[(i * heads + h) * size + d] * k.data[(j * key_heads + group) * size + d]
+                };
                 scale * (0..size).map(dot).sum::<f64>()
             };
             let scores: Vec<f64> = seen.iter().map(|j| score(*j)).collect();

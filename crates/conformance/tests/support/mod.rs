@@ -18,7 +18,10 @@ pub fn oracle() -> Oracle {
 pub fn expect_pass(report: &Report) {
     let objections = report.objections();
     for difference in &report.differences {
-        println!("{} in {}: {}\n{}", difference.operator, difference.case, difference.finding, difference.text);
+        println!(
+            "{} in {}: {}\n{}",
+            difference.operator, difference.case, difference.finding, difference.text
+        );
     }
     let findings: Vec<String> =
         report.differences.iter().map(|d| format!("{} in {}: {}", d.operator, d.case, d.finding)).collect();
