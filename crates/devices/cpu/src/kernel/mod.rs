@@ -30,6 +30,7 @@ pub struct Context<'a> {
     pub level: Level,
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use product::tile_is_available;
 
 #[cfg(test)]

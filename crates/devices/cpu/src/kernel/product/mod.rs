@@ -16,6 +16,7 @@ use pack::Block;
 use pairs::Unit;
 use split::Split;
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use pairs::tile_is_available;
 
 /// `out[M, N] = a[M, K]·b[K, N] + bias[N]`, accumulated in f32 in ascending `k` by fused multiply-adds.

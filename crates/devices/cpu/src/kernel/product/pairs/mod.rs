@@ -13,6 +13,7 @@ mod model;
 mod pack;
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 mod tiles;
 
 use super::block::{Finish, Output, finish_block};
@@ -28,7 +29,7 @@ use pack::pack_tiles;
 pub(crate) use amx::is_available as tile_is_available;
 
 /// Whether this machine has AMX tiles with bf16, and the system lets this process use them.
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
 pub(crate) fn tile_is_available() -> bool {
     false
 }
@@ -105,6 +106,7 @@ impl Unit {
     /// # Safety
     /// The unit is available and begun; tiles are readable; `c` is readable and writable for 32 rows of 32
     /// values, `stride` apart.
+    #[cfg_attr(not(any(test, target_arch = "x86_64")), allow(unused_variables, unused_unsafe))]
     unsafe fn multiply(
         self,
         a: *const u32,
