@@ -1,6 +1,10 @@
 //! Text to tokens and back: bytes, byte-level BPE trained on the corpus, or a Hugging Face `tokenizer.json`.
 
+mod encoder; // many texts, fast
 mod train; // byte-level BPE from documents
+
+pub use encoder::Encoder;
+pub(crate) use encoder::parts;
 
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
@@ -106,7 +110,12 @@ const FILE_BYTES_MAX: u64 = 256 << 20;
 
 enum Kind {
     Byte,
-    Library { tokenizer: Box<tokenizers::Tokenizer>, end: u32 },
+    Library {
+        tokenizer: Box<tokenizers::Tokenizer>,
+        end: u32,
+        /// Whether it cuts text as those that are trained here do, and does nothing else to it.
+        pieces_known: bool,
+    },
 }
 
 /// A tokenizer.
@@ -185,7 +194,12 @@ impl Tokenizer {
         }
         let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text));
         let parsed = parsed.map_err(|_| malformed("the library gave up on it".into()))?;
-        let tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
+        let mut tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
+        // A document is neither cut nor padded, and what looks like a marker in it is text: otherwise the sources of a
+        // tokenizer would end documents where they name the token that does.
+        tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
+        tokenizer.with_padding(None);
+        tokenizer.set_encode_special_tokens(true);
         let found = match end {
             Some(token) => tokenizer.token_to_id(token),
             None => ENDS.iter().find_map(|token| tokenizer.token_to_id(token)),
@@ -194,7 +208,8 @@ impl Tokenizer {
             let token = end.unwrap_or(END).to_string();
             return Err(TokenizerError::NoEnd { path: origin.to_owned(), token });
         };
-        let kind = Kind::Library { tokenizer: Box::new(tokenizer), end };
+        let pieces_known = train::cuts_alike(&value);
+        let kind = Kind::Library { tokenizer: Box::new(tokenizer), end, pieces_known };
         Ok(Tokenizer { kind, json: Some(text.to_string()) })
     }
 
@@ -312,6 +327,27 @@ mod tests {
         assert!(message(json.as_bytes(), Some("<none>")).contains("no token `<none>`"));
         for cut in (0..json.len()).step_by(97).filter(|cut| json.is_char_boundary(*cut)) {
             assert!(Tokenizer::from_json(&json.as_bytes()[..cut], Path::new("t"), None).is_err());
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_marker_is_text_and_nothing_is_cut_or_padded() {
+        let trained = Tokenizer::train_bpe(&["some text, some more text"], 300).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(trained.to_json().unwrap()).unwrap();
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+        });
+        json["padding"] = serde_json::json!({
+            "strategy": { "Fixed": 64 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": END
+        });
+        let read = Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t"), None).unwrap();
+        let text = format!("text that names {END} in its midst");
+        for tokenizer in [&trained, &read] {
+            let tokens = tokenizer.encode(&text).unwrap();
+            assert!(!tokens.contains(&tokenizer.end_of_document()));
+            assert_eq!(tokenizer.decode(&tokens), text);
+            assert_eq!(tokenizer.encoder().encode(&text).unwrap(), tokens);
         }
     }
 }

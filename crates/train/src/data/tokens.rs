@@ -1,7 +1,7 @@
 //! Documents as one array of tokens.
 
 use super::{DataError, Document};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, parts};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens in the smallest integers that hold the vocabulary.
@@ -157,11 +157,12 @@ fn encode_all(
 ) -> Result<Vec<Vec<u32>>, DataError> {
     let next = AtomicUsize::new(0);
     let work = || {
+        let mut encoder = tokenizer.encoder();
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some((_, text)) = parts.get(index) else { return done };
-            done.push((index, tokenizer.encode(text)));
+            done.push((index, encoder.encode(text)));
         }
     };
     let mut encoded = vec![Vec::new(); parts.len()];
@@ -232,47 +233,11 @@ fn breaks_at_lines(tokenizer: &Tokenizer) -> bool {
     })
 }
 
-/// Cuts a text into parts of at least `bytes` bytes, at such places.
-fn parts(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let (part, after) = rest.split_at(line_break(rest, bytes));
-        rest = after;
-        Some(part)
-    })
-}
-
-/// The first place at or after `from` that lies between a line feed and an ASCII letter or closing brace, or the end.
-fn line_break(text: &str, from: usize) -> usize {
-    let bytes = text.as_bytes();
-    (from.max(1)..bytes.len())
-        .find(|&place| {
-            bytes[place - 1] == b'\n' && (bytes[place].is_ascii_alphabetic() || bytes[place] == b'}')
-        })
-        .unwrap_or(bytes.len())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{TokenStore, Tokens, breaks_at_lines, line_break, parts};
+    use super::{TokenStore, Tokens, breaks_at_lines};
     use crate::data::Document;
     use crate::tokenizer::Tokenizer;
-
-    #[test]
-    fn parts_make_up_the_text_and_end_at_lines() {
-        let text = "fn é() {\n    one();\n\n}\nfn b() {\n    two();\n}\n".repeat(50);
-        let cut: Vec<&str> = parts(&text, 100).collect();
-        assert!(cut.len() > 10);
-        assert_eq!(cut.concat(), text);
-        for part in &cut[..cut.len() - 1] {
-            assert!(part.len() >= 100 && part.ends_with('\n'), "{part:?}");
-        }
-        assert_eq!(line_break("no line at all", 3), 14);
-        assert_eq!(parts("", 10).count(), 0);
-    }
 
     #[test]
     fn markers_around_each_document_and_the_same_for_all_threads() {

@@ -10,7 +10,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 /// Words, numbers of up to three digits, runs of signs and of blanks; indentation stays together, which suits code.
-const WORDS: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const WORDS: &str =
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Bytes of text that is looked at: documents at even distances, so that all of the corpus is seen.
 const TRAINING_BYTES: usize = 4 << 20;
 
@@ -46,4 +47,24 @@ impl Tokenizer {
         let json = tokenizer.to_string(false).map_err(|error| failed(error.to_string()))?;
         Tokenizer::from_json(json.as_bytes(), Path::new("tokenizer.json"), Some(END))
     }
+}
+
+/// Whether a `tokenizer.json` cuts text by [`WORDS`], encodes each piece by itself, and does nothing else.
+pub(super) fn cuts_alike(json: &serde_json::Value) -> bool {
+    let pieces = serde_json::json!({
+        "type": "Sequence",
+        "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": WORDS }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        ],
+    });
+    let absent = |key: &str| json.get(key).is_none_or(serde_json::Value::is_null);
+    let special = |token: &serde_json::Value| token.get("special") == Some(&true.into());
+    absent("normalizer")
+        && absent("post_processor")
+        && json.get("pre_tokenizer") == Some(&pieces)
+        && json
+            .get("added_tokens")
+            .and_then(|tokens| tokens.as_array())
+            .is_some_and(|all| all.iter().all(special))
 }
