@@ -42,7 +42,7 @@ pub struct Product<'a> {
 pub fn product_workspace_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
     let split = Split::choose(m, n, k, 1, threads);
     workspace_bytes(&[
-        split.scratch_values(k).next_multiple_of(16).saturating_mul(threads),
+        split.scratch_values(k).next_multiple_of(16).saturating_mul(split.threads_used(m, n, threads)),
         m.saturating_mul(n.div_ceil(SUM_COLUMNS)),
         n,
     ])
@@ -70,7 +70,7 @@ fn product_on(unit: Option<Unit>, context: &Context<'_>, task: Product<'_>, work
     let split = Split::choose(m, n, k, 1, threads);
     let mut workspace = Workspace::new(workspace);
     let scratch_each = split.scratch_values(k).next_multiple_of(16);
-    let scratch = Target::new(workspace.take(scratch_each * threads));
+    let scratch = Target::new(workspace.take(scratch_each * split.threads_used(m, n, threads)));
     let chunks = n.div_ceil(SUM_COLUMNS);
     let sums = Target::new(if row_sums.is_some() { workspace.take(m * chunks) } else { &mut [] });
     let takes_sums = row_sums.is_some();

@@ -52,6 +52,11 @@ impl Split {
         rows.div_ceil(self.rows) * columns.div_ceil(self.columns)
     }
 
+    /// Threads that need scratch memory: a lone block runs on the caller.
+    pub(super) fn threads_used(&self, rows: usize, columns: usize, threads: usize) -> usize {
+        if self.blocks(rows, columns) <= 1 { 1 } else { threads }
+    }
+
     /// The block's (first row, rows, first column, columns).
     pub(super) fn block(&self, rows: usize, columns: usize, index: usize) -> (usize, usize, usize, usize) {
         let across = columns.div_ceil(self.columns);
