@@ -33,7 +33,10 @@ impl Case {
         }
         let mut recipe = include_str!("../../../recipes/tiny-dense.toml").to_string();
         let source = recipe.lines().find(|line| line.starts_with("source = ")).unwrap().to_string();
-        let files = format!("source = \"files\"\npaths = [{:?}]", data.display().to_string());
+        let files = format!(
+            "source = \"files\"\ndocument_separator = \"\\n\\n\"\npaths = [{:?}]",
+            data.display().to_string()
+        );
         recipe = recipe.replace(&source, &files);
         for (from, to) in changes {
             assert!(recipe.contains(from), "{from} is not in the recipe");
@@ -102,9 +105,9 @@ fn a_misspelt_key_has_its_line_and_the_nearest_right_one() {
 fn a_wrong_type_has_its_line() {
     let case = Case::new();
     let recipe = case.recipe(&[("steps = 100", "steps = \"many\"")]);
-    fails(&case.train(&recipe, &[]), 3, &["recipe.toml", "line 8", "many"]);
+    fails(&case.train(&recipe, &[]), 3, &["recipe.toml", "line 7", "many"]);
     let recipe = case.recipe(&[("steps = 100", "steps = -1")]);
-    fails(&case.train(&recipe, &[]), 3, &["recipe.toml", "line 8"]);
+    fails(&case.train(&recipe, &[]), 3, &["recipe.toml", "line 7"]);
     fails(
         &case.toprope(&["train", "tiny-dense", "--set", "training.batch=x"]),
         3,
@@ -147,7 +150,8 @@ fn bad_data_files_are_named_with_their_place() {
     let case = Case::new();
     let recipe = case.recipe(&[]);
     let set = |name: &str| format!("data.paths=[{:?}]", case.path(name).display().to_string());
-    let with = |name: &str| case.train(&recipe, &["--set", &set(name)]);
+    let with =
+        |name: &str| case.train(&recipe, &["--set", &set(name), "--set", "data.validation_fraction=0.0"]);
     case.write("empty.txt", "");
     fails(&with("empty.txt"), 4, &["empty.txt", "empty"]);
     case.write("binary.txt", [b'a', b'b', 0xff, 0xfe]);

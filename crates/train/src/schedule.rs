@@ -35,7 +35,7 @@ pub struct ScheduleConfig {
     pub kind: Curve,
     /// The largest rate.
     pub learning_rate: f64,
-    /// Steps in which the rate grows in a straight line.
+    /// Steps in which the rate grows in a straight line; a run that is shorter than that ends on the way up.
     #[serde(default)]
     pub warmup_steps: u64,
     /// The smallest rate behind the warm-up, as a part of the largest.
@@ -83,12 +83,8 @@ impl Schedule {
         if !(0.0..=1.0).contains(&config.min_ratio) {
             return fail("min_ratio", format!("{} must lie in 0..=1", config.min_ratio));
         }
-        if config.warmup_steps > steps {
-            let reason = format!("{} is more than the run's {steps} steps", config.warmup_steps);
-            return fail("warmup_steps", reason);
-        }
-        if config.decay_steps.is_some_and(|decay| decay > steps - config.warmup_steps) {
-            let left = steps - config.warmup_steps;
+        if config.decay_steps.is_some_and(|decay| decay > steps.saturating_sub(config.warmup_steps)) {
+            let left = steps.saturating_sub(config.warmup_steps);
             return fail("decay_steps", format!("more than the {left} steps behind the warm-up"));
         }
         Ok(Schedule { config: config.clone(), steps })
@@ -101,7 +97,7 @@ impl Schedule {
             return learning_rate * (step + 1) as f64 / warmup_steps as f64;
         }
         let between = |part: f64| learning_rate * (min_ratio + (1.0 - min_ratio) * part);
-        let (behind, length) = (step - warmup_steps, self.steps - warmup_steps);
+        let (behind, length) = (step - warmup_steps, self.steps.saturating_sub(warmup_steps));
         match self.config.kind {
             Curve::Constant => learning_rate,
             Curve::Cosine => {
@@ -158,6 +154,12 @@ mod tests {
     }
 
     #[test]
+    fn a_run_shorter_than_its_warm_up_ends_on_the_way_up() {
+        let schedule = Schedule::new(&config(Curve::Cosine), 2).unwrap();
+        assert_eq!((schedule.learning_rate(1), schedule.learning_rate(4)), (1.0, 2.0));
+    }
+
+    #[test]
     fn what_cannot_be_names_its_key() {
         let key = |change: &dyn Fn(&mut ScheduleConfig)| {
             let mut config = config(Curve::Wsd);
@@ -165,7 +167,6 @@ mod tests {
             Schedule::new(&config, 24).unwrap_err().key
         };
         assert_eq!(key(&|c| c.learning_rate = f64::NAN), "learning_rate");
-        assert_eq!(key(&|c| c.warmup_steps = 25), "warmup_steps");
         assert_eq!(key(&|c| c.min_ratio = 1.5), "min_ratio");
         assert_eq!(key(&|c| c.decay_steps = Some(21)), "decay_steps");
     }
