@@ -14,7 +14,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/programs").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&root)
         .unwrap_or_else(|error| panic!("{}: {error}", root.display()))
-        .map(|entry| entry.unwrap().path())
+        .map(|entry| entry.expect("an entry of the folder").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "tp"))
         .collect();
     files.sort();
@@ -26,7 +26,7 @@ fn devices() -> Vec<Box<dyn Device>> {
     let mut devices: Vec<Box<dyn Device>> = vec![Box::new(support::reference())];
     for level in Level::available() {
         let options = CpuOptions { level: Some(level), threads: Some(2), ..CpuOptions::default() };
-        devices.push(Box::new(CpuDevice::new(options).unwrap()));
+        devices.push(Box::new(CpuDevice::new(options).expect("the level is available")));
     }
     devices
 }

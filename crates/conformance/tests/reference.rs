@@ -6,7 +6,7 @@ use toprope_conformance::{Options, run_suite};
 
 #[test]
 fn the_reference_device_passes() {
-    let options = Options { cases_per_operator: 40, programs: 300, ..Options::default() };
+    let options = Options { cases_per_operator: 40, programs: support::programs(300), ..Options::default() };
     let report = run_suite(&mut support::reference(), &mut support::oracle(), &options).unwrap();
     support::expect_pass(&report);
 }

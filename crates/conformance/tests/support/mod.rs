@@ -14,9 +14,19 @@ pub fn oracle() -> Oracle {
     Oracle { device: Box::new(device), magnitudes }
 }
 
+/// How many random programs run: a few hundred, or as many as `TOPROPE_CONFORMANCE_PROGRAMS` says for a long run.
+pub fn programs(default: u64) -> u64 {
+    let asked = std::env::var("TOPROPE_CONFORMANCE_PROGRAMS").ok();
+    asked.map_or(default, |count| count.parse().expect("TOPROPE_CONFORMANCE_PROGRAMS is a number"))
+}
+
 /// Fails with the table and a line for each difference; the programs go to standard output, which a failing test shows.
 pub fn expect_pass(report: &Report) {
     let objections = report.objections();
+    let json = serde_json::to_string(report).expect("a report is JSON");
+    let back: Report = serde_json::from_str(&json).expect("the JSON is a report");
+    assert_eq!(back.to_string(), report.to_string(), "the report does not come back from JSON");
+    println!("{report}");
     for difference in &report.differences {
         println!(
             "{} in {}: {}\n{}",
