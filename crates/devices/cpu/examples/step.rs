@@ -18,26 +18,31 @@ const DENSE: &str = r#""vocab_size": 4096, "hidden_size": 256, "num_hidden_layer
 const EXPERTS: &str = r#", "first_k_dense_replace": 1, "n_routed_experts": 8, "n_shared_experts": 1,
     "num_experts_per_tok": 2, "moe_intermediate_size": 176, "n_group": 1, "topk_group": 1"#;
 
-fn main() {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let argument = |index: usize, default: &str| arguments.get(index).map_or(default, String::as_str).to_string();
+    let argument =
+        |index: usize, default: &str| arguments.get(index).map_or(default, String::as_str).to_string();
     let (kind, threads, steps) = (argument(0, "dense"), argument(1, "2"), argument(2, "3"));
-    let dtype = DType::from_name(&argument(3, "bf16")).unwrap();
+    let dtype = DType::from_name(&argument(3, "bf16")).ok_or("the dtype is f32 or bf16")?;
     let config = format!("{{{DENSE}{}}}", if kind == "moe" { EXPERTS } else { "" });
-    let config = DeepseekV3Config::from_json(&config).unwrap();
+    let config = DeepseekV3Config::from_json(&config)?;
     let options =
         TrainingOptions { sequence: 256, micro_batch_sequences: 16, dtype, ..TrainingOptions::default() };
-    let program = build_train(&config, &options, &kind).unwrap();
-    let device = Options { threads: Some(threads.parse().unwrap()), profile: true, ..Options::default() };
-    let device = CpuDevice::new(device).unwrap();
+    let program = build_train(&config, &options, &kind)?;
+    let device = Options { threads: Some(threads.parse()?), profile: true, ..Options::default() };
+    let device = CpuDevice::new(device)?;
     let mut run = Run::new(device, program, StateLayout::Double);
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    println!("plan {:.0} MiB, workspace {:.0} MiB", mib(run.plan.total_bytes()), mib(run.device.workspace_bytes()));
+    println!(
+        "plan {:.0} MiB, workspace {:.0} MiB",
+        mib(run.plan.total_bytes()),
+        mib(run.device.workspace_bytes())
+    );
     run.feed(1, 256, 4096);
     run.all(Range::Accumulate, true);
     run.all(Range::Update, false);
     run.device.take_profile();
-    let steps: usize = steps.parse().unwrap();
+    let steps: usize = steps.parse()?;
     let mut seconds = Vec::new();
     for _ in 0..steps {
         let started = Instant::now();
@@ -62,4 +67,5 @@ fn main() {
         let each = nanoseconds as f64 / 1e6 / steps as f64;
         println!("{name:32} {:5} calls {each:9.2} ms a step", calls / steps as u64);
     }
+    Ok(())
 }

@@ -32,7 +32,8 @@ pub(crate) struct Shape {
 
 impl Shape {
     fn new(sizes: &[usize], strides: &[usize]) -> Shape {
-        let mut shape = Shape { rank: sizes.len().min(RANK_MAX), sizes: [1; RANK_MAX], strides: [0; RANK_MAX] };
+        let mut shape =
+            Shape { rank: sizes.len().min(RANK_MAX), sizes: [1; RANK_MAX], strides: [0; RANK_MAX] };
         shape.sizes[..shape.rank].copy_from_slice(&sizes[..shape.rank]);
         shape.strides[..shape.rank].copy_from_slice(&strides[..shape.rank]);
         shape
@@ -107,7 +108,9 @@ impl Shape {
                 let short = self.collapsed();
                 short.rank == 1 && (short.strides[0] == 1 || short.sizes[0] == 1)
             }
-            Layout::Inner => self.rank == 0 || self.strides[self.rank - 1] == 1 || self.sizes[self.rank - 1] == 1,
+            Layout::Inner => {
+                self.rank == 0 || self.strides[self.rank - 1] == 1 || self.sizes[self.rank - 1] == 1
+            }
             Layout::Rows => self.row_stride().is_some(),
         }
     }

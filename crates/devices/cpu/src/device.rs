@@ -11,8 +11,8 @@ use crate::run::{Bases, Engine, Run};
 use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::{
-    Allocation, Bindings, BufferId, DType, Description, Device, Fault, HostRegion, MemoryPlan,
-    PreparedId, Progress, ProgressPlace, Span, Ticket, Validated,
+    Allocation, Bindings, BufferId, DType, Description, Device, Fault, HostRegion, MemoryPlan, PreparedId,
+    Progress, ProgressPlace, Span, Ticket, Validated,
 };
 
 /// Bindings of one program whose resolved operands are kept.
@@ -125,7 +125,10 @@ impl CpuDevice {
     fn part(&self, id: BufferId, offset_bytes: usize, bytes: usize) -> *mut u8 {
         let buffer = self.buffer(id);
         let end = offset_bytes.checked_add(bytes);
-        assert!(end.is_some_and(|end| end <= buffer.bytes()), "{bytes} bytes from {offset_bytes} leave the buffer");
+        assert!(
+            end.is_some_and(|end| end <= buffer.bytes()),
+            "{bytes} bytes from {offset_bytes} leave the buffer"
+        );
         buffer.address().wrapping_add(offset_bytes)
     }
 

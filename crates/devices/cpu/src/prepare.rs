@@ -7,7 +7,9 @@ use crate::operator::{Execute, Sizes};
 use crate::support::support;
 use std::sync::Arc;
 use toprope_program::memory::ALIGNMENT_BYTES;
-use toprope_program::{DType, Fault, Instruction, MemoryPlan, Operator, Program, Range, Role, Validated, Width};
+use toprope_program::{
+    DType, Fault, Instruction, MemoryPlan, Operator, Program, Range, Role, Validated, Width,
+};
 
 /// Single-threaded work below this many estimated nanoseconds is not worth waking other threads for.
 const PARALLEL_FROM_NANOSECONDS: f64 = 15_000.0;
@@ -97,7 +99,8 @@ impl Prepared {
 
     /// Resolves every operand for these symbols.
     pub(crate) fn bind(&self, symbols: &[usize], threads: usize) -> Result<Bound, Fault> {
-        let mut bound = Bound { symbols: symbols.to_vec(), workspace_bytes: 0, steps: [Vec::new(), Vec::new()] };
+        let mut bound =
+            Bound { symbols: symbols.to_vec(), workspace_bytes: 0, steps: [Vec::new(), Vec::new()] };
         for range in Range::ALL {
             for (at, instruction) in self.instructions(range).iter().enumerate() {
                 let (step, bytes) = self.step(instruction, symbols, threads).map_err(|mut refusal| {
@@ -138,8 +141,7 @@ impl Prepared {
             }
         }
         let parallel = threads > 1 && nanoseconds(program, instruction, symbols) >= PARALLEL_FROM_NANOSECONDS;
-        let sizes =
-            Sizes { inputs: &inputs, outputs: &outputs, threads: if parallel { threads } else { 1 } };
+        let sizes = Sizes { inputs: &inputs, outputs: &outputs, threads: if parallel { threads } else { 1 } };
         let bytes = staged_bytes.saturating_add(execute.workspace_bytes(&sizes));
         Ok((Step { inputs, outputs, staged_bytes, parallel }, bytes))
     }
@@ -193,15 +195,18 @@ fn fusions(program: &Program, range: Range) -> Vec<Fusion> {
         }
     }
     for (at, instruction) in instructions.iter().enumerate() {
-        let (Operator::Accumulate(_), [_, x]) = (&instruction.operator, instruction.operands.as_slice()) else {
+        let (Operator::Accumulate(_), [_, x]) = (&instruction.operator, instruction.operands.as_slice())
+        else {
             continue;
         };
         let value = program.value(x.value);
-        let only = readers[x.value.0 as usize] == 1 && value.role == Role::Scratch && value.dtype == DType::F32;
+        let only =
+            readers[x.value.0 as usize] == 1 && value.role == Role::Scratch && value.dtype == DType::F32;
         let dense = x.view.as_ref().is_none_or(|view| view.is_dense() && view.shape == value.shape);
         let (Some((by, output)), true, true) = (writer[x.value.0 as usize], only, dense) else { continue };
         let adds = support(&instructions[by].operator).ok().and_then(|execute| execute.adds_into());
-        let free = fusions[by] == Fusion::None && instructions[by].check.is_none() && instruction.check.is_none();
+        let free =
+            fusions[by] == Fusion::None && instructions[by].check.is_none() && instruction.check.is_none();
         if by < at && free && adds == Some(output) {
             fusions[by] = Fusion::Into { accumulate: at, output };
             fusions[at] = Fusion::Absorbed { by };

@@ -20,9 +20,12 @@ pub struct ProfileEntry {
     pub nanoseconds: u64,
 }
 
+/// Calls and nanoseconds by program, range and index.
+type Times = BTreeMap<(u32, Range, usize), (u64, u64)>;
+
 /// Accumulates times on the queue's thread.
 #[derive(Debug, Default)]
-pub(crate) struct Profile(Mutex<BTreeMap<(u32, Range, usize), (u64, u64)>>);
+pub(crate) struct Profile(Mutex<Times>);
 
 impl Profile {
     pub(crate) fn add(&self, prepared: PreparedId, range: Range, index: usize, time: Duration) {

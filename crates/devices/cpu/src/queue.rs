@@ -110,8 +110,7 @@ impl Queue {
     /// Starts both threads; the one that runs instructions is thread 0 of the engine's pool.
     pub(crate) fn new(engine: Engine, place: ProgressPlace, profile: bool) -> std::io::Result<Queue> {
         let profile = profile.then(Profile::default);
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), place, profile });
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), place, profile });
         let mut queue = Queue { shared, threads: Vec::new() };
         let shared = queue.shared.clone();
         let runs = std::thread::Builder::new().name("toprope-cpu-0".into());
@@ -252,10 +251,10 @@ fn copy_all(shared: &Shared) {
             // Runs are done in order, so that the first pending one tells of all before it.
             let after = state.copies.front().map(|(_, copy)| copy.after);
             let free = |pending: &Ticket| after.is_some_and(|after| is_copy(*pending) || *pending > after);
-            if after.is_some() && state.pending.iter().all(free) {
-                if let Some(next) = state.copies.pop_front() {
-                    break next;
-                }
+            if state.pending.iter().all(free)
+                && let Some(next) = state.copies.pop_front()
+            {
+                break next;
             }
             state = shared.sleep(state);
         };
@@ -279,5 +278,113 @@ fn copy_all(shared: &Shared) {
         state.done(ticket);
         drop(state);
         shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault;
+    use crate::level::Level;
+    use crate::memory::Memory;
+    use crate::pool::Pool;
+    use crate::prepare::Prepared;
+    use crate::run::Bases;
+    use toprope_program::{
+        CheckMask, FaultKind, MemoryPlan, PreparedId, Range, Span, StateLayout, Width, text, validate,
+    };
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn queue(threads: usize) -> Queue {
+        let pools = [threads, 1].map(|threads| Pool::new(threads).unwrap());
+        let [pool, alone] = pools;
+        Queue::new(Engine { level: Level::detect(), pool, alone }, ProgressPlace::default(), false).unwrap()
+    }
+
+    /// Queues runs of one program in one piece of memory.
+    struct Runs {
+        prepared: Arc<Prepared>,
+        work: Memory,
+        threads: usize,
+    }
+
+    impl Runs {
+        fn new(threads: usize) -> Runs {
+            let source = "program \"p\" evaluate\ninput %a: f32[64, 64]\noutput %z: f32[64, 64]\n\
+                output %y: f32[64, 64]\naccumulate {\n %z = add(%a, %a) {\"output\":\"f32\"}\n \
+                %y = matmul(%a, %a) {\"output\":\"f32\"}\n}\n";
+            let program = Arc::new(validate(text::parse(source).unwrap()).unwrap());
+            let plan = Arc::new(MemoryPlan::new(&program, Width::Native, StateLayout::Double));
+            let work = Memory::new(plan.work_bytes).unwrap();
+            Runs { prepared: Arc::new(Prepared::new(program, plan).unwrap()), work, threads }
+        }
+
+        /// With a workspace that is too small, the product's kernel panics: a bug, as it must look from outside.
+        fn queue(&self, queue: &Queue, to: usize, sound: bool) -> Ticket {
+            let bound = Arc::new(self.prepared.bind(&[], self.threads).unwrap());
+            let bytes =
+                if sound { bound.workspace_bytes } else { bound.steps(Range::Accumulate)[1].staged_bytes };
+            let workspace = Arc::new(Memory::new(bytes).unwrap());
+            let work = self.work.address();
+            queue.run(|ticket| Run {
+                ticket,
+                id: PreparedId(0),
+                prepared: self.prepared.clone(),
+                bound,
+                span: Span { range: Range::Accumulate, from: 0, to },
+                bases: Bases { current: work, next: work, work },
+                first: true,
+                checks: CheckMask::default(),
+                workspace,
+            })
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_panics_is_a_fault_with_a_place_and_not_a_hang() {
+        for threads in [1, 3] {
+            let (queue, runs) = (queue(threads), Runs::new(threads));
+            let bad = runs.queue(&queue, 2, false);
+            let behind = runs.queue(&queue, 1, true);
+            let fault = queue.wait(bad, LONG).unwrap_err();
+            assert_eq!(fault.device, fault::DEVICE);
+            assert!(
+                matches!(&fault.kind, FaultKind::Driver { message, .. } if message.contains("panicked")),
+                "{fault}"
+            );
+            let place = fault.place.clone().unwrap();
+            assert_eq!((place.range, place.index, place.operator.as_str()), (Range::Accumulate, 1, "matmul"));
+            assert_eq!(queue.wait(behind, LONG).unwrap_err(), fault, "what was queued behind it did not run");
+            // Told once, the device goes on.
+            let good = runs.queue(&queue, 2, true);
+            assert_eq!(queue.wait(good, LONG).unwrap(), Progress::Done);
+            assert_eq!(queue.wait(bad, LONG).unwrap_err(), fault, "and still knows what became of the first");
+            queue.drain().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_fault_that_nobody_waited_for_is_told_once_by_what_needs_an_idle_queue() {
+        let (queue, runs) = (queue(2), Runs::new(2));
+        runs.queue(&queue, 2, false);
+        assert!(queue.drain().is_err());
+        assert!(queue.drain().is_ok());
+    }
+
+    #[test]
+    fn a_copy_behind_a_fault_fails_and_one_before_it_does_not() {
+        let (queue, runs) = (queue(2), Runs::new(2));
+        let mut bytes = [0u8; 64];
+        // SAFETY: `bytes` lives until the copies are done.
+        let to = unsafe { HostRegion::new(bytes.as_mut_ptr(), 64) };
+        let good = runs.queue(&queue, 2, true);
+        let bad = runs.queue(&queue, 2, false);
+        let copy = |after| queue.copy(Copy { from: runs.work.address(), to, after });
+        let (before, behind) = (copy(good), copy(bad));
+        assert_eq!(queue.wait(before, LONG).unwrap(), Progress::Done);
+        assert_eq!(queue.wait(behind, LONG).unwrap_err(), queue.wait(bad, LONG).unwrap_err());
+        let chained = copy(behind);
+        assert!(queue.wait(chained, LONG).is_err());
     }
 }

@@ -61,20 +61,30 @@ pub(crate) struct Run {
 
 impl Run {
     /// Runs all instructions. A kernel that panics makes a fault that names its place.
-    pub(crate) fn execute(&self, engine: &Engine, word: &ProgressWord, profile: Option<&Profile>) -> Result<(), Fault> {
+    pub(crate) fn execute(
+        &self,
+        engine: &Engine,
+        word: &ProgressWord,
+        profile: Option<&Profile>,
+    ) -> Result<(), Fault> {
         let at = Cell::new(self.span.from);
         let outcome = catch_unwind(AssertUnwindSafe(|| self.instructions(engine, word, profile, &at)));
         outcome.map_err(|panic| {
             let mut fault = panicked(&*panic);
             let instructions = self.prepared.instructions(self.span.range);
-            fault.place = instructions
-                .get(at.get())
-                .map(|instruction| place(self.span.range, at.get(), instruction));
+            fault.place =
+                instructions.get(at.get()).map(|instruction| place(self.span.range, at.get(), instruction));
             fault
         })
     }
 
-    fn instructions(&self, engine: &Engine, word: &ProgressWord, profile: Option<&Profile>, at: &Cell<usize>) {
+    fn instructions(
+        &self,
+        engine: &Engine,
+        word: &ProgressWord,
+        profile: Option<&Profile>,
+        at: &Cell<usize>,
+    ) {
         let Span { range, from, to } = self.span;
         let instructions = self.prepared.instructions(range);
         let fusions = self.prepared.fusions(range);
@@ -105,7 +115,8 @@ impl Run {
                     inputs.push(self.input(window, pool));
                 } else {
                     // SAFETY: nothing is readable through an empty extent.
-                    inputs.push(unsafe { View::new(self.address(window), window.dtype, window.shape.empty()) });
+                    inputs
+                        .push(unsafe { View::new(self.address(window), window.dtype, window.shape.empty()) });
                 }
             }
             outputs.clear();
@@ -116,7 +127,10 @@ impl Run {
             let bytes = self.workspace.bytes().saturating_sub(step.staged_bytes);
             // SAFETY: the workspace belongs to the run, and staged operands end where this part begins.
             let workspace = unsafe {
-                std::slice::from_raw_parts_mut(self.workspace.address().wrapping_add(step.staged_bytes), bytes)
+                std::slice::from_raw_parts_mut(
+                    self.workspace.address().wrapping_add(step.staged_bytes),
+                    bytes,
+                )
             };
             execute.run(&mut Task {
                 context,

@@ -23,14 +23,23 @@ fn row_elements<'a>(views: &[Place], sizes_of: impl Fn(usize) -> &'a [usize], to
     }
     let fits = |(index, view): (usize, &Place)| {
         let sizes = sizes_of(index);
-        let reach: usize = sizes.iter().zip(&view.strides).skip(1).map(|(size, stride)| (size - 1) * stride).sum();
+        let reach: usize =
+            sizes.iter().zip(&view.strides).skip(1).map(|(size, stride)| (size - 1) * stride).sum();
         view.strides.first() == Some(&row) && view.offset % row + reach < row
     };
     views.iter().enumerate().all(fits).then_some(row)
 }
 
 /// Adds a part's elements `source..`, of these sizes and strides, from `target` on.
-fn add(part: &Floats<'_>, sizes: &[usize], from: &[usize], to: &[usize], source: usize, target: usize, y: &mut [f32]) {
+fn add(
+    part: &Floats<'_>,
+    sizes: &[usize],
+    from: &[usize],
+    to: &[usize],
+    source: usize,
+    target: usize,
+    y: &mut [f32],
+) {
     match (sizes, from, to) {
         ([], ..) => y[target] += at(part, source),
         ([size], [from], [to]) => add_run(part, *size, *from, *to, source, target, y),
@@ -50,7 +59,15 @@ fn at(part: &Floats<'_>, index: usize) -> f32 {
     }
 }
 
-fn add_run(part: &Floats<'_>, count: usize, from: usize, to: usize, source: usize, target: usize, y: &mut [f32]) {
+fn add_run(
+    part: &Floats<'_>,
+    count: usize,
+    from: usize,
+    to: usize,
+    source: usize,
+    target: usize,
+    y: &mut [f32],
+) {
     if from == 1 && to == 1 {
         let y = &mut y[target..target + count];
         match part {
@@ -98,11 +115,12 @@ impl Execute for Assemble {
 
     fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
         let y = &sizes.outputs[0];
-        let values = match row_elements(&self.views, |part| sizes.inputs[part].shape.sizes(), y.shape.elements()) {
-            _ if y.dtype == toprope_program::DType::F32 => 0,
-            Some(row) => row * sizes.threads,
-            None => y.shape.elements(),
-        };
+        let values =
+            match row_elements(&self.views, |part| sizes.inputs[part].shape.sizes(), y.shape.elements()) {
+                _ if y.dtype == toprope_program::DType::F32 => 0,
+                Some(row) => row * sizes.threads,
+                None => y.shape.elements(),
+            };
         values * size_of::<f32>() + size_of::<f32>()
     }
 
@@ -133,8 +151,9 @@ impl Execute for Assemble {
                 let (scratch, y) = (Parts::new(&mut scratch[..width * pool.threads()]), Parts::new(y));
                 pool.for_each_thread(blocks, |thread, index| {
                     // SAFETY: a thread's own scratch memory, and a block's own part of the result.
-                    let (scratch, part) =
-                        unsafe { (scratch.part(thread * width, width), y.part(index * rows * width, rows * width)) };
+                    let (scratch, part) = unsafe {
+                        (scratch.part(thread * width, width), y.part(index * rows * width, rows * width))
+                    };
                     for (row, part) in part.chunks_exact_mut(width).enumerate() {
                         plan.row(index * rows + row, width, scratch);
                         store(scratch, part);

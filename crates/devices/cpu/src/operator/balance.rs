@@ -19,7 +19,13 @@ fn load(indices: &[i32], load: &mut [f32]) {
 }
 
 /// Calls `work(sequence, scratch)` with `each` f32 of a thread's own.
-fn sequences(pool: &Pool, count: usize, each: usize, workspace: &mut [u8], work: impl Fn(usize, &mut [f32]) + Sync) {
+fn sequences(
+    pool: &Pool,
+    count: usize,
+    each: usize,
+    workspace: &mut [u8],
+    work: impl Fn(usize, &mut [f32]) + Sync,
+) {
     // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
     let (_, scratch, _) = unsafe { workspace.align_to_mut::<f32>() };
     let scratch = Parts::new(&mut scratch[..each * pool.threads()]);
@@ -39,18 +45,25 @@ impl Execute for BalanceLoss {
         let (scores, indices) = (task.inputs[0].f32(), task.inputs[1].i32());
         let (pool, length) = (task.context.pool, self.sequence);
         let loss = Parts::new(task.outputs[0].f32());
-        sequences(pool, scores.len() / (length * experts), 2 * experts, task.workspace, |sequence, scratch| {
-            let (loads, affinity) = scratch.split_at_mut(experts);
-            load(&indices[sequence * length * top_k..][..length * top_k], loads);
-            affinity.fill(0.0);
-            for scores in scores[sequence * length * experts..][..length * experts].chunks_exact(experts) {
-                let unit = 1.0 / (scores.iter().sum::<f32>() * length as f32);
-                affinity.iter_mut().zip(scores).for_each(|(affinity, score)| *affinity += score * unit);
-            }
-            // SAFETY: one element for each sequence.
-            let loss = unsafe { loss.part(sequence, 1) };
-            loss[0] = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
-        });
+        sequences(
+            pool,
+            scores.len() / (length * experts),
+            2 * experts,
+            task.workspace,
+            |sequence, scratch| {
+                let (loads, affinity) = scratch.split_at_mut(experts);
+                load(&indices[sequence * length * top_k..][..length * top_k], loads);
+                affinity.fill(0.0);
+                for scores in scores[sequence * length * experts..][..length * experts].chunks_exact(experts)
+                {
+                    let unit = 1.0 / (scores.iter().sum::<f32>() * length as f32);
+                    affinity.iter_mut().zip(scores).for_each(|(affinity, score)| *affinity += score * unit);
+                }
+                // SAFETY: one element for each sequence.
+                let loss = unsafe { loss.part(sequence, 1) };
+                loss[0] = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
+            },
+        );
     }
 }
 

@@ -9,7 +9,8 @@ use crate::level::kernel;
 use crate::operator::floats::{with_floats, with_floats_mut};
 use toprope_program::DType;
 use toprope_program::operator::{
-    Accumulate, Activation, ActivationGradient, ActivationKind, Add, Cast, Multiply, Scale, Swiglu, SwigluGradient,
+    Accumulate, Activation, ActivationGradient, ActivationKind, Add, Cast, Multiply, Scale, Swiglu,
+    SwigluGradient,
 };
 
 /// Elements that one thread takes at a time.
@@ -173,7 +174,8 @@ impl Execute for Accumulate {
             return parts_of(context.pool, target.bits::<u32>(), x, PART, |y, x| y.copy_from_slice(x));
         }
         if target.dtype == DType::I32 {
-            let add = |y: &mut [i32], x: &[i32]| y.iter_mut().zip(x).for_each(|(y, x)| *y = y.wrapping_add(*x));
+            let add =
+                |y: &mut [i32], x: &[i32]| y.iter_mut().zip(x).for_each(|(y, x)| *y = y.wrapping_add(*x));
             return parts_of(context.pool, target.i32(), x.i32(), PART, add);
         }
         parts_of(context.pool, target.f32(), x.f32(), PART, |y, x| add_part(context.level, x, y));

@@ -210,74 +210,76 @@ impl Execute for LinearCrossEntropyGradient {
             panic!("the loss's gradient has three outputs")
         };
         let loss = Parts::new(loss.f32());
-        let mut blocks = |sums: &mut [f32]| for start in (0..rows).step_by(own.each) {
-            let height = own.each.min(rows - start);
-            let block = start..start + height;
-            let logits = &mut logits[..height * vocabulary];
-            head.logits(&context, block.clone(), logits, workspace);
-            parts(context.pool, logits, vocabulary, |row, z| {
-                let row = start + row;
-                // SAFETY: each row has its own element.
-                let loss = unsafe { loss.part(row, 1) };
-                let Some(target) = head.target(row) else {
-                    loss[0] = 0.0;
-                    return z.fill(0.0);
+        let mut blocks = |sums: &mut [f32]| {
+            for start in (0..rows).step_by(own.each) {
+                let height = own.each.min(rows - start);
+                let block = start..start + height;
+                let logits = &mut logits[..height * vocabulary];
+                head.logits(&context, block.clone(), logits, workspace);
+                parts(context.pool, logits, vocabulary, |row, z| {
+                    let row = start + row;
+                    // SAFETY: each row has its own element.
+                    let loss = unsafe { loss.part(row, 1) };
+                    let Some(target) = head.target(row) else {
+                        loss[0] = 0.0;
+                        return z.fill(0.0);
+                    };
+                    let target_logit = z[target];
+                    let (largest, sum) = exponentials(context.level, z);
+                    loss[0] = largest + ln(sum) - target_logit;
+                    // The target's own p - 1 is taken before the scaling, where it does not cancel twice.
+                    let at_target = dloss[row] * (z[target] / sum - 1.0);
+                    scale_row(context.level, z, dloss[row] / sum);
+                    z[target] = at_target;
+                });
+                let g = Matrix::dense(Floats::F32(logits), height, vocabulary);
+                let place = start * columns..(start + height) * columns;
+                let out = match dx.floats() {
+                    FloatsMut::F32(dx) => FloatsMut::F32(&mut dx[place.clone()]),
+                    FloatsMut::Bf16(dx) => FloatsMut::Bf16(&mut dx[place.clone()]),
                 };
-                let target_logit = z[target];
-                let (largest, sum) = exponentials(context.level, z);
-                loss[0] = largest + ln(sum) - target_logit;
-                // The target's own p - 1 is taken before the scaling, where it does not cancel twice.
-                let at_target = dloss[row] * (z[target] / sum - 1.0);
-                scale_row(context.level, z, dloss[row] / sum);
-                z[target] = at_target;
-            });
-            let g = Matrix::dense(Floats::F32(logits), height, vocabulary);
-            let place = start * columns..(start + height) * columns;
-            let out = match dx.floats() {
-                FloatsMut::F32(dx) => FloatsMut::F32(&mut dx[place.clone()]),
-                FloatsMut::Bf16(dx) => FloatsMut::Bf16(&mut dx[place.clone()]),
-            };
-            let to_x = Product {
-                a: g,
-                b: head.weight,
-                bias: None,
-                out,
-                out_row_stride: columns,
-                accumulate: false,
-                row_sums: None,
-            };
-            product(&context, to_x, workspace);
-            let lacking = block.clone().any(|row| head.target(row).is_none());
-            let x = if lacking {
-                // A row without a target takes no part: 0 times an infinity would.
-                with_floats_mut!(dx.floats(), dx => {
-                    for row in block.clone().filter(|row| head.target(*row).is_none()) {
-                        dx[row * columns..][..columns].fill(Element::from_f32(0.0));
-                    }
-                });
-                with_floats!(head.x.values, x => for (row, masked) in block.zip(masked.chunks_exact_mut(columns)) {
-                    match head.target(row) {
-                        Some(_) => {
-                            let x = &x[row * head.x.row_stride..][..columns];
-                            masked.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32());
+                let to_x = Product {
+                    a: g,
+                    b: head.weight,
+                    bias: None,
+                    out,
+                    out_row_stride: columns,
+                    accumulate: false,
+                    row_sums: None,
+                };
+                product(&context, to_x, workspace);
+                let lacking = block.clone().any(|row| head.target(row).is_none());
+                let x = if lacking {
+                    // A row without a target takes no part: 0 times an infinity would.
+                    with_floats_mut!(dx.floats(), dx => {
+                        for row in block.clone().filter(|row| head.target(*row).is_none()) {
+                            dx[row * columns..][..columns].fill(Element::from_f32(0.0));
                         }
-                        None => masked.fill(0.0),
-                    }
-                });
-                Matrix::dense(Floats::F32(&*masked), height, columns)
-            } else {
-                rows_of(&head.x, block)
-            };
-            let to_weight = Product {
-                a: g.transposed(),
-                b: x,
-                bias: None,
-                out: FloatsMut::F32(&mut *sums),
-                out_row_stride: columns,
-                accumulate: start > 0,
-                row_sums: None,
-            };
-            product(&context, to_weight, workspace);
+                    });
+                    with_floats!(head.x.values, x => for (row, masked) in block.zip(masked.chunks_exact_mut(columns)) {
+                        match head.target(row) {
+                            Some(_) => {
+                                let x = &x[row * head.x.row_stride..][..columns];
+                                masked.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32());
+                            }
+                            None => masked.fill(0.0),
+                        }
+                    });
+                    Matrix::dense(Floats::F32(&*masked), height, columns)
+                } else {
+                    rows_of(&head.x, block)
+                };
+                let to_weight = Product {
+                    a: g.transposed(),
+                    b: x,
+                    bias: None,
+                    out: FloatsMut::F32(&mut *sums),
+                    out_row_stride: columns,
+                    accumulate: start > 0,
+                    row_sums: None,
+                };
+                product(&context, to_weight, workspace);
+            }
         };
         match dweight.floats() {
             FloatsMut::F32(dweight) => blocks(dweight),

@@ -132,7 +132,9 @@ impl Execute for RmsNormGradient {
         // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
         let (_, partial, _) = unsafe { task.workspace.align_to_mut::<f32>() };
         let partial = &mut partial[..blocks * columns];
-        let Some([dx, dweight]) = task.outputs.first_chunk_mut() else { panic!("rms_norm_gradient has two outputs") };
+        let Some([dx, dweight]) = task.outputs.first_chunk_mut() else {
+            panic!("rms_norm_gradient has two outputs")
+        };
         macro_rules! run {
             ($x:expr, $dx:expr) => {{
                 let x = $x;

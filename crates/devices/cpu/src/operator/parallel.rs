@@ -33,7 +33,12 @@ impl<'a, T> Parts<'a, T> {
 }
 
 /// Calls `work(index, part)` for each part of `size` elements.
-pub(super) fn parts<T: Send>(pool: &Pool, slice: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+pub(super) fn parts<T: Send>(
+    pool: &Pool,
+    slice: &mut [T],
+    size: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
     let size = size.max(1);
     let count = slice.len().div_ceil(size);
     let all = Parts::new(slice);
@@ -54,8 +59,9 @@ pub(super) fn parts2<A: Send, B: Send>(
     let (first, second) = (Parts::new(first), Parts::new(second));
     pool.for_each(count, |index| {
         // SAFETY: each index is handed out once, and parts of different indices don't meet.
-        let (a, b) =
-            unsafe { (first.part(index * first_size, first_size), second.part(index * second_size, second_size)) };
+        let (a, b) = unsafe {
+            (first.part(index * first_size, first_size), second.part(index * second_size, second_size))
+        };
         work(index, a, b);
     });
 }

@@ -22,7 +22,8 @@ fn preferred(a: (f32, usize), b: (f32, usize)) -> bool {
 fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, best: &mut [i32]) {
     let mut found = 0;
     for candidate in candidates {
-        let better = |place: i32| preferred((values[candidate], candidate), (values[place as usize], place as usize));
+        let better =
+            |place: i32| preferred((values[candidate], candidate), (values[place as usize], place as usize));
         let at = best[..found].iter().position(|place| better(*place)).unwrap_or(found);
         if at < best.len() {
             found = (found + 1).min(best.len());
@@ -194,7 +195,8 @@ impl Execute for RouterGradient {
                 let inside = |expert: i32| usize::try_from(expert).ok().filter(|expert| *expert < experts);
                 let (mut divisor, mut along) = (1.0, 0.0);
                 if self.normalize {
-                    divisor = indices.iter().filter_map(|e| inside(*e)).map(|e| scores[e]).sum::<f32>() + 1e-20;
+                    divisor =
+                        indices.iter().filter_map(|e| inside(*e)).map(|e| scores[e]).sum::<f32>() + 1e-20;
                     along = dweights.iter().zip(weights).map(|(d, w)| d * w).sum();
                 }
                 for (expert, dweight) in indices.iter().zip(dweights) {

@@ -101,7 +101,13 @@ impl Execute for Gather {
 }
 
 /// Adds rows of `x` into a zeroed table.
-fn scatter(context: &Context<'_>, x: Floats<'_>, (columns, stride): (usize, usize), indices: &[i32], y: &mut [f32]) {
+fn scatter(
+    context: &Context<'_>,
+    x: Floats<'_>,
+    (columns, stride): (usize, usize),
+    indices: &[i32],
+    y: &mut [f32],
+) {
     let rows = y.len() / columns;
     parts(context.pool, y, PART, |_, y| y.fill(0.0));
     let y = Parts::new(y);
@@ -235,7 +241,9 @@ impl Execute for CombineGradient {
         }
         let (first, next) = (&*first, &*next);
         let rows_each = (PART / columns).max(1);
-        let Some([dy, dweights]) = task.outputs.first_chunk_mut() else { panic!("combine_gradient has two outputs") };
+        let Some([dy, dweights]) = task.outputs.first_chunk_mut() else {
+            panic!("combine_gradient has two outputs")
+        };
         with_floats!(dout, dout => {
             let dout = |pair: usize| &dout[pair / choices * dout_stride..][..columns];
             with_floats_mut!(dy.floats(), dy => parts(context.pool, dy, rows_each * columns, |block, dy| {

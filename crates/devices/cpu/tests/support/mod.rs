@@ -9,8 +9,8 @@ use toprope_model::deepseek_v3::build_train;
 use toprope_model::{DeepseekV3Config, TrainingOptions};
 use toprope_program::shape::sizes;
 use toprope_program::{
-    Allocation, Bindings, BufferId, CheckMask, DType, Device, MemoryPlan, PreparedId, Program, Progress, Range, Role,
-    Span, StateLayout, Tensor, Ticket, Validated, Value, Width, validate,
+    Allocation, Bindings, BufferId, CheckMask, DType, Device, MemoryPlan, PreparedId, Program, Progress,
+    Range, Role, Span, StateLayout, Tensor, Ticket, Validated, Value, Width, validate,
 };
 
 /// Long enough for any step here.
@@ -103,7 +103,8 @@ impl<D: Device> Run<D> {
             let count: usize = sizes(&value.shape, &self.symbols).iter().product();
             let mut numbers = Numbers(seed ^ value.name.len() as u64);
             let border = sequence * 2 / 3;
-            let start = |t: usize| if t % sequence < border { t - t % sequence } else { t - t % sequence + border };
+            let start =
+                |t: usize| if t % sequence < border { t - t % sequence } else { t - t % sequence + border };
             let data = (0..count).map(|t| match value.name.as_str() {
                 "positions" => (t - start(t)) as f64,
                 "segment_start" => start(t) as f64,

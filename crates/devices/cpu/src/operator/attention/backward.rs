@@ -6,7 +6,8 @@
 use super::exact;
 use super::softmax::{all_finite, gradient_row};
 use super::{
-    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes, thread_part,
+    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes,
+    thread_part,
 };
 use crate::bind::Layout;
 use crate::kernel::{Context, FloatsMut};
@@ -80,12 +81,26 @@ impl Backward<'_> {
                 }
                 let along = self.dout.dot(query, head, &self.out, query, head);
                 let lse = self.lse[query * self.q.heads + head];
-                gradient_row(alone.level, &mut scores[seen.clone()], &mut slopes[seen], self.scale, lse, along);
+                gradient_row(
+                    alone.level,
+                    &mut scores[seen.clone()],
+                    &mut slopes[seen],
+                    self.scale,
+                    lse,
+                    along,
+                );
             }
             let (scores, slopes) = (dense(scores, rows, count), dense(slopes, rows, count));
             let place = keys.start - first_key;
             multiply(alone, slopes, k, dq, true, workspace);
-            multiply(alone, slopes.transposed(), q, &mut dk[place * columns..][..count * columns], true, workspace);
+            multiply(
+                alone,
+                slopes.transposed(),
+                q,
+                &mut dk[place * columns..][..count * columns],
+                true,
+                workspace,
+            );
             let dv = &mut dv[place * value_columns..][..count * value_columns];
             multiply(alone, scores.transposed(), dout, dv, true, workspace);
         }
@@ -145,7 +160,8 @@ impl Execute for AttentionGradient {
                 let (all_dq, all_dk, all_dv) = (Parts::new($dq), Parts::new($dk), Parts::new($dv));
                 pool.for_each_thread(found * k.heads, |thread, index| {
                     let (run, key_head) = (index / k.heads, index % k.heads);
-                    let rows = starts[run] as usize..starts.get(run + 1).map_or(q.rows, |next| *next as usize);
+                    let rows =
+                        starts[run] as usize..starts.get(run + 1).map_or(q.rows, |next| *next as usize);
                     let keys = rows.start.min(k.rows)..rows.end.min(k.rows);
                     // SAFETY: a thread's own part of the workspace.
                     let part = unsafe { workspace.part(thread * each, each) };

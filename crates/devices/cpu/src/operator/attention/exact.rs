@@ -6,7 +6,13 @@ use crate::lanes::{exp_scalar, ln};
 use std::ops::Range;
 
 /// As the blocked forward pass: `out` holds the queries' rows, `lse` one value each.
-pub(super) fn forward(it: &Forward<'_>, queries: Range<usize>, head: usize, out: &mut [f32], lse: &mut [f32]) {
+pub(super) fn forward(
+    it: &Forward<'_>,
+    queries: Range<usize>,
+    head: usize,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
     let key_head = it.key_head(head);
     for ((query, out), lse) in queries.zip(out.chunks_exact_mut(it.v.columns)).zip(lse) {
         let product = |key: usize| it.q.dot(query, head, &it.k, key, key_head);

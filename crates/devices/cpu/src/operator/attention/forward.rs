@@ -3,7 +3,8 @@
 use super::exact;
 use super::softmax::{all_finite, scale_row, step};
 use super::{
-    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes, thread_part,
+    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes,
+    thread_part,
 };
 use crate::bind::Layout;
 use crate::kernel::FloatsMut;
@@ -67,7 +68,8 @@ impl Forward<'_> {
                 if seen.is_empty() {
                     continue;
                 }
-                let correction = step(task.level, &mut scores[seen], self.scale, &mut largest[row], &mut sums[row]);
+                let correction =
+                    step(task.level, &mut scores[seen], self.scale, &mut largest[row], &mut sums[row]);
                 if correction != 1.0 {
                     scale_row(task.level, &mut out[row * columns..][..columns], correction);
                 }
@@ -127,11 +129,15 @@ impl Execute for Attention {
                     let part = unsafe { workspace.part(thread * each, each) };
                     let (scratch, products) = thread_part(part, values);
                     let mut logs = [0.0; QUERIES];
-                    let count = forward.block(&alone, queries.clone(), head, (&mut *scratch, products), &mut logs);
-                    for (row, (values, log)) in scratch[..count].chunks_exact(v.columns).zip(logs).enumerate() {
+                    let count =
+                        forward.block(&alone, queries.clone(), head, (&mut *scratch, products), &mut logs);
+                    for (row, (values, log)) in scratch[..count].chunks_exact(v.columns).zip(logs).enumerate()
+                    {
                         let place = (queries.start + row) * q.heads + head;
                         // SAFETY: each block writes rows of its own head.
-                        let (out, lse) = unsafe { (out.part(place * v.columns, v.columns), lse.part(place, 1)) };
+                        let out = unsafe { out.part(place * v.columns, v.columns) };
+                        // SAFETY: as above.
+                        let lse = unsafe { lse.part(place, 1) };
                         out.iter_mut().zip(values).for_each(|(out, value)| *out = Element::from_f32(*value));
                         lse[0] = log;
                     }

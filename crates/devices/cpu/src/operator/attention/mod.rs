@@ -112,7 +112,14 @@ fn dense(values: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
 }
 
 /// `out (+)= a·b` on this thread, `out` dense.
-fn multiply(alone: &Context<'_>, a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], adds: bool, workspace: &mut [u8]) {
+fn multiply(
+    alone: &Context<'_>,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    out: &mut [f32],
+    adds: bool,
+    workspace: &mut [u8],
+) {
     let (out, out_row_stride) = (FloatsMut::F32(out), b.columns);
     let task = Product { a, b, bias: None, out, out_row_stride, accumulate: adds, row_sums: None };
     product(alone, task, workspace);
