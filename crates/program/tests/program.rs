@@ -1,5 +1,7 @@
 //! Building, differentiating, printing, validating and planning a small program.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
+
 use toprope_program::autodiff::differentiate;
 use toprope_program::operator::*;
 use toprope_program::recompute::Recompute;

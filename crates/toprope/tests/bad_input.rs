@@ -1,6 +1,8 @@
 //! What a user can get wrong, each through the binary: one clear error that names the file, the place and the mend, the
 //! documented exit code, nothing overwritten.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;

@@ -159,19 +159,13 @@ impl Default for Checkpoint {
 }
 
 /// Held-out loss.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluation {
     /// Steps between two; 0 evaluates at the end only.
     pub every: u64,
     /// Tokens looked at; 0 looks at all.
     pub tokens: u64,
-}
-
-impl Default for Evaluation {
-    fn default() -> Evaluation {
-        Evaluation { every: 0, tokens: 0 }
-    }
 }
 
 /// Text made at the end, in the model's own words.

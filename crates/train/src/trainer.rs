@@ -121,11 +121,11 @@ impl Trainer<'_> {
             outcome.interrupted = self.stop.load(Ordering::Relaxed);
             let every = self.recipe.checkpoint.every;
             let last = outcome.interrupted || outcome.steps == self.recipe.training.steps;
-            if last || (every > 0 && outcome.steps % every == 0) {
+            if last || (every > 0 && outcome.steps.is_multiple_of(every)) {
                 self.checkpoint(&mut outcome, last)?;
             }
             let every = self.recipe.evaluation.every;
-            if every > 0 && outcome.steps % every == 0 && !last {
+            if every > 0 && outcome.steps.is_multiple_of(every) && !last {
                 let bits = self.bits_per_byte().map_err(|fault| fault_at(step, fault))?;
                 self.observer.evaluated(outcome.steps, bits);
             }

@@ -139,7 +139,7 @@ fn checks_fire_only_where_their_bit_is_set_and_pass_on_a_healthy_device() {
     assert_eq!(checks.len(), results.len());
     for (name, bytes) in checks {
         let worst = f32::from_le_bytes(bytes[..4].try_into().unwrap());
-        assert!(worst >= 0.0 && worst <= toprope_program::check::PRODUCT_CHECK_LIMIT, "{name}: {worst}");
+        assert!((0.0..=toprope_program::check::PRODUCT_CHECK_LIMIT).contains(&worst), "{name}: {worst}");
     }
     let mut plain = Run::new(device(None, 2), small_program(DType::Bf16), StateLayout::Double);
     plain.step();

@@ -1,5 +1,7 @@
 //! The recipes' programs: hashes, forms, lockstep of `cpu` and `reference` operator by operator, curves side by side.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
+
 mod curves; // losses of whole runs on two devices
 mod hashes; // a refactor that changes a program shows
 mod lockstep; // operator by operator, the same inputs
