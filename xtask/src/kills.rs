@@ -54,7 +54,7 @@ pub fn run(root: &Path, count: u32, recipe: &str, steps: u64) -> Result<(), Stri
             return Err(format!("the run ended after {kills} kills: give it more --steps"));
         }
         kills += 1;
-        resume = harried.exists();
+        resume = harried.join("recipe.toml").exists();
     }
     let disturbed = hash_of(command(&harried, resume))?;
     println!("{kills} kills:  {disturbed}");

@@ -19,7 +19,7 @@ struct Arguments {
 enum Chore {
     /// Everything that CI runs; prints the minutes of each stage.
     Ci,
-    /// What takes longer: 10,000 random programs, 20 kills, all levels.
+    /// What takes longer: everything that CI runs, and 25 kills.
     Full,
     /// Write the generated pages of docs/.
     Docs,
