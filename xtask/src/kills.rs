@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 /// `count` kills at least; the run is made long enough by `steps`.
 pub fn run(root: &Path, count: u32, recipe: &str, steps: u64) -> Result<(), String> {
-    let binary = root.join("target/release/toprope");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    let binary = target.join("release/toprope");
     let built = Command::new("cargo")
         .args(["build", "--quiet", "--release", "--package", "toprope"])
         .current_dir(root)
