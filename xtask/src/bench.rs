@@ -1,5 +1,6 @@
 //! Training speed beside PyTorch's best setting: runs in turn, medians, ratios within one run.
 
+use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
@@ -18,8 +19,8 @@ pub fn run(root: &Path, python: &str, recipe: &str, pairs: usize) -> Result<(), 
         let mut ratios = Vec::new();
         for pair in 0..pairs {
             let ours = ours(root, recipe)?;
-            let theirs = rival(root, python, recipe, Some(&variant))?;
-            let number = |value: &serde_json::Value, key: &str| value[key].as_f64().unwrap_or(f64::NAN);
+            let theirs = rival(root, python, recipe, Some(&best))?;
+            let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or(f64::NAN);
             let (a, b) = (number(&ours, "tokens_per_second"), number(&theirs, "tokens_per_second"));
             println!(
                 "  pair {}: ours {a:.0} tok/s, {:.0} MiB; PyTorch {b:.0} tok/s, {:.0} MiB; ratio {:.2}",
@@ -36,7 +37,7 @@ pub fn run(root: &Path, python: &str, recipe: &str, pairs: usize) -> Result<(), 
     Ok(())
 }
 
-fn last_json(mut command: Command) -> Result<serde_json::Value, String> {
+fn last_json(mut command: Command) -> Result<Value, String> {
     let output = command.output().map_err(|error| format!("cannot start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
@@ -44,7 +45,7 @@ fn last_json(mut command: Command) -> Result<serde_json::Value, String> {
         .map_err(|error| format!("{error} in `{last}`; {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-fn ours(root: &Path, recipe: &str) -> Result<serde_json::Value, String> {
+fn ours(root: &Path, recipe: &str) -> Result<Value, String> {
     let run = std::env::temp_dir().join(format!("toprope-bench-{}", std::process::id()));
     let mut command = Command::new("cargo");
     command.args([
@@ -67,18 +68,33 @@ fn ours(root: &Path, recipe: &str) -> Result<serde_json::Value, String> {
     summary
 }
 
-fn rival(
-    root: &Path,
-    python: &str,
-    recipe: &str,
-    variant: Option<&str>,
-) -> Result<serde_json::Value, String> {
+/// What the rival script is asked for: a search for its best setting, or that setting again.
+fn rival(root: &Path, python: &str, recipe: &str, best: Option<&Value>) -> Result<Value, String> {
     let mut command = Command::new(python);
-    command.arg("benches/rivals/pytorch_train.py").args(["--recipe", recipe, "--threads", "2"]);
-    match variant {
-        Some(variant) => command.args(["--variant", variant]),
-        None => command.arg("--best"),
-    };
+    command.arg("benches/rivals/pytorch_train.py").arg(recipe).args(["--threads", "2"]);
     command.current_dir(root);
+    let Some(best) = best else {
+        command.arg("--best");
+        return last_json(command);
+    };
+    let text = |key: &str| best[key].as_str().unwrap_or_default().to_string();
+    for key in ["precision", "attention", "experts"] {
+        command.args([format!("--{key}"), best["setting"][key].as_str().unwrap_or_default().to_string()]);
+    }
+    let variant = text("variant");
+    if best["compiled"].as_bool() == Some(true) {
+        command.arg("--compile");
+    }
+    if variant.contains("head-chunked") {
+        command.args(["--head", "chunked"]);
+    }
+    if variant.contains("keeping-allocator") {
+        command.envs(KEEPING_ALLOCATOR);
+    }
+    command.env("OMP_NUM_THREADS", "2");
     last_json(command)
 }
+
+/// glibc's allocator that keeps what was freed, as the script's own table has it.
+const KEEPING_ALLOCATOR: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "1000000000000")];
