@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("toprope-train", &["toprope-model", "toprope-program", "toprope-world"]),
+    ("toprope-guard", &["toprope-program", "toprope-world"]),
     ("toprope-model", &["toprope-program"]),
     ("toprope-conformance", &["toprope-program"]),
     ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),

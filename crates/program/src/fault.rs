@@ -88,19 +88,79 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// The class's name, as in journals and metrics.
-    pub fn class(&self) -> &'static str {
+    /// The class.
+    pub fn class(&self) -> FaultClass {
         match self {
-            FaultKind::Lost { .. } => "lost",
-            FaultKind::Hang { .. } => "hang",
-            FaultKind::Driver { .. } => "driver",
-            FaultKind::OutOfMemory { .. } => "out_of_memory",
-            FaultKind::Unsupported { .. } => "unsupported",
-            FaultKind::NonFinite { .. } => "non_finite",
-            FaultKind::Mismatch { .. } => "mismatch",
-            FaultKind::Spike { .. } => "spike",
-            FaultKind::Slow { .. } => "slow",
+            FaultKind::Lost { .. } => FaultClass::Lost,
+            FaultKind::Hang { .. } => FaultClass::Hang,
+            FaultKind::Driver { .. } => FaultClass::Driver,
+            FaultKind::OutOfMemory { .. } => FaultClass::OutOfMemory,
+            FaultKind::Unsupported { .. } => FaultClass::Unsupported,
+            FaultKind::NonFinite { .. } => FaultClass::NonFinite,
+            FaultKind::Mismatch { .. } => FaultClass::Mismatch,
+            FaultKind::Spike { .. } => FaultClass::Spike,
+            FaultKind::Slow { .. } => FaultClass::Slow,
         }
+    }
+}
+
+/// The classes without their particulars: what policies, journals and metrics are keyed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultClass {
+    /// The device or its process is gone.
+    Lost,
+    /// A deadline passed.
+    Hang,
+    /// A typed error of the vendor's software.
+    Driver,
+    /// Memory did not suffice.
+    OutOfMemory,
+    /// The device lacks something.
+    Unsupported,
+    /// A NaN or infinity.
+    NonFinite,
+    /// Silent data corruption.
+    Mismatch,
+    /// Loss or gradient norm jumped.
+    Spike,
+    /// Throughput under its own history.
+    Slow,
+}
+
+impl FaultClass {
+    /// All of them.
+    pub const ALL: [FaultClass; 9] = [
+        FaultClass::Lost,
+        FaultClass::Hang,
+        FaultClass::Driver,
+        FaultClass::OutOfMemory,
+        FaultClass::Unsupported,
+        FaultClass::NonFinite,
+        FaultClass::Mismatch,
+        FaultClass::Spike,
+        FaultClass::Slow,
+    ];
+
+    /// The name in recipes, journals and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            FaultClass::Lost => "lost",
+            FaultClass::Hang => "hang",
+            FaultClass::Driver => "driver",
+            FaultClass::OutOfMemory => "out_of_memory",
+            FaultClass::Unsupported => "unsupported",
+            FaultClass::NonFinite => "non_finite",
+            FaultClass::Mismatch => "mismatch",
+            FaultClass::Spike => "spike",
+            FaultClass::Slow => "slow",
+        }
+    }
+}
+
+impl fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

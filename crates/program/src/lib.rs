@@ -18,6 +18,7 @@ pub mod order; // canonical order, dead code
 pub mod philox; // counter-based random bits
 pub mod program; // instructions in two ranges
 pub mod recompute; // what the backward pass computes again
+pub mod session; // a program with its buffers on a device
 pub mod shape; // dimensions, symbols, views
 pub mod tensor; // values on the host
 pub mod text; // the printed form
@@ -31,11 +32,12 @@ pub use device::{
     ProgressPlace, ProgressWord, SharedWord, Span, Ticket,
 };
 pub use dtype::{DType, Width};
-pub use fault::{Fault, FaultKind, Place};
+pub use fault::{Fault, FaultClass, FaultKind, Place};
 pub use initial::Initial;
 pub use memory::{Location, MemoryPlan, Region, Slice, StateLayout};
 pub use operator::{Definition, Invariant, OPERATORS, Operator, Record, Slot};
 pub use program::{Instruction, Phase, Program, Range};
+pub use session::{Homes, Session};
 pub use shape::{Concrete, Dim, Shape, Symbol, SymbolId, Type, View};
 pub use tensor::{MagnitudeFunction, Tensor};
 pub use tolerance::Tolerance;

@@ -9,6 +9,5 @@ pub mod recipe; // a run as TOML
 pub mod run_folder; // recipe, journal, metrics, checkpoints of one run
 pub mod sample; // text in the model's own words
 pub mod schedule; // the learning rate of each step
-pub mod session; // a program with its buffers on a device
 pub mod tokenizer; // text to tokens and back
 pub mod trainer; // the loop

@@ -1,12 +1,11 @@
 //! The measured peak of a device: what MFU is relative to.
 
-use crate::session::Session;
 use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::operator::Matmul;
 use toprope_program::{
-    Builder, DType, Device, Fault, FaultKind, Initial, Phase, Range, Role, StateLayout, Tensor, Type, Width,
-    validate,
+    Builder, DType, Device, Fault, FaultKind, Initial, Phase, Range, Role, Session, StateLayout, Tensor,
+    Type, Width, validate,
 };
 use toprope_world::Clock;
 

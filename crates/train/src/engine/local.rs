@@ -3,12 +3,11 @@
 use super::{Committed, Engine, Verdict};
 use crate::batch::{MicroBatch, StepBatch};
 use crate::checkpoint::{OwnedTensor, TensorDtype};
-use crate::session::Session;
 use std::sync::Arc;
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
-    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, StateLayout, Tensor, Validated,
-    Width,
+    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, Session, StateLayout, Tensor,
+    Validated, Width,
 };
 use toprope_world::World;
 
@@ -104,7 +103,7 @@ impl Local {
                     Range::Update => (&mut profile.updates, &mut profile.update),
                 };
                 *runs += 1;
-                self.train.run_timed(device, range, world.clock(), times)
+                self.train.run_timed(device, range, &|| world.clock().monotonic(), times)
             }
         };
         ran.map_err(|fault| self.at_step(fault))

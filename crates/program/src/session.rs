@@ -1,14 +1,17 @@
 //! A program with its buffers on a device: write inputs, run ranges, read values, by name.
 
+use crate::device::{Allocation, Bindings, BufferId, CheckMask, Device, PreparedId, Progress, Span, Ticket};
+use crate::dtype::Width;
+use crate::fault::{Fault, FaultKind, Place};
+use crate::memory::{Location, MemoryPlan, Region, StateLayout};
+use crate::program::Range;
+use crate::shape::{elements, sizes};
+use crate::tensor::Tensor;
+use crate::validate::Validated;
+use crate::value::{Role, ValueId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use toprope_program::shape::{elements, sizes};
-use toprope_program::{
-    Allocation, Bindings, BufferId, CheckMask, Device, Fault, FaultKind, Location, MemoryPlan, PreparedId,
-    Progress, Range, Region, Role, Span, StateLayout, Ticket, Validated, ValueId, Width,
-};
-use toprope_world::Clock;
 
 /// A prepared program and the buffers that it runs in.
 pub struct Session {
@@ -20,6 +23,25 @@ pub struct Session {
     deadline: Duration,
     /// Whether the state's buffers belong to another session.
     borrowed: bool,
+}
+
+/// Where a session's buffers come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Homes {
+    /// The committed state.
+    pub current: Allocation,
+    /// The next state; none where the plan is in place.
+    pub next: Option<Allocation>,
+    /// Everything else.
+    pub work: Allocation,
+}
+
+impl Homes {
+    /// Memory of the device's own. A buffer of no bytes is no buffer: programs without state get a line all the same.
+    pub fn own(plan: &MemoryPlan) -> Homes {
+        let state = Allocation::Own(plan.state_bytes.max(64));
+        Homes { current: state, next: Some(state), work: Allocation::Own(plan.work_bytes.max(64)) }
+    }
 }
 
 /// No answer within this time is a hang. The guard computes a deadline from the step's cost; without one a step may take
@@ -38,21 +60,33 @@ impl Session {
         layout: StateLayout,
     ) -> Result<Session, Fault> {
         let plan = Arc::new(MemoryPlan::new(&program, width, layout));
+        let session = Session::open_in(device, program, plan.clone(), Homes::own(&plan))?;
+        session.write_constants(device)?;
+        Ok(session)
+    }
+
+    /// Prepares a program over memory that the caller chose, and touches none of it: constants are to be written
+    /// ([`Session::write_constants`]) before the first run.
+    ///
+    /// # Errors
+    /// What the device answers: `Unsupported`, `OutOfMemory` or worse.
+    pub fn open_in(
+        device: &mut dyn Device,
+        program: Arc<Validated>,
+        plan: Arc<MemoryPlan>,
+        homes: Homes,
+    ) -> Result<Session, Fault> {
         let prepared = device.prepare(program.clone(), plan.clone())?;
-        // A buffer of no bytes is no buffer: programs without state get a line of memory all the same.
-        let current = device.allocate(Allocation::Own(plan.state_bytes.max(64)))?;
-        let next = match layout {
-            StateLayout::Double => device.allocate(Allocation::Own(plan.state_bytes.max(64)))?,
-            StateLayout::InPlace => current,
+        let current = device.allocate(homes.current)?;
+        let next = match (plan.layout, homes.next) {
+            (StateLayout::Double, Some(home)) => device.allocate(home)?,
+            _ => current,
         };
-        let work = device.allocate(Allocation::Own(plan.work_bytes.max(64)))?;
+        let work = device.allocate(homes.work)?;
         let symbols = program.program().bounds();
         let bindings = Bindings { current, next, work, symbols, first: true, checks: CheckMask::default() };
         let names = names(&program);
-        let session =
-            Session { program, plan, prepared, bindings, names, deadline: DEADLINE, borrowed: false };
-        session.write_constants(device)?;
-        Ok(session)
+        Ok(Session { program, plan, prepared, bindings, names, deadline: DEADLINE, borrowed: false })
     }
 
     /// Prepares a program that reads this session's committed state in place: its state must be a part of this one's, at
@@ -90,18 +124,18 @@ impl Session {
         &self.plan
     }
 
-    fn write_constants(&self, device: &mut dyn Device) -> Result<(), Fault> {
+    /// Writes the program's constants; they lie in the work buffer.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn write_constants(&self, device: &mut dyn Device) -> Result<(), Fault> {
         let program = self.program.program();
         for (id, value) in program.values_with_ids() {
             if let (Role::Constant { content }, Some(location)) = (&value.role, self.plan.place(id)) {
                 let sizes = sizes(&value.shape, &self.bindings.symbols);
                 let tensor = match self.plan.width {
-                    Width::Native => {
-                        toprope_program::Tensor::rounded(value.dtype, &sizes, content.values(&sizes))
-                    }
-                    Width::Wide => {
-                        toprope_program::Tensor { dtype: value.dtype, data: content.values(&sizes), sizes }
-                    }
+                    Width::Native => Tensor::rounded(value.dtype, &sizes, content.values(&sizes)),
+                    Width::Wide => Tensor { dtype: value.dtype, data: content.values(&sizes), sizes },
                 };
                 device.write(
                     self.buffer(location),
@@ -113,7 +147,8 @@ impl Session {
         Ok(())
     }
 
-    fn buffer(&self, location: Location) -> BufferId {
+    /// The buffer that a place lies in, as the halves of the state stand now.
+    pub fn buffer(&self, location: Location) -> BufferId {
         match location.region {
             Region::Current => self.bindings.current,
             Region::Next => self.bindings.next,
@@ -239,15 +274,7 @@ impl Session {
             Progress::Running { instruction } => {
                 let waited_ms = self.deadline.as_millis() as u64;
                 let mut fault = Fault::new(device.describe().name, FaultKind::Hang { waited_ms });
-                fault.place = instruction.and_then(|index| {
-                    let instruction = self.program.program().range(range).get(index)?;
-                    Some(toprope_program::Place {
-                        range,
-                        index,
-                        operator: instruction.operator.name().into(),
-                        part: instruction.part.clone(),
-                    })
-                });
+                fault.place = instruction.and_then(|index| self.place_of(range, index));
                 Err(fault)
             }
         }
@@ -271,19 +298,49 @@ impl Session {
         &self,
         device: &mut dyn Device,
         range: Range,
-        clock: &dyn Clock,
+        clock: &dyn Fn() -> Duration,
         times: &mut Vec<f64>,
     ) -> Result<(), Fault> {
         let count = self.program.program().range(range).len();
         times.resize(count, 0.0);
         for (index, seconds) in times.iter_mut().enumerate() {
-            let started = clock.monotonic();
+            let started = clock();
             let span = Span { range, from: index, to: index + 1 };
             let ticket = device.run(self.prepared, span, &self.bindings)?;
             self.wait(device, range, ticket)?;
-            *seconds += clock.monotonic().saturating_sub(started).as_secs_f64();
+            *seconds += clock().saturating_sub(started).as_secs_f64();
         }
         Ok(())
+    }
+
+    /// Where an instruction stands, for faults.
+    pub fn place_of(&self, range: Range, index: usize) -> Option<Place> {
+        let instruction = self.program.program().range(range).get(index)?;
+        let (operator, part) = (instruction.operator.name().into(), instruction.part.clone());
+        Some(Place { range, index, operator, part })
+    }
+
+    /// Queues instructions `from..to` of a range.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn queue_span(&self, device: &mut dyn Device, span: Span) -> Result<Ticket, Fault> {
+        device.run(self.prepared, span, &self.bindings)
+    }
+
+    /// How long a `wait` of this session waits before it calls it a hang.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Says which checks fire from now on.
+    pub fn set_checks(&mut self, checks: CheckMask) {
+        self.bindings.checks = checks;
+    }
+
+    /// What runs are bound to.
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
     }
 
     /// Makes the next state the current one.
