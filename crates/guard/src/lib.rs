@@ -1,7 +1,12 @@
 //! The guard: a run that outlives its device.
 //!
-//! Its decisions are a pure state machine ([`decide::Guard`]: events in, actions out); what carries them out over real
+//! Its decisions are a pure state machine ([`decide`]: events in, actions out); what carries them out over real
 //! processes is the supervisor, and over simulated ones the simulator. A step is an id, its batch and digests here:
 //! nothing of models, recipes or vendors.
 
 pub mod decide; // the state machine: events in, actions out
+pub mod policy; // what is done about what
+pub mod protocol; // what supervisor and worker say to each other
+pub mod remote; // a worker process as a device
+pub mod supervisor; // carries the decisions out
+pub mod worker; // the worker's end

@@ -5,6 +5,7 @@ mod docs; // generated pages
 mod inspect; // what a recipe is
 pub mod recipe; // finding one
 mod train; // the main job
+mod worker; // a device behind two pipes
 
 use crate::command::{Command, Verb};
 use crate::exit::{Exit, Failure};
@@ -14,6 +15,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Worker => worker::run(),
         Verb::Devices => devices::run(command.json),
         Verb::Docs { page } => docs::run(&page),
     }

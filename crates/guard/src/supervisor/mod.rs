@@ -1,0 +1,666 @@
+//! The supervisor: carries out the guard's decisions over real workers, shared memory and files.
+//!
+//! It has no vendor's code in it and no unbounded wait. What it decides by itself is only *how*: which half of the state
+//! a worker takes in, what a check's result means, when a process has ended. *What* is done comes from
+//! [`crate::decide`].
+
+mod state; // the state's halves and their digests
+mod worker; // processes that come up behind the caller's back
+
+pub use state::{SharedState, Tensor, digest_of, fold};
+pub use worker::{Crew, DeviceSpec};
+
+use crate::decide::{
+    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Entry, Event, Finding, Generation, Guard, Rank,
+    Setup, Source, StateHome, StopReason, Suspect, Updated, Worker,
+};
+use crate::policy::Policy;
+use crate::remote::{RemoteDevice, WorkerCommand, WorkerOptions};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use toprope_program::check::CheckSite;
+use toprope_program::{
+    CheckMask, Device, Fault, FaultKind, HostRegion, MemoryPlan, Place, Progress, Range, Session,
+    StateLayout, Ticket, Validated, Width,
+};
+use toprope_world::{SharedMemoryError, SharedRegion, World};
+use worker::{Launched, PROGRESS_WORDS, Start, launch};
+
+/// Where the inputs of a step come from: a function of the step's number alone, so that any step can be run again.
+pub trait Steps {
+    /// How many micro-batches a step has.
+    fn micro_batches(&mut self, step: u64) -> usize;
+
+    /// Writes the inputs of one micro-batch and binds the program's symbols.
+    ///
+    /// # Errors
+    /// The device's fault.
+    fn write(
+        &mut self,
+        step: u64,
+        micro_batch: usize,
+        session: &mut Session,
+        device: &mut dyn Device,
+    ) -> Result<(), Fault>;
+}
+
+/// A state by the names of its tensors.
+pub type NamedState = Vec<(String, Vec<u8>)>;
+
+/// Durable checkpoints, as far as the guard needs them.
+pub trait Durable {
+    /// The newest intact one: committed steps and state; none where there is none.
+    ///
+    /// # Errors
+    /// Why none can be read, in words.
+    fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String>;
+
+    /// Writes one now.
+    ///
+    /// # Errors
+    /// Why it could not be written, in words.
+    fn write(&mut self, step: u64, state: NamedState) -> Result<(), String>;
+}
+
+/// Told of what goes into the journal.
+pub type Recorder = Box<dyn FnMut(&Entry)>;
+
+/// What a supervisor is made of.
+pub struct Options {
+    /// Clock, processes, shared memory.
+    pub world: Arc<dyn World>,
+    /// The run's name.
+    pub run: String,
+    /// How a worker is started.
+    pub command: WorkerCommand,
+    /// Devices in order of preference.
+    pub devices: Vec<DeviceSpec>,
+    /// The training step, with its checks.
+    pub program: Arc<Validated>,
+    /// Its checks.
+    pub sites: Vec<CheckSite>,
+    /// Double or in place.
+    pub layout: StateLayout,
+    /// What is done about what.
+    pub policy: Policy,
+    /// The step's inputs.
+    pub steps: Box<dyn Steps>,
+    /// Durable checkpoints.
+    pub durable: Box<dyn Durable>,
+    /// Told of what goes into the journal.
+    pub recorder: Recorder,
+    /// How long a step is expected to take.
+    pub step_estimate: Duration,
+}
+
+/// Why the run cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// No memory for the state.
+    #[error("no shared memory for the state: {0}")]
+    Memory(#[from] SharedMemoryError),
+    /// A state that does not fit the program.
+    #[error("the state's `{name}` does not fit the program")]
+    State {
+        /// The tensor.
+        name: String,
+    },
+    /// The guard gave up.
+    #[error("{}", stopped(reason, *step, last.as_deref()))]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+        /// Committed steps.
+        step: u64,
+        /// The last fault.
+        last: Option<Box<Fault>>,
+    },
+}
+
+fn stopped(reason: &StopReason, step: u64, last: Option<&Fault>) -> String {
+    let why = match reason {
+        StopReason::Done => "the run is over".to_string(),
+        StopReason::Requested => "somebody asked to stop".to_string(),
+        StopReason::NoDevice => "no device is left that works".to_string(),
+        StopReason::NoState => "no whole state is left: neither in memory nor on disk".to_string(),
+        StopReason::Policy { class } => format!("the policy stops the run at a fault of class `{class}`"),
+    };
+    let last = last.map(|fault| format!("; last: {fault}")).unwrap_or_default();
+    format!("stopped after {step} committed steps: {why}{last}")
+}
+
+/// What a committed step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    /// The step.
+    pub step: u64,
+    /// Scalars by the names of the program's outputs.
+    pub scalars: Vec<(String, f64)>,
+    /// The norm of all gradients.
+    pub gradient_norm: f64,
+}
+
+/// Work that a worker was given and that is not done.
+struct Flight {
+    worker: Worker,
+    attempt: Attempt,
+    range: Range,
+    micro_batch: usize,
+    ticket: Ticket,
+    mask: CheckMask,
+    alarms: Vec<Alarm>,
+}
+
+/// The supervisor of a run.
+pub struct Supervisor {
+    options: Options,
+    plan: Arc<MemoryPlan>,
+    guard: Guard,
+    state: SharedState,
+    start: Start,
+    crews: BTreeMap<Worker, Box<Crew>>,
+    active: Option<Worker>,
+    launched: (Sender<Launched>, Receiver<Launched>),
+    actions: VecDeque<Action>,
+    flight: Option<Flight>,
+    /// The result of the step under way, until it is committed.
+    result: StepResult,
+    /// The digest of the next state of the step under way.
+    next_digest: Digest,
+    /// The digest of the committed state and its number of steps.
+    committed: (u64, Digest),
+    stopped: Option<StopReason>,
+    last_fault: Option<Fault>,
+    /// Time in which nobody asked for a step; the guard's clock stands still then.
+    paused: Duration,
+    left_at: Option<Duration>,
+}
+
+/// No poll lasts longer.
+const POLL_MAX: Duration = Duration::from_millis(500);
+
+impl Supervisor {
+    /// Takes the devices and the program; starts nothing yet. The state is zeros: it is to be written before
+    /// [`Supervisor::begin`].
+    ///
+    /// # Errors
+    /// No memory for the state.
+    pub fn new(options: Options) -> Result<Supervisor, GuardError> {
+        let plan = Arc::new(MemoryPlan::new(&options.program, Width::Native, options.layout));
+        let world = &*options.world;
+        let state = SharedState::new(world, &options.program, &plan)?;
+        let control = world.shared_memory().create("toprope-control", CONTROL_BYTES)?;
+        let mut regions: Vec<Arc<SharedRegion>> = vec![control];
+        regions.extend(state.regions().iter().cloned());
+        let work = if plan.work_bytes <= SHARED_WORK_BYTES_MAX {
+            let region = world.shared_memory().create("toprope-work", plan.work_bytes.max(64))?;
+            // SAFETY: `Start` holds the region as long as any worker lives; one worker at a time is active.
+            let host = unsafe { HostRegion::new(region.as_ptr(), region.len()) };
+            regions.push(region);
+            Some(host)
+        } else {
+            None
+        };
+        let start = Start {
+            command: options.command.clone(),
+            run: options.run.clone(),
+            regions,
+            program: options.program.clone(),
+            plan: plan.clone(),
+            state: Some([state.home(0), state.home(state.regions().len() - 1)]),
+            work,
+            faults: None,
+            limit: LAUNCH_LIMIT,
+        };
+        let home = match options.layout {
+            StateLayout::Double => StateHome::SharedDouble,
+            StateLayout::InPlace => StateHome::SharedInPlace,
+        };
+        let setup = Setup {
+            ranks: 1,
+            devices: options.devices.iter().map(|device| device.name.clone()).collect(),
+            home,
+            // The training loop says when it is over.
+            steps: u64::MAX,
+            checkpoint_every: 0,
+            step_estimate: options.step_estimate,
+            launch_limit: LAUNCH_LIMIT,
+        };
+        let guard = Guard::new(setup, options.policy.clone());
+        Ok(Supervisor {
+            plan,
+            guard,
+            state,
+            start,
+            crews: BTreeMap::new(),
+            active: None,
+            launched: channel(),
+            actions: VecDeque::new(),
+            flight: None,
+            result: StepResult { step: 0, scalars: Vec::new(), gradient_norm: 0.0 },
+            next_digest: Digest(0),
+            committed: (0, Digest(0)),
+            stopped: None,
+            last_fault: None,
+            paused: Duration::ZERO,
+            left_at: None,
+            options,
+        })
+    }
+
+    /// The step's program.
+    pub fn program(&self) -> &Arc<Validated> {
+        &self.options.program
+    }
+
+    /// Where its values lie.
+    pub fn plan(&self) -> &Arc<MemoryPlan> {
+        &self.plan
+    }
+
+    /// The decisions so far, for summaries.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Committed steps.
+    pub fn committed(&self) -> u64 {
+        self.committed.0
+    }
+
+    /// Writes a value of the committed state; before [`Supervisor::begin`] only.
+    ///
+    /// # Errors
+    /// No such value, or another number of bytes.
+    pub fn write_state(&mut self, name: &str, bytes: &[u8]) -> Result<(), GuardError> {
+        let half = self.state.current();
+        if self.state.write(half, name, bytes) {
+            Ok(())
+        } else {
+            Err(GuardError::State { name: name.into() })
+        }
+    }
+
+    /// The committed state, verified against its digest.
+    ///
+    /// # Errors
+    /// It changed since it was committed, and nothing older could be restored.
+    pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
+        let half = self.state.current();
+        if self.state.digest(half) != self.committed.1 {
+            return Err(GuardError::Stopped {
+                reason: StopReason::NoState,
+                step: self.committed.0,
+                last: self.last_fault.clone().map(Box::new),
+            });
+        }
+        let tensors = self.state.tensors();
+        Ok(tensors.iter().map(|tensor| (tensor.name.clone(), self.state.read(half, tensor))).collect())
+    }
+
+    /// Starts the run, or goes on with it, from the state that was written and its number of committed steps. Returns
+    /// once a worker is ready for the first step.
+    ///
+    /// # Errors
+    /// The guard gave up.
+    pub fn begin(&mut self, step: u64) -> Result<(), GuardError> {
+        let digest = self.state.digest(self.state.current());
+        self.committed = (step, digest);
+        self.event(Event::Begin { step, states: vec![digest] });
+        self.drive(|this| this.active.is_some())
+    }
+
+    /// Runs the next step until it is committed.
+    ///
+    /// # Errors
+    /// The guard gave up.
+    pub fn advance(&mut self) -> Result<StepResult, GuardError> {
+        let goal = self.committed.0 + 1;
+        self.drive(|this| this.committed.0 >= goal)?;
+        Ok(self.result.clone())
+    }
+
+    /// Does something with the active worker between two steps: evaluation, sampling. Where the worker fails, another
+    /// takes its place and the work is done again.
+    ///
+    /// # Errors
+    /// The guard gave up, or the work failed again and again.
+    pub fn with_worker<T>(
+        &mut self,
+        mut work: impl FnMut(&mut RemoteDevice, &Session) -> Result<T, Fault>,
+    ) -> Result<T, GuardError> {
+        loop {
+            self.drive(|this| this.active.is_some())?;
+            let Some((worker, crew)) =
+                self.active.and_then(|worker| Some((worker, self.crews.get_mut(&worker)?)))
+            else {
+                continue;
+            };
+            match work(&mut crew.device, &crew.session) {
+                Ok(done) => return Ok(done),
+                Err(fault) => self.failed(worker, fault),
+            }
+        }
+    }
+
+    /// A durable checkpoint of this many steps is on disk.
+    pub fn checkpointed(&mut self, step: u64) {
+        self.event(Event::CheckpointWritten { step });
+    }
+
+    /// The active worker's device.
+    pub fn describe(&self) -> Option<toprope_program::Description> {
+        let crew = self.crews.get(&self.active?)?;
+        Some(crew.device.describe())
+    }
+
+    fn now(&self) -> Duration {
+        let now = self.left_at.unwrap_or_else(|| self.options.world.clock().monotonic());
+        now.saturating_sub(self.paused)
+    }
+
+    fn event(&mut self, event: Event) {
+        let actions = self.guard.handle(self.now(), event);
+        self.actions.extend(actions);
+    }
+
+    fn failed(&mut self, worker: Worker, fault: Fault) {
+        let at = fault.place.clone().or_else(|| self.progress(worker));
+        let kind = fault.kind.clone();
+        self.last_fault = Some(fault);
+        self.event(Event::Failed { worker, kind, place: at });
+    }
+
+    /// The operator that the worker's progress word names.
+    fn progress(&self, worker: Worker) -> Option<Place> {
+        let crew = self.crews.get(&worker)?;
+        let flight = self.flight.as_ref().filter(|flight| flight.worker == worker)?;
+        crew.session.place_of(flight.range, crew.device.instruction()?)
+    }
+
+    /// Carries out decisions until `done`.
+    fn drive(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), GuardError> {
+        if let Some(left) = self.left_at.take() {
+            self.paused += self.options.world.clock().monotonic().saturating_sub(left);
+        }
+        let outcome = loop {
+            if done(self) {
+                break Ok(());
+            }
+            if let Some(reason) = self.stopped.clone() {
+                let (step, last) = (self.committed.0, self.last_fault.clone().map(Box::new));
+                break Err(GuardError::Stopped { reason, step, last });
+            }
+            if let Some(action) = self.actions.pop_front() {
+                self.carry_out(action);
+            } else if self.flight.is_some() {
+                self.await_flight();
+            } else {
+                self.await_launches();
+            }
+        };
+        self.left_at = Some(self.options.world.clock().monotonic());
+        outcome
+    }
+
+    /// Time until the guard wants to be asked.
+    fn until_deadline(&self) -> Duration {
+        let left = self.guard.deadline().map_or(POLL_MAX, |deadline| deadline.saturating_sub(self.now()));
+        left.min(POLL_MAX)
+    }
+
+    fn tick_if_due(&mut self) {
+        if self.guard.deadline().is_some_and(|deadline| deadline <= self.now()) {
+            let progress = self.active.map(|worker| (worker, self.progress(worker)));
+            self.event(Event::Tick { progress: progress.into_iter().collect() });
+        }
+    }
+
+    fn await_launches(&mut self) {
+        match self.launched.1.recv_timeout(self.until_deadline()) {
+            Ok(launched) => self.came_up(launched),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => self.tick_if_due(),
+        }
+    }
+
+    fn came_up(&mut self, (worker, result): Launched) {
+        match result {
+            Ok(crew) => {
+                self.crews.insert(worker, crew);
+                self.event(Event::Ready { worker });
+            }
+            Err(fault) => self.failed(worker, fault),
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        while let Ok(launched) = self.launched.1.try_recv() {
+            self.came_up(launched);
+        }
+        match action {
+            Action::Launch { worker, device, .. } => {
+                let Some(spec) = self.options.devices.get(usize::from(device.0)) else { return };
+                let tell = self.launched.0.clone();
+                if let Err(fault) = launch(&*self.options.world, &self.start, worker, (device, spec), tell) {
+                    self.failed(worker, fault);
+                }
+            }
+            Action::Kill { worker } => self.kill(worker),
+            Action::Restore { worker, source } => {
+                if let Err(fault) = self.restore(worker, source) {
+                    self.failed(worker, fault);
+                }
+            }
+            Action::Accumulate { worker, attempt, evidence } => {
+                let mask = self.mask(attempt.step, evidence);
+                self.take_off(worker, attempt, Range::Accumulate, mask);
+            }
+            Action::Update { worker, attempt } => {
+                let mask = self.mask(attempt.step, false);
+                self.take_off(worker, attempt, Range::Update, mask);
+            }
+            Action::Commit { attempt } => self.commit(attempt),
+            Action::Snapshot { .. } => {}
+            Action::Checkpoint { step } => {
+                let written = match self.snapshot() {
+                    Ok(state) => self.options.durable.write(self.committed.0, state),
+                    Err(error) => Err(error.to_string()),
+                };
+                self.event(match written {
+                    Ok(()) => Event::CheckpointWritten { step },
+                    Err(reason) => Event::CheckpointFailed { step, reason },
+                });
+            }
+            Action::Replay { worker, attempt, place } => self.replay(worker, attempt, place),
+            Action::Confirm { attempt, place, device, .. } => self.confirm(attempt, place, device),
+            Action::Retest { device } => {
+                self.event(Event::Retested { device, passed: false, detail: "no test was given".into() });
+            }
+            Action::Record(entry) => (self.options.recorder)(&entry),
+            Action::Stop(reason) => self.stopped = Some(reason),
+        }
+    }
+
+    fn kill(&mut self, worker: Worker) {
+        if self.flight.as_ref().is_some_and(|flight| flight.worker == worker) {
+            self.flight = None;
+        }
+        if self.active == Some(worker) {
+            self.active = None;
+        }
+        // Dropping a crew kills its process and awaits its end: only then may its memory go to another.
+        self.crews.remove(&worker);
+    }
+
+    fn restore(&mut self, worker: Worker, source: Source) -> Result<(), Fault> {
+        let lost = |reason: String| Fault::new("supervisor", FaultKind::Lost { reason });
+        let (step, half) = match source {
+            Source::Committed => (self.committed.0, self.state.current()),
+            Source::Previous => {
+                self.state.flip();
+                (self.committed.0.saturating_sub(1), self.state.current())
+            }
+            Source::Snapshot | Source::Checkpoint => {
+                let newest = self.options.durable.newest().map_err(lost)?;
+                let (step, tensors) = newest.ok_or_else(|| lost("there is no durable checkpoint".into()))?;
+                let half = self.state.current();
+                for (name, bytes) in &tensors {
+                    if !self.state.write(half, name, bytes) {
+                        return Err(lost(format!("the checkpoint's `{name}` does not fit the program")));
+                    }
+                }
+                (step, half)
+            }
+        };
+        let digest = self.state.digest(half);
+        self.committed = (step, digest);
+        let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
+        crew.session.write_constants(&mut crew.device)?;
+        if crew.half != half {
+            crew.session.flip();
+            crew.half = half;
+        }
+        self.active = Some(worker);
+        self.event(Event::Restored { worker, step, state: digest });
+        Ok(())
+    }
+
+    /// Which checks fire in a step.
+    fn mask(&self, _step: u64, evidence: bool) -> CheckMask {
+        if evidence { CheckMask::all(self.options.sites.len()) } else { CheckMask::default() }
+    }
+
+    fn take_off(&mut self, worker: Worker, attempt: Attempt, range: Range, mask: CheckMask) {
+        match self.queue(worker, attempt.step, range, 0, &mask) {
+            // The worker is not there any more: the guard knows.
+            None => {}
+            Some(Ok(ticket)) => {
+                let alarms = Vec::new();
+                self.flight = Some(Flight { worker, attempt, range, micro_batch: 0, ticket, mask, alarms });
+            }
+            Some(Err(fault)) => self.failed(worker, fault),
+        }
+    }
+
+    fn queue(
+        &mut self,
+        worker: Worker,
+        step: u64,
+        range: Range,
+        micro_batch: usize,
+        mask: &CheckMask,
+    ) -> Option<Result<Ticket, Fault>> {
+        let crew = self.crews.get_mut(&worker)?;
+        let steps = &mut self.options.steps;
+        crew.device.set_step(step);
+        crew.session.set_checks(mask.clone());
+        Some((|| {
+            if range == Range::Accumulate {
+                crew.session.set_first(micro_batch == 0);
+                steps.write(step, micro_batch, &mut crew.session, &mut crew.device)?;
+            }
+            crew.session.queue(&mut crew.device, range)
+        })())
+    }
+
+    fn await_flight(&mut self) {
+        let limit = self.until_deadline();
+        let Some(flight) = &self.flight else { return };
+        let (worker, ticket) = (flight.worker, flight.ticket);
+        let Some(crew) = self.crews.get_mut(&worker) else {
+            self.flight = None;
+            return;
+        };
+        match crew.device.wait(ticket, limit) {
+            Ok(Progress::Done) => self.landed(),
+            Ok(Progress::Running { .. }) => self.tick_if_due(),
+            Err(fault) => self.failed(worker, fault),
+        }
+    }
+
+    /// A range is done for one micro-batch: judges it, and goes on with the next or tells the guard.
+    fn landed(&mut self) {
+        let Some(mut flight) = self.flight.take() else { return };
+        let (worker, attempt) = (flight.worker, flight.attempt);
+        let Some(crew) = self.crews.get_mut(&worker) else { return };
+        let outputs = match crew.session.read_outputs(&mut crew.device) {
+            Ok(outputs) => outputs,
+            Err(fault) => return self.failed(worker, fault),
+        };
+        let scalar = |name: &str| outputs.scalar(name).map_or(f64::NAN, f64::from);
+        if flight.range == Range::Update {
+            let norm = scalar("gradient_norm");
+            self.result.gradient_norm = norm;
+            self.next_digest = self.state.digest(self.state.other());
+            let result = Updated { gradient_norm: norm, state: self.next_digest, alarms: flight.alarms };
+            return self.event(Event::Updated { worker, attempt, result });
+        }
+        if flight.micro_batch + 1 < self.options.steps.micro_batches(attempt.step) {
+            flight.micro_batch += 1;
+            let queued =
+                self.queue(worker, attempt.step, flight.range, flight.micro_batch, &flight.mask.clone());
+            match queued {
+                Some(Ok(ticket)) => self.flight = Some(Flight { ticket, ..flight }),
+                Some(Err(fault)) => self.failed(worker, fault),
+                None => {}
+            }
+            return;
+        }
+        let program = self.options.program.program();
+        let scalars = program.values.iter().filter(|value| value.name.starts_with("loss"));
+        let scalars = scalars.map(|value| (value.name.clone(), scalar(&value.name))).collect();
+        self.result = StepResult { step: attempt.step, scalars, gradient_norm: f64::NAN };
+        let result = Accumulated { loss: scalar("loss"), gradients: None, alarms: flight.alarms };
+        self.event(Event::Accumulated { worker, attempt, result });
+    }
+
+    fn commit(&mut self, attempt: Attempt) {
+        self.state.flip();
+        self.committed = (attempt.step + 1, self.next_digest);
+        if let Some(crew) = self.active.and_then(|worker| self.crews.get_mut(&worker)) {
+            crew.session.flip();
+            crew.half = self.state.current();
+        }
+    }
+
+    fn replay(&mut self, worker: Worker, attempt: Attempt, _place: Option<Place>) {
+        self.event(Event::Replayed { worker, attempt, finding: Finding::Unknown });
+    }
+
+    fn confirm(&mut self, attempt: Attempt, _place: Option<Place>, device: Option<DeviceIndex>) {
+        self.event(Event::Confirmed { attempt, device, other_chip: false, finding: Finding::Unknown });
+    }
+}
+
+/// Starts a worker that holds nothing of a run, to learn what its device is.
+///
+/// # Errors
+/// It did not come up, or its device could not be opened.
+pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> Result<RemoteDevice, Fault> {
+    let lost = |reason: String| Fault::new(spec.name.clone(), FaultKind::Lost { reason });
+    let control = world.shared_memory().create("toprope-control", CONTROL_BYTES);
+    let control = control.map_err(|error| lost(error.to_string()))?;
+    let hello = worker::hello(String::new(), Worker { rank: Rank(0), generation: Generation(0) }, spec, None);
+    let regions = [control];
+    let options = WorkerOptions { command, regions: &regions, hello, generation: 0, patience: LAUNCH_LIMIT };
+    let mut device = RemoteDevice::launch(world, options)?;
+    match device.ready(LAUNCH_LIMIT)? {
+        Some(_) => Ok(device),
+        None => {
+            let waited_ms = LAUNCH_LIMIT.as_millis() as u64;
+            Err(Fault::new(spec.name.clone(), FaultKind::Hang { waited_ms }))
+        }
+    }
+}
+
+/// A worker may take this long to come up and to prepare the program.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
+
+/// Work buffers up to this size lie in shared memory, where reading a loss costs no message. Larger ones are better off on
+/// the huge pages that only a process's own memory gets.
+const SHARED_WORK_BYTES_MAX: usize = 4 << 20;
+
+/// Progress words, then the words of injected faults.
+const CONTROL_BYTES: usize = 64 * PROGRESS_WORDS as usize + 4096 * 8;
