@@ -1,10 +1,13 @@
-//! The run's state in memory that outlives workers: two halves with their digests, or one where the state is in place.
+//! The run's state in memory that outlives workers: two halves with the same layout as on a device, or one where the
+//! state is in place. Where the state lives on the device, the halves are two slots for snapshots of it.
 
+use super::chain::{Group, digest_of, fold, groups, told};
 use crate::decide::Digest;
 use std::sync::Arc;
-use toprope_program::operator::digest_mix;
 use toprope_program::shape::{elements, sizes};
-use toprope_program::{DType, HostRegion, Location, MemoryPlan, StateLayout, Validated, ValueId, Width};
+use toprope_program::{
+    DType, HostRegion, Location, MemoryPlan, Outputs, StateLayout, Validated, ValueId, Width,
+};
 use toprope_world::{SharedMemoryError, SharedRegion, World};
 
 /// A value of the state.
@@ -12,32 +15,26 @@ use toprope_world::{SharedMemoryError, SharedRegion, World};
 pub struct Tensor {
     /// Its name.
     pub name: String,
-    /// Its element type.
-    pub dtype: DType,
-    /// Its sizes.
-    pub sizes: Vec<usize>,
-    /// Where it lies in a half.
-    pub location: Location,
     /// Its value in the program.
     pub id: ValueId,
-}
-
-impl Tensor {
+    /// Its element type.
+    pub dtype: DType,
+    /// Where it lies in a half.
+    pub location: Location,
     /// Bytes without padding.
-    pub fn bytes(&self) -> usize {
-        elements(&self.sizes) * self.dtype.size_bytes(Width::Native)
-    }
+    pub bytes: usize,
 }
 
 /// The state's halves.
 pub struct SharedState {
     halves: Vec<Arc<SharedRegion>>,
     tensors: Vec<Tensor>,
+    groups: Vec<Group>,
     current: usize,
 }
 
 impl SharedState {
-    /// Halves of zeros for a program's state; one where the plan is in place.
+    /// Halves of zeros for a program's state: one where the plan is in place, and `slots` says otherwise.
     ///
     /// # Errors
     /// The system has no memory for them.
@@ -45,17 +42,19 @@ impl SharedState {
         world: &dyn World,
         program: &Validated,
         plan: &MemoryPlan,
+        slots: bool,
     ) -> Result<SharedState, SharedMemoryError> {
-        let count = if plan.layout == StateLayout::Double { 2 } else { 1 };
-        let make =
-            |half| world.shared_memory().create(&format!("toprope-state-{half}"), plan.state_bytes.max(64));
+        let count = if slots || plan.layout == StateLayout::Double { 2 } else { 1 };
+        let make = |half| {
+            world.shared_memory().create(&format!("toprope-state-{half}"), plan.state_bytes.max(64))
+        };
         let halves = (0..count).map(make).collect::<Result<_, _>>()?;
         let tensors = program.program().state().filter_map(|(id, value)| {
             let location = plan.place(id)?;
-            let sizes = sizes(&value.shape, &[]);
-            Some(Tensor { name: value.name.clone(), dtype: value.dtype, sizes, location, id })
+            let bytes = elements(&sizes(&value.shape, &[])) * value.dtype.size_bytes(Width::Native);
+            Some(Tensor { name: value.name.clone(), id, dtype: value.dtype, location, bytes })
         });
-        Ok(SharedState { halves, tensors: tensors.collect(), current: 0 })
+        Ok(SharedState { halves, tensors: tensors.collect(), groups: groups(program), current: 0 })
     }
 
     /// The regions, first half first.
@@ -83,7 +82,7 @@ impl SharedState {
         self.current = self.other();
     }
 
-    /// A half as a device adopts it.
+    /// A half as a device adopts it, or copies to.
     pub fn home(&self, half: usize) -> HostRegion {
         let region = &self.halves[half];
         // SAFETY: the region is mapped while this lives, longer than any worker; the protocol lets one worker at a time
@@ -91,65 +90,76 @@ impl SharedState {
         unsafe { HostRegion::new(region.as_ptr(), region.len()) }
     }
 
+    /// The bytes of a half, which nobody may be writing.
+    pub fn half(&self, half: usize) -> &[u8] {
+        let region = &self.halves[half];
+        // SAFETY: mapped while `self` lives; the caller looks only while nothing is queued that writes it.
+        unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len()) }
+    }
+
+    fn value(&self, half: usize, tensor: &Tensor) -> &[u8] {
+        let start = tensor.location.offset_bytes;
+        self.half(half).get(start..start + tensor.bytes).unwrap_or_default()
+    }
+
     /// Copies a value out of a half.
     pub fn read(&self, half: usize, tensor: &Tensor) -> Vec<u8> {
-        let mut bytes = vec![0; tensor.bytes()];
-        let from = self.halves[half].as_ptr().wrapping_add(tensor.location.offset_bytes);
-        // SAFETY: the plan keeps the value inside the half; nothing is queued that writes it (`home`).
-        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
-        bytes
+        self.value(half, tensor).to_vec()
     }
 
     /// Writes a value into a half. Gives false where the bytes are not as many as the value has.
     pub fn write(&mut self, half: usize, name: &str, bytes: &[u8]) -> bool {
         let Some(tensor) = self.tensors.iter().find(|tensor| tensor.name == name) else { return false };
-        if tensor.bytes() != bytes.len() {
+        if tensor.bytes != bytes.len() {
             return false;
         }
         let to = self.halves[half].as_ptr().wrapping_add(tensor.location.offset_bytes);
-        // SAFETY: as in `read`.
+        // SAFETY: the plan keeps the value inside the half; nothing is queued that uses it (`home`).
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         true
     }
 
-    /// The digest of a half, as of the logical values in their order.
+    /// The digest of a half, from its bytes.
     pub fn digest(&self, half: usize) -> Digest {
-        let words = self.tensors.iter().map(|tensor| {
-            let from = self.halves[half].as_ptr().wrapping_add(tensor.location.offset_bytes);
-            // SAFETY: as in `read`; a value starts at a multiple of 64 bytes.
-            let bytes = unsafe { std::slice::from_raw_parts(from, tensor.bytes()) };
-            digest_of(tensor.dtype, bytes)
-        });
-        fold(words)
+        fold(self.groups.iter().map(|group| self.group(half, group)))
     }
-}
 
-/// The contract's `digest` of a value's bytes.
-pub fn digest_of(dtype: DType, bytes: &[u8]) -> u64 {
-    let mut sum = 0u64;
-    match dtype.size_bytes(Width::Native) {
-        2 => {
-            for (index, pair) in bytes.chunks_exact(2).enumerate() {
-                let bits = u16::from_le_bytes([pair[0], pair[1]]);
-                sum = sum.wrapping_add(digest_mix(u32::from(bits), index as u64));
-            }
-        }
-        _ => {
-            for (index, four) in bytes.chunks_exact(4).enumerate() {
-                let bits = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-                sum = sum.wrapping_add(digest_mix(bits, index as u64));
-            }
-        }
+    fn group(&self, half: usize, group: &Group) -> u64 {
+        let members = self.tensors.iter().filter(|tensor| group.members.contains(&tensor.id));
+        members.fold(0, |sum: u64, tensor| {
+            sum.wrapping_add(digest_of(tensor.dtype, self.value(half, tensor)))
+        })
     }
-    sum
-}
 
-/// One digest of many, in their order: a chain over SplitMix64's finalizer.
-pub fn fold(digests: impl Iterator<Item = u64>) -> Digest {
-    let mut chain = 0u64;
-    for digest in digests {
-        let mixed = digest_mix(chain as u32, chain >> 32).wrapping_add(digest);
-        chain = digest_mix(mixed as u32, mixed >> 32);
+    /// The digest of a half that an update has just written, from what the update told; the rest from `half`'s bytes.
+    pub fn digest_told(&self, half: usize, outputs: &Outputs) -> Digest {
+        fold(self.groups.iter().map(|group| {
+            let told = group.told.and_then(|id| told(outputs, id));
+            told.unwrap_or_else(|| self.group(half, group))
+        }))
     }
-    Digest(chain)
+
+    /// The same for a state on the device: values that the update does not tell of are read with `read`.
+    ///
+    /// # Errors
+    /// What `read` gave.
+    pub fn digest_read<E>(
+        &self,
+        outputs: &Outputs,
+        mut read: impl FnMut(&Tensor) -> Result<Vec<u8>, E>,
+    ) -> Result<Digest, E> {
+        let mut digests = Vec::with_capacity(self.groups.len());
+        for group in &self.groups {
+            let mut sum = group.told.and_then(|id| told(outputs, id));
+            if sum.is_none() {
+                let mut own = 0u64;
+                for tensor in self.tensors.iter().filter(|tensor| group.members.contains(&tensor.id)) {
+                    own = own.wrapping_add(digest_of(tensor.dtype, &read(tensor)?));
+                }
+                sum = Some(own);
+            }
+            digests.push(sum.unwrap_or_default());
+        }
+        Ok(fold(digests.into_iter()))
+    }
 }
