@@ -20,11 +20,11 @@ pub struct Group {
 /// Asks every optimizer that does not give a digest yet for one.
 pub fn insert(program: &mut Program) {
     for index in 0..program.update.len() {
-        let Operator::Adamw(adamw) = &mut program.update[index].operator else { continue };
-        if adamw.digest || program.update[index].check.is_some() {
-            continue;
+        let is_check = program.update[index].check.is_some();
+        match &mut program.update[index].operator {
+            Operator::Adamw(adamw) if !adamw.digest && !is_check => adamw.digest = true,
+            _ => continue,
         }
-        adamw.digest = true;
         let name = format!("{}.digest", program.value(program.update[index].outputs[0]).name);
         let Type { dtype, shape } = Type::new(DType::U32, [2]);
         program.values.push(Value { name, dtype, shape, role: Role::Output });
@@ -46,7 +46,8 @@ pub fn groups(program: &Validated) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut grouped = Vec::new();
     for instruction in program.update.iter().filter(|instruction| instruction.check.is_none()) {
-        let (Operator::Adamw(_), [written @ .., digest]) = (&instruction.operator, instruction.outputs.as_slice())
+        let (Operator::Adamw(_), [written @ .., digest]) =
+            (&instruction.operator, instruction.outputs.as_slice())
         else {
             continue;
         };

@@ -4,25 +4,30 @@
 //! a worker takes in, what a check's result means, when a process has ended. *What* is done comes from
 //! [`crate::decide`].
 
-mod state; // the state's halves and their digests
+mod chain; // what the state of each step is, told by the update that wrote it
+mod confirm; // the same work once more, here or elsewhere
+mod judge; // what checks found
+mod state; // the state's halves
 mod worker; // processes that come up behind the caller's back
 
-pub use state::{SharedState, Tensor, digest_of, fold};
+pub use chain::insert as insert_digests;
+pub use state::{SharedState, Tensor};
 pub use worker::{Crew, DeviceSpec};
 
 use crate::decide::{
-    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Entry, Event, Finding, Generation, Guard, Rank,
-    Setup, Source, StateHome, StopReason, Suspect, Updated, Worker,
+    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Entry, Event, Generation, Guard, Rank, Setup,
+    Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use crate::policy::Policy;
 use crate::remote::{RemoteDevice, WorkerCommand, WorkerOptions};
+use judge::Judge;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use toprope_program::check::CheckSite;
+use toprope_program::check::{CheckLevel, CheckSite, mask};
 use toprope_program::{
-    CheckMask, Device, Fault, FaultKind, HostRegion, MemoryPlan, Place, Progress, Range, Session,
+    CheckMask, Device, Fault, FaultKind, HostRegion, MemoryPlan, Outputs, Place, Progress, Range, Session,
     StateLayout, Ticket, Validated, Width,
 };
 use toprope_world::{SharedMemoryError, SharedRegion, World};
@@ -67,6 +72,9 @@ pub trait Durable {
 /// Told of what goes into the journal.
 pub type Recorder = Box<dyn FnMut(&Entry)>;
 
+/// Tests a device that was quarantined: whether it passed, and what was found. Runs on a thread of its own.
+pub type Retest = Arc<dyn Fn(&DeviceSpec) -> (bool, String) + Send + Sync>;
+
 /// What a supervisor is made of.
 pub struct Options {
     /// Clock, processes, shared memory.
@@ -81,8 +89,15 @@ pub struct Options {
     pub program: Arc<Validated>,
     /// Its checks.
     pub sites: Vec<CheckSite>,
+    /// How many of them fire.
+    pub checks: CheckLevel,
     /// Double or in place.
     pub layout: StateLayout,
+    /// Whether the state lies in the device's own memory and the host keeps snapshots, rather than in memory that both
+    /// share.
+    pub state_on_device: bool,
+    /// Tests a device that was quarantined.
+    pub retest: Retest,
     /// What is done about what.
     pub policy: Policy,
     /// The step's inputs.
@@ -153,6 +168,16 @@ struct Flight {
     alarms: Vec<Alarm>,
 }
 
+/// A copy of the state on its way from the device to the host.
+struct Copy {
+    worker: Worker,
+    step: u64,
+    digest: Digest,
+    ticket: Ticket,
+    slot: usize,
+    started: Duration,
+}
+
 /// The supervisor of a run.
 pub struct Supervisor {
     options: Options,
@@ -167,10 +192,20 @@ pub struct Supervisor {
     flight: Option<Flight>,
     /// The result of the step under way, until it is committed.
     result: StepResult,
-    /// The digest of the next state of the step under way.
-    next_digest: Digest,
+    /// The outputs of the update under way and the digest of the state that it wrote.
+    next: Option<(Outputs, Digest)>,
+    judge: Judge,
+    /// The last run of the active worker, behind which copies are queued.
+    last_run: Option<Ticket>,
+    copy: Option<Copy>,
+    /// Steps and digest of the newest snapshot in the host's memory, where the state is on the device.
+    slot: (u64, Digest),
+    retested: (Sender<Event>, Receiver<Event>),
     /// The digest of the committed state and its number of steps.
     committed: (u64, Digest),
+    begun: bool,
+    /// Workers that were started for a confirmation.
+    confirmations: u64,
     stopped: Option<StopReason>,
     last_fault: Option<Fault>,
     /// Time in which nobody asked for a step; the guard's clock stands still then.
@@ -190,7 +225,7 @@ impl Supervisor {
     pub fn new(options: Options) -> Result<Supervisor, GuardError> {
         let plan = Arc::new(MemoryPlan::new(&options.program, Width::Native, options.layout));
         let world = &*options.world;
-        let state = SharedState::new(world, &options.program, &plan)?;
+        let state = SharedState::new(world, &options.program, &plan, options.state_on_device)?;
         let control = world.shared_memory().create("toprope-control", CONTROL_BYTES)?;
         let mut regions: Vec<Arc<SharedRegion>> = vec![control];
         regions.extend(state.regions().iter().cloned());
@@ -209,12 +244,13 @@ impl Supervisor {
             regions,
             program: options.program.clone(),
             plan: plan.clone(),
-            state: Some([state.home(0), state.home(state.regions().len() - 1)]),
+            state: (!options.state_on_device).then(|| [state.home(0), state.home(state.regions().len() - 1)]),
             work,
             faults: None,
             limit: LAUNCH_LIMIT,
         };
         let home = match options.layout {
+            _ if options.state_on_device => StateHome::Device,
             StateLayout::Double => StateHome::SharedDouble,
             StateLayout::InPlace => StateHome::SharedInPlace,
         };
@@ -240,8 +276,15 @@ impl Supervisor {
             actions: VecDeque::new(),
             flight: None,
             result: StepResult { step: 0, scalars: Vec::new(), gradient_norm: 0.0 },
-            next_digest: Digest(0),
+            next: None,
+            judge: Judge::new(options.sites.clone()),
+            last_run: None,
+            copy: None,
+            slot: (0, Digest(0)),
+            retested: channel(),
             committed: (0, Digest(0)),
+            begun: false,
+            confirmations: 0,
             stopped: None,
             last_fault: None,
             paused: Duration::ZERO,
@@ -283,21 +326,43 @@ impl Supervisor {
         }
     }
 
-    /// The committed state, verified against its digest.
+    /// The committed state, verified against the digest chain. A state on the device is fetched from there.
     ///
     /// # Errors
-    /// It changed since it was committed, and nothing older could be restored.
+    /// It changed since it was committed, and nothing that can be restored is as new; the guard gave up.
     pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
+        let wanted = self.committed;
+        if self.options.state_on_device && self.begun && self.slot != wanted {
+            self.fetch()?;
+        }
         let half = self.state.current();
-        if self.state.digest(half) != self.committed.1 {
-            return Err(GuardError::Stopped {
-                reason: StopReason::NoState,
-                step: self.committed.0,
-                last: self.last_fault.clone().map(Box::new),
-            });
+        if self.state.digest(half) != wanted.1 {
+            let alarm = Alarm {
+                kind: FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 },
+                place: None,
+                suspect: Suspect::State,
+            };
+            self.last_fault = Some(Fault::new("state", alarm.kind));
+            let (step, last) = (wanted.0, self.last_fault.clone().map(Box::new));
+            return Err(GuardError::Stopped { reason: StopReason::NoState, step, last });
         }
         let tensors = self.state.tensors();
         Ok(tensors.iter().map(|tensor| (tensor.name.clone(), self.state.read(half, tensor))).collect())
+    }
+
+    /// Copies the state of the active worker into the newest slot.
+    fn fetch(&mut self) -> Result<(), GuardError> {
+        let bytes = self.plan.state_bytes;
+        let whole = self.with_worker(move |device, session| {
+            let mut whole = vec![0; bytes];
+            device.read(session.bindings().current, 0, &mut whole)?;
+            Ok(whole)
+        })?;
+        let slot = self.state.other();
+        self.state.fill(slot, &whole);
+        self.state.flip();
+        self.slot = self.committed;
+        Ok(())
     }
 
     /// Starts the run, or goes on with it, from the state that was written and its number of committed steps. Returns
@@ -308,6 +373,8 @@ impl Supervisor {
     pub fn begin(&mut self, step: u64) -> Result<(), GuardError> {
         let digest = self.state.digest(self.state.current());
         self.committed = (step, digest);
+        self.slot = (step, digest);
+        self.begun = true;
         self.event(Event::Begin { step, states: vec![digest] });
         self.drive(|this| this.active.is_some())
     }
@@ -439,6 +506,9 @@ impl Supervisor {
         while let Ok(launched) = self.launched.1.try_recv() {
             self.came_up(launched);
         }
+        while let Ok(event) = self.retested.1.try_recv() {
+            self.event(event);
+        }
         match action {
             Action::Launch { worker, device, .. } => {
                 let Some(spec) = self.options.devices.get(usize::from(device.0)) else { return };
@@ -458,11 +528,13 @@ impl Supervisor {
                 self.take_off(worker, attempt, Range::Accumulate, mask);
             }
             Action::Update { worker, attempt } => {
+                // The update of the next step but one overwrites what a copy reads: none may be under way by then.
+                self.finish_copy();
                 let mask = self.mask(attempt.step, false);
                 self.take_off(worker, attempt, Range::Update, mask);
             }
             Action::Commit { attempt } => self.commit(attempt),
-            Action::Snapshot { .. } => {}
+            Action::Snapshot { worker } => self.copy_out(worker),
             Action::Checkpoint { step } => {
                 let written = match self.snapshot() {
                     Ok(state) => self.options.durable.write(self.committed.0, state),
@@ -475,9 +547,7 @@ impl Supervisor {
             }
             Action::Replay { worker, attempt, place } => self.replay(worker, attempt, place),
             Action::Confirm { attempt, place, device, .. } => self.confirm(attempt, place, device),
-            Action::Retest { device } => {
-                self.event(Event::Retested { device, passed: false, detail: "no test was given".into() });
-            }
+            Action::Retest { device } => self.retest(device),
             Action::Record(entry) => (self.options.recorder)(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
         }
@@ -490,19 +560,24 @@ impl Supervisor {
         if self.active == Some(worker) {
             self.active = None;
         }
+        if self.copy.as_ref().is_some_and(|copy| copy.worker == worker) {
+            self.copy = None;
+        }
         // Dropping a crew kills its process and awaits its end: only then may its memory go to another.
         self.crews.remove(&worker);
     }
 
     fn restore(&mut self, worker: Worker, source: Source) -> Result<(), Fault> {
         let lost = |reason: String| Fault::new("supervisor", FaultKind::Lost { reason });
-        let (step, half) = match source {
-            Source::Committed => (self.committed.0, self.state.current()),
+        let step = match source {
+            Source::Committed if self.options.state_on_device => self.slot.0,
+            Source::Snapshot => self.slot.0,
+            Source::Committed => self.committed.0,
             Source::Previous => {
                 self.state.flip();
-                (self.committed.0.saturating_sub(1), self.state.current())
+                self.committed.0.saturating_sub(1)
             }
-            Source::Snapshot | Source::Checkpoint => {
+            Source::Checkpoint => {
                 let newest = self.options.durable.newest().map_err(lost)?;
                 let (step, tensors) = newest.ok_or_else(|| lost("there is no durable checkpoint".into()))?;
                 let half = self.state.current();
@@ -511,25 +586,87 @@ impl Supervisor {
                         return Err(lost(format!("the checkpoint's `{name}` does not fit the program")));
                     }
                 }
-                (step, half)
+                step
             }
         };
+        let half = self.state.current();
         let digest = self.state.digest(half);
-        self.committed = (step, digest);
         let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
         crew.session.write_constants(&mut crew.device)?;
-        if crew.half != half {
+        if crew.own_state {
+            crew.device.write(crew.session.bindings().current, 0, self.state.half(half))?;
+        } else if crew.half != half {
             crew.session.flip();
             crew.half = half;
         }
+        self.committed = (step, digest);
+        if self.options.state_on_device {
+            self.slot = (step, digest);
+        }
+        self.judge.forget();
+        self.last_run = None;
         self.active = Some(worker);
         self.event(Event::Restored { worker, step, state: digest });
         Ok(())
     }
 
+    /// Queues a copy of the committed state to the host, behind what the device does next.
+    fn copy_out(&mut self, worker: Worker) {
+        self.finish_copy();
+        let (slot, started) = (self.state.other(), self.now());
+        let to = self.state.home(slot);
+        let (Some(crew), Some(after)) = (self.crews.get_mut(&worker), self.last_run) else { return };
+        match crew.device.copy_out(crew.session.bindings().current, 0, to, after) {
+            Ok(ticket) => {
+                let (step, digest) = self.committed;
+                self.copy = Some(Copy { worker, step, digest, ticket, slot, started });
+            }
+            Err(fault) => self.failed(worker, fault),
+        }
+    }
+
+    /// Waits for the copy under way and digests what came.
+    fn finish_copy(&mut self) {
+        let Some(copy) = self.copy.take() else { return };
+        let Some(crew) = self.crews.get_mut(&copy.worker) else { return };
+        match crew.device.wait(copy.ticket, COPY_LIMIT) {
+            Ok(Progress::Done) => {}
+            Ok(Progress::Running { .. }) => {
+                let waited_ms = COPY_LIMIT.as_millis() as u64;
+                return self.failed(copy.worker, Fault::new("copy", FaultKind::Hang { waited_ms }));
+            }
+            Err(fault) => return self.failed(copy.worker, fault),
+        }
+        let state = self.state.digest(copy.slot);
+        if state == copy.digest {
+            while self.state.current() != copy.slot {
+                self.state.flip();
+            }
+            self.slot = (copy.step, state);
+        }
+        let seconds = self.now().saturating_sub(copy.started).as_secs_f64();
+        self.event(Event::SnapshotTaken { worker: copy.worker, step: copy.step, state, seconds });
+    }
+
+    fn retest(&mut self, device: DeviceIndex) {
+        let Some(spec) = self.options.devices.get(usize::from(device.0)).cloned() else { return };
+        let (test, tell) = (self.options.retest.clone(), self.retested.0.clone());
+        let thread = std::thread::Builder::new().name("toprope-retest".into());
+        let spawned = thread.spawn(move || {
+            let (passed, detail) = test(&spec);
+            // Nobody hears it where the run is over.
+            let _ = tell.send(Event::Retested { device, passed, detail });
+        });
+        if let Err(error) = spawned {
+            let detail = format!("no thread for the test: {error}");
+            self.event(Event::Retested { device, passed: false, detail });
+        }
+    }
+
     /// Which checks fire in a step.
-    fn mask(&self, _step: u64, evidence: bool) -> CheckMask {
-        if evidence { CheckMask::all(self.options.sites.len()) } else { CheckMask::default() }
+    fn mask(&self, step: u64, evidence: bool) -> CheckMask {
+        let level = if evidence { CheckLevel::Full } else { self.options.checks };
+        mask(self.judge.sites(), level, step, 0)
     }
 
     fn take_off(&mut self, worker: Worker, attempt: Attempt, range: Range, mask: CheckMask) {
@@ -589,48 +726,64 @@ impl Supervisor {
             Ok(outputs) => outputs,
             Err(fault) => return self.failed(worker, fault),
         };
+        self.last_run = Some(flight.ticket);
+        let program = self.options.program.clone();
+        flight.alarms.extend(self.judge.judge(program.program(), flight.range, &flight.mask, &outputs));
         let scalar = |name: &str| outputs.scalar(name).map_or(f64::NAN, f64::from);
         if flight.range == Range::Update {
             let norm = scalar("gradient_norm");
+            let state = match self.next_digest(worker, &outputs) {
+                Ok(digest) => digest,
+                Err(fault) => return self.failed(worker, fault),
+            };
             self.result.gradient_norm = norm;
-            self.next_digest = self.state.digest(self.state.other());
-            let result = Updated { gradient_norm: norm, state: self.next_digest, alarms: flight.alarms };
+            self.next = Some((outputs, state));
+            let result = Updated { gradient_norm: norm, state, alarms: flight.alarms };
             return self.event(Event::Updated { worker, attempt, result });
         }
         if flight.micro_batch + 1 < self.options.steps.micro_batches(attempt.step) {
             flight.micro_batch += 1;
-            let queued =
-                self.queue(worker, attempt.step, flight.range, flight.micro_batch, &flight.mask.clone());
-            match queued {
+            let mask = flight.mask.clone();
+            match self.queue(worker, attempt.step, flight.range, flight.micro_batch, &mask) {
                 Some(Ok(ticket)) => self.flight = Some(Flight { ticket, ..flight }),
                 Some(Err(fault)) => self.failed(worker, fault),
                 None => {}
             }
             return;
         }
-        let program = self.options.program.program();
-        let scalars = program.values.iter().filter(|value| value.name.starts_with("loss"));
+        let values = program.program().values.iter();
+        let scalars = values.filter(|value| value.name.starts_with("loss"));
         let scalars = scalars.map(|value| (value.name.clone(), scalar(&value.name))).collect();
         self.result = StepResult { step: attempt.step, scalars, gradient_norm: f64::NAN };
         let result = Accumulated { loss: scalar("loss"), gradients: None, alarms: flight.alarms };
         self.event(Event::Accumulated { worker, attempt, result });
     }
 
+    /// The digest of the state that an update has just written.
+    fn next_digest(&mut self, worker: Worker, outputs: &Outputs) -> Result<Digest, Fault> {
+        match self.crews.get_mut(&worker) {
+            Some(crew) if crew.own_state => self.state.digest_read(outputs, |tensor| {
+                let mut bytes = vec![0; tensor.bytes];
+                let from = crew.session.bindings().next;
+                crew.device.read(from, tensor.location.offset_bytes, &mut bytes)?;
+                Ok(bytes)
+            }),
+            _ => Ok(self.state.digest_told(self.state.other(), outputs)),
+        }
+    }
+
     fn commit(&mut self, attempt: Attempt) {
-        self.state.flip();
-        self.committed = (attempt.step + 1, self.next_digest);
+        if let Some((outputs, digest)) = self.next.take() {
+            self.committed = (attempt.step + 1, digest);
+            self.judge.committed(self.options.program.program(), &outputs);
+        }
+        if !self.options.state_on_device {
+            self.state.flip();
+        }
         if let Some(crew) = self.active.and_then(|worker| self.crews.get_mut(&worker)) {
             crew.session.flip();
             crew.half = self.state.current();
         }
-    }
-
-    fn replay(&mut self, worker: Worker, attempt: Attempt, _place: Option<Place>) {
-        self.event(Event::Replayed { worker, attempt, finding: Finding::Unknown });
-    }
-
-    fn confirm(&mut self, attempt: Attempt, _place: Option<Place>, device: Option<DeviceIndex>) {
-        self.event(Event::Confirmed { attempt, device, other_chip: false, finding: Finding::Unknown });
     }
 }
 
@@ -654,6 +807,9 @@ pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> R
         }
     }
 }
+
+/// A copy of the state to the host takes no longer.
+const COPY_LIMIT: Duration = Duration::from_secs(60);
 
 /// A worker may take this long to come up and to prepare the program.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(120);

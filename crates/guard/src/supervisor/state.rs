@@ -45,9 +45,8 @@ impl SharedState {
         slots: bool,
     ) -> Result<SharedState, SharedMemoryError> {
         let count = if slots || plan.layout == StateLayout::Double { 2 } else { 1 };
-        let make = |half| {
-            world.shared_memory().create(&format!("toprope-state-{half}"), plan.state_bytes.max(64))
-        };
+        let make =
+            |half| world.shared_memory().create(&format!("toprope-state-{half}"), plan.state_bytes.max(64));
         let halves = (0..count).map(make).collect::<Result<_, _>>()?;
         let tensors = program.program().state().filter_map(|(id, value)| {
             let location = plan.place(id)?;
@@ -119,6 +118,13 @@ impl SharedState {
         true
     }
 
+    /// Fills a half with the bytes of a device's state buffer.
+    pub fn fill(&mut self, half: usize, bytes: &[u8]) {
+        let count = bytes.len().min(self.halves[half].len());
+        // SAFETY: as in `write`; the count is at most the half's.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.halves[half].as_ptr(), count) };
+    }
+
     /// The digest of a half, from its bytes.
     pub fn digest(&self, half: usize) -> Digest {
         fold(self.groups.iter().map(|group| self.group(half, group)))
@@ -126,9 +132,8 @@ impl SharedState {
 
     fn group(&self, half: usize, group: &Group) -> u64 {
         let members = self.tensors.iter().filter(|tensor| group.members.contains(&tensor.id));
-        members.fold(0, |sum: u64, tensor| {
-            sum.wrapping_add(digest_of(tensor.dtype, self.value(half, tensor)))
-        })
+        members
+            .fold(0, |sum: u64, tensor| sum.wrapping_add(digest_of(tensor.dtype, self.value(half, tensor))))
     }
 
     /// The digest of a half that an update has just written, from what the update told; the rest from `half`'s bytes.

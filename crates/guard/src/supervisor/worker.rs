@@ -79,13 +79,7 @@ pub fn launch(
     (index, spec): (DeviceIndex, &DeviceSpec),
     tell: Sender<Launched>,
 ) -> Result<(), Fault> {
-    let hello = hello(start.run.clone(), worker, spec, start.faults.clone());
-    let (command, regions, patience) = (&start.command, start.regions.as_slice(), start.limit);
-    // From this thread, so that the worker dies with this process and not with a thread of it.
-    let device = RemoteDevice::launch(
-        world,
-        WorkerOptions { command, regions, hello, generation: worker.generation.0, patience },
-    )?;
+    let device = process(world, start, worker, spec)?;
     let start = start.clone();
     let name = spec.name.clone();
     let thread = std::thread::Builder::new().name(format!("toprope-launch-{}", worker.generation.0));
@@ -97,6 +91,32 @@ pub fn launch(
         Fault::new(name, FaultKind::Lost { reason: format!("no thread to start its worker: {error}") })
     };
     spawned.map(|_| ()).map_err(failed)
+}
+
+/// The same, waiting for it.
+///
+/// # Errors
+/// The worker did not come up, or refused the program.
+pub fn ready_now(
+    world: &dyn World,
+    start: &Start,
+    worker: Worker,
+    (index, spec): (DeviceIndex, &DeviceSpec),
+) -> Result<Crew, Fault> {
+    ready(process(world, start, worker, spec)?, start, index)
+}
+
+/// Starts the process from the calling thread, with which the system ends it.
+fn process(
+    world: &dyn World,
+    start: &Start,
+    worker: Worker,
+    spec: &DeviceSpec,
+) -> Result<RemoteDevice, Fault> {
+    let hello = hello(start.run.clone(), worker, spec, start.faults.clone());
+    let (command, regions, patience) = (&start.command, start.regions.as_slice(), start.limit);
+    let generation = worker.generation.0;
+    RemoteDevice::launch(world, WorkerOptions { command, regions, hello, generation, patience })
 }
 
 /// What a worker is told first; the regions' handles are filled in when it is started.
