@@ -3,3 +3,4 @@
 mod event; // what is seen, what is to be done
 
 pub use event::*;
+pub use toprope_program::{FaultClass, FaultKind, Place};
