@@ -34,7 +34,9 @@ mod stub {
                     self.step = step;
                     vec![self.launch()]
                 }
-                Event::Ready { worker } => vec![Action::Restore { worker, source: Source::Committed }],
+                Event::Ready { worker } => {
+                    vec![Action::Restore { worker, source: Source::Committed, step: self.step }]
+                }
                 Event::Restored { worker, .. } => {
                     self.number += 1;
                     let attempt = Attempt { step: self.step, number: self.number };
@@ -63,3 +65,4 @@ mod stub {
     }
 }
 pub use stub::Guard;
+pub use toprope_program::{FaultClass, FaultKind, Place};

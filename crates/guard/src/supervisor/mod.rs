@@ -198,8 +198,6 @@ pub struct Supervisor {
     /// The last run of the active worker, behind which copies are queued.
     last_run: Option<Ticket>,
     copy: Option<Copy>,
-    /// Steps and digest of the newest snapshot in the host's memory, where the state is on the device.
-    slot: (u64, Digest),
     retested: (Sender<Event>, Receiver<Event>),
     /// The digest of the committed state and its number of steps.
     committed: (u64, Digest),
@@ -280,7 +278,6 @@ impl Supervisor {
             judge: Judge::new(options.sites.clone()),
             last_run: None,
             copy: None,
-            slot: (0, Digest(0)),
             retested: channel(),
             committed: (0, Digest(0)),
             begun: false,
@@ -332,10 +329,10 @@ impl Supervisor {
     /// It changed since it was committed, and nothing that can be restored is as new; the guard gave up.
     pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
         let wanted = self.committed;
-        if self.options.state_on_device && self.begun && self.slot != wanted {
+        if self.options.state_on_device && self.begun && self.state.find(wanted.0).is_none() {
             self.fetch()?;
         }
-        let half = self.state.current();
+        let half = self.state.find(wanted.0).unwrap_or(self.state.current());
         if self.state.digest(half) != wanted.1 {
             let alarm = Alarm {
                 kind: FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 },
@@ -359,9 +356,9 @@ impl Supervisor {
             Ok(whole)
         })?;
         let slot = self.state.other();
+        self.state.open(slot);
         self.state.fill(slot, &whole);
-        self.state.flip();
-        self.slot = self.committed;
+        self.state.close(slot, self.committed.0);
         Ok(())
     }
 
@@ -373,7 +370,7 @@ impl Supervisor {
     pub fn begin(&mut self, step: u64) -> Result<(), GuardError> {
         let digest = self.state.digest(self.state.current());
         self.committed = (step, digest);
-        self.slot = (step, digest);
+        self.state.close(self.state.current(), step);
         self.begun = true;
         self.event(Event::Begin { step, states: vec![digest] });
         self.drive(|this| this.active.is_some())
@@ -518,8 +515,8 @@ impl Supervisor {
                 }
             }
             Action::Kill { worker } => self.kill(worker),
-            Action::Restore { worker, source } => {
-                if let Err(fault) = self.restore(worker, source) {
+            Action::Restore { worker, source, step } => {
+                if let Err(fault) = self.restore(worker, source, step) {
                     self.failed(worker, fault);
                 }
             }
@@ -530,26 +527,44 @@ impl Supervisor {
             Action::Update { worker, attempt } => {
                 // The update of the next step but one overwrites what a copy reads: none may be under way by then.
                 self.finish_copy();
+                if !self.options.state_on_device {
+                    self.state.open(self.state.other());
+                }
                 let mask = self.mask(attempt.step, false);
                 self.take_off(worker, attempt, Range::Update, mask);
             }
             Action::Commit { attempt } => self.commit(attempt),
             Action::Snapshot { worker } => self.copy_out(worker),
-            Action::Checkpoint { step } => {
-                let written = match self.snapshot() {
-                    Ok(state) => self.options.durable.write(self.committed.0, state),
-                    Err(error) => Err(error.to_string()),
-                };
-                self.event(match written {
-                    Ok(()) => Event::CheckpointWritten { step },
-                    Err(reason) => Event::CheckpointFailed { step, reason },
-                });
+            Action::Checkpoint { step, states } => {
+                let event = self.write_checkpoint(step, &states);
+                self.event(event);
+            }
+            Action::Skip { step } => {
+                self.committed.0 = step + 1;
+                let half = self.state.current();
+                if self.state.steps(half) == Some(step) {
+                    self.state.close(half, step + 1);
+                }
             }
             Action::Replay { worker, attempt, place } => self.replay(worker, attempt, place),
             Action::Confirm { attempt, place, device, .. } => self.confirm(attempt, place, device),
             Action::Retest { device } => self.retest(device),
             Action::Record(entry) => (self.options.recorder)(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
+        }
+    }
+
+    fn write_checkpoint(&mut self, step: u64, states: &[Digest]) -> Event {
+        if states.first().is_some_and(|state| *state != self.committed.1) {
+            let reason = "the state in memory is not the one that was committed".to_string();
+            return Event::CheckpointFailed { step, reason, damaged: true };
+        }
+        match self.snapshot() {
+            Ok(state) => match self.options.durable.write(self.committed.0, state) {
+                Ok(()) => Event::CheckpointWritten { step },
+                Err(reason) => Event::CheckpointFailed { step, reason, damaged: false },
+            },
+            Err(error) => Event::CheckpointFailed { step, reason: error.to_string(), damaged: true },
         }
     }
 
@@ -567,29 +582,22 @@ impl Supervisor {
         self.crews.remove(&worker);
     }
 
-    fn restore(&mut self, worker: Worker, source: Source) -> Result<(), Fault> {
-        let lost = |reason: String| Fault::new("supervisor", FaultKind::Lost { reason });
-        let step = match source {
-            Source::Committed if self.options.state_on_device => self.slot.0,
-            Source::Snapshot => self.slot.0,
-            Source::Committed => self.committed.0,
-            Source::Previous => {
-                self.state.flip();
-                self.committed.0.saturating_sub(1)
+    fn restore(&mut self, worker: Worker, source: Source, step: u64) -> Result<(), Fault> {
+        let found = match source {
+            Source::Committed | Source::Previous | Source::Snapshot => {
+                let half = self.state.find(step).map(|half| (step, half));
+                half.ok_or_else(|| format!("no half in memory is of {step} steps"))
             }
-            Source::Checkpoint => {
-                let newest = self.options.durable.newest().map_err(lost)?;
-                let (step, tensors) = newest.ok_or_else(|| lost("there is no durable checkpoint".into()))?;
-                let half = self.state.current();
-                for (name, bytes) in &tensors {
-                    if !self.state.write(half, name, bytes) {
-                        return Err(lost(format!("the checkpoint's `{name}` does not fit the program")));
-                    }
-                }
-                step
+            Source::Checkpoint => self.load_checkpoint(),
+        };
+        let (step, half) = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                self.event(Event::RestoreFailed { worker, step, reason });
+                return Ok(());
             }
         };
-        let half = self.state.current();
+        self.state.choose(half);
         let digest = self.state.digest(half);
         let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
         crew.session.write_constants(&mut crew.device)?;
@@ -600,9 +608,6 @@ impl Supervisor {
             crew.half = half;
         }
         self.committed = (step, digest);
-        if self.options.state_on_device {
-            self.slot = (step, digest);
-        }
         self.judge.forget();
         self.last_run = None;
         self.active = Some(worker);
@@ -610,10 +615,26 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Takes the newest durable checkpoint into the current half.
+    fn load_checkpoint(&mut self) -> Result<(u64, usize), String> {
+        let (step, tensors) =
+            self.options.durable.newest()?.ok_or_else(|| "there is no durable checkpoint".to_string())?;
+        let half = self.state.current();
+        self.state.open(half);
+        for (name, bytes) in &tensors {
+            if !self.state.write(half, name, bytes) {
+                return Err(format!("the checkpoint's `{name}` does not fit the program"));
+            }
+        }
+        self.state.close(half, step);
+        Ok((step, half))
+    }
+
     /// Queues a copy of the committed state to the host, behind what the device does next.
     fn copy_out(&mut self, worker: Worker) {
         self.finish_copy();
         let (slot, started) = (self.state.other(), self.now());
+        self.state.open(slot);
         let to = self.state.home(slot);
         let (Some(crew), Some(after)) = (self.crews.get_mut(&worker), self.last_run) else { return };
         match crew.device.copy_out(crew.session.bindings().current, 0, to, after) {
@@ -639,10 +660,7 @@ impl Supervisor {
         }
         let state = self.state.digest(copy.slot);
         if state == copy.digest {
-            while self.state.current() != copy.slot {
-                self.state.flip();
-            }
-            self.slot = (copy.step, state);
+            self.state.close(copy.slot, copy.step);
         }
         let seconds = self.now().saturating_sub(copy.started).as_secs_f64();
         self.event(Event::SnapshotTaken { worker: copy.worker, step: copy.step, state, seconds });
@@ -778,7 +796,7 @@ impl Supervisor {
             self.judge.committed(self.options.program.program(), &outputs);
         }
         if !self.options.state_on_device {
-            self.state.flip();
+            self.state.close(self.state.other(), attempt.step + 1);
         }
         if let Some(crew) = self.active.and_then(|worker| self.crews.get_mut(&worker)) {
             crew.session.flip();

@@ -31,6 +31,8 @@ pub struct SharedState {
     tensors: Vec<Tensor>,
     groups: Vec<Group>,
     current: usize,
+    /// Committed steps that each half is of; none while it is being written.
+    steps: Vec<Option<u64>>,
 }
 
 impl SharedState {
@@ -47,13 +49,14 @@ impl SharedState {
         let count = if slots || plan.layout == StateLayout::Double { 2 } else { 1 };
         let make =
             |half| world.shared_memory().create(&format!("toprope-state-{half}"), plan.state_bytes.max(64));
-        let halves = (0..count).map(make).collect::<Result<_, _>>()?;
+        let halves = (0..count).map(make).collect::<Result<Vec<_>, _>>()?;
         let tensors = program.program().state().filter_map(|(id, value)| {
             let location = plan.place(id)?;
             let bytes = elements(&sizes(&value.shape, &[])) * value.dtype.size_bytes(Width::Native);
             Some(Tensor { name: value.name.clone(), id, dtype: value.dtype, location, bytes })
         });
-        Ok(SharedState { halves, tensors: tensors.collect(), groups: groups(program), current: 0 })
+        let (tensors, groups, steps) = (tensors.collect(), groups(program), vec![None; halves.len()]);
+        Ok(SharedState { halves, tensors, groups, current: 0, steps })
     }
 
     /// The regions, first half first.
@@ -76,9 +79,30 @@ impl SharedState {
         (self.current + 1) % self.halves.len()
     }
 
-    /// Makes the other half the committed one.
-    pub fn flip(&mut self) {
-        self.current = self.other();
+    /// Committed steps that a half is of; none where it is not whole.
+    pub fn steps(&self, half: usize) -> Option<u64> {
+        self.steps[half]
+    }
+
+    /// A half is about to be written.
+    pub fn open(&mut self, half: usize) {
+        self.steps[half] = None;
+    }
+
+    /// A half is whole, of this many committed steps, and the current one from now on.
+    pub fn close(&mut self, half: usize, steps: u64) {
+        self.steps[half] = Some(steps);
+        self.current = half;
+    }
+
+    /// The half that is of this many committed steps; the current one where both are.
+    pub fn find(&self, steps: u64) -> Option<usize> {
+        [self.current, self.other()].into_iter().find(|half| self.steps[*half] == Some(steps))
+    }
+
+    /// Makes a half the current one.
+    pub fn choose(&mut self, half: usize) {
+        self.current = half;
     }
 
     /// A half as a device adopts it, or copies to.

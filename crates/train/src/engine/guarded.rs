@@ -74,7 +74,10 @@ impl Durable for Checkpoints {
     fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String> {
         let found = checkpoint::newest_intact(&*self.world, &self.folder, &self.identity);
         let (loaded, _) = found.map_err(|error| error.to_string())?;
-        let Some(loaded) = loaded else { return Ok(None) };
+        let Some(loaded) = loaded else {
+            // A run without a checkpoint goes back to how it began.
+            return Ok(Some((0, initial_state(self.program.program(), self.seed).collect())));
+        };
         let snapshot = loaded.read_all().map_err(|error| error.to_string())?;
         let tensors = snapshot.tensors.into_iter().map(|tensor| (tensor.name, tensor.bytes));
         Ok(Some((snapshot.header.step, tensors.collect())))

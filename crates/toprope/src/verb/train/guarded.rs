@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_guard::policy::Policy;
 use toprope_guard::remote::WorkerCommand;
-use toprope_guard::supervisor::{DeviceSpec, Options, Recorder, Supervisor};
+use toprope_guard::supervisor::{DeviceSpec, Options, Recorder, Supervisor, insert_digests};
+use toprope_program::check::{self, CheckLevel, CheckPlan, CheckSite};
+use toprope_program::{Validated, validate};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::Identity;
 use toprope_train::engine::{Checkpoints, Guarded, GuardedOptions, GuardedSteps};
@@ -61,13 +63,17 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         seed: recipe.seed,
         program: programs.train.clone(),
     };
+    let (program, sites) = checked(&programs.train)?;
     let supervisor = Supervisor::new(Options {
         world: world.clone(),
         run: run_id,
         command: worker_command()?,
         devices: names.map(|name| spec(name, arguments)).collect(),
-        program: programs.train.clone(),
-        sites: Vec::new(),
+        program,
+        sites,
+        checks: CheckLevel::Sampled,
+        state_on_device: false,
+        retest: Arc::new(|_| (false, "no test was given".into())),
         layout: recipe.training.state.into(),
         policy: Policy::default(),
         steps: Box::new(GuardedSteps::new(inputs.clone())),
@@ -84,6 +90,18 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         seed: recipe.seed,
     };
     Guarded::open(options).or_exit(Exit::Device)
+}
+
+/// The step with its checks and digests, validated.
+fn checked(train: &Validated) -> Result<(Arc<Validated>, Vec<CheckSite>), Failure> {
+    let mut program = train.program().clone();
+    let sites = check::insert(&mut program, &CheckPlan { level: CheckLevel::Full });
+    insert_digests(&mut program);
+    let program = validate(program).map_err(|defects| {
+        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
+        Failure::new(Exit::Internal, format!("the checked program is not valid:\n{}", listed.join("\n")))
+    })?;
+    Ok((Arc::new(program), sites))
 }
 
 /// Writes to the journal and tells the user.
