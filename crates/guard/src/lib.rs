@@ -5,3 +5,4 @@
 //! nothing of models, recipes or vendors.
 
 pub mod decide; // the state machine: events in, actions out
+pub mod inject; // failures on purpose: a schedule's language and a device that carries it out
