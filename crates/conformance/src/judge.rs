@@ -5,7 +5,7 @@ mod slack;
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
-use toprope_program::check::PRODUCT_CHECK_LIMIT;
+use toprope_program::operator::PRODUCT_LIMIT;
 use toprope_program::operator::{Operator, digest_mix};
 use toprope_program::tensor::round;
 use toprope_program::{Concrete, DType, Tensor, Tolerance};
@@ -222,7 +222,7 @@ fn may_overflow(court: &Court, place: (usize, usize), want: f64, magnitude: f64)
 
 /// A healthy product must stay below the limit, a sick one above it; between, the check's own rounding decides.
 fn product_check(court: &mut Court, want: f64, got: f64) {
-    let limit = f64::from(PRODUCT_CHECK_LIMIT);
+    let limit = PRODUCT_LIMIT;
     if want <= limit / 2.0 {
         court.element(0, 0, got, want, got / limit, got <= limit);
     } else if want >= 2.0 * limit || want.is_nan() {

@@ -189,6 +189,7 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             _ => Purpose::Float(Any),
         },
         Operator::ProductCheck(_) => Purpose::Float(Tame),
+        Operator::Compare(_) => Purpose::Float(Any),
     }
 }
 

@@ -233,6 +233,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             d.add("digest", Digest {}, vec![x])
         }
         Operator::ProductCheck(_) => product_check(d),
+        Operator::Compare(_) => compare(d),
     }
 }
 
@@ -299,6 +300,14 @@ fn product_check(d: &mut Draft) -> Outcome {
     let worst = d.builder.declare("check.worst", Type::new(DType::F32, [1]), Role::Output);
     d.add_check(ProductCheck {}, vec![a, b, row_sums], worst)?;
     Ok(vec![worst])
+}
+
+fn compare(d: &mut Draft) -> Outcome {
+    let (shape, dtype) = (d.shape(), d.float_dtype());
+    let x = d.float("x", dtype, &shape);
+    // A value against itself, or against another, which nearly always differs.
+    let other = if d.random.chance(0.5) { x.clone() } else { d.float("other", dtype, &shape) };
+    d.add("differing", Compare {}, vec![x, other])
 }
 
 fn assemble(d: &mut Draft) -> Outcome {

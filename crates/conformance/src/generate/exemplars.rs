@@ -55,6 +55,7 @@ pub fn exemplars() -> Vec<Operator> {
         Append {}.into(),
         Digest {}.into(),
         ProductCheck {}.into(),
+        Compare {}.into(),
     ]
 }
 

@@ -52,7 +52,8 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::RandomBits(_)
         | Operator::Append(_)
         | Operator::Digest(_)
-        | Operator::ProductCheck(_) => false,
+        | Operator::ProductCheck(_)
+        | Operator::Compare(_) => false,
     }
 }
 

@@ -193,10 +193,12 @@ operators! {
     append::Append,
     digest::Digest,
     product_check::ProductCheck,
+    compare::Compare,
 }
 
 pub use activation::ActivationKind;
 pub use digest::mix as digest_mix;
+pub use product_check::PRODUCT_LIMIT;
 pub use router::Scoring;
 
 impl Operator {

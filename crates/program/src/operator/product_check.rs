@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The largest result of a check of a product on a healthy device.
+pub const PRODUCT_LIMIT: f64 = 2.0;
+
 /// Attributes of `product_check`: none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

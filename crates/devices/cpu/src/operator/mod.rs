@@ -3,6 +3,7 @@
 mod assemble;
 mod attention;
 mod balance;
+mod compare;
 pub(crate) mod copy;
 mod counter;
 mod digest;
