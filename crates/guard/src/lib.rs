@@ -10,3 +10,4 @@ pub mod protocol; // what supervisor and worker say to each other
 pub mod remote; // a worker process as a device
 pub mod supervisor; // carries the decisions out
 pub mod worker; // the worker's end
+pub mod inject; // failures on purpose: a schedule's language and a device that carries it out
