@@ -1,7 +1,9 @@
 //! The guard: a run that outlives its device.
 //!
-//! Its decisions are a pure state machine ([`decide::Guard`]: events in, actions out); what carries them out over real
+//! Its decisions are a pure state machine ([`decide`]: events in, actions out); what carries them out over real
 //! processes is the supervisor, and over simulated ones the simulator. A step is an id, its batch and digests here:
 //! nothing of models, recipes or vendors.
 
 pub mod decide; // the state machine: events in, actions out
+pub mod hook; // a command of the user's, run on a fault
+pub mod journal; // what was written down: lines, ledger, accounts
