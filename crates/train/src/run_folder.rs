@@ -13,15 +13,15 @@
 //! number, so that steps which were done twice can be told apart (the later attempt counts).
 
 mod error; // why a folder is not given
-mod line_log; // append-only files of JSON lines
 
 pub use error::RunFolderError;
-pub use line_log::{BadLine, LineLog, LogLine, read_lines};
+pub use toprope_guard::journal::{BadLine, LineLog, LogLine, read_lines};
 
 use crate::checkpoint::CHECKPOINTS_FOLDER;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use toprope_guard::journal::JOURNAL_VERSION;
 use toprope_world::{EntryKind, FileError, FileLock, Files, LockError, World, utc_timestamp, write_durably};
 
 const RECIPE_FILE: &str = "recipe.toml";
@@ -138,6 +138,7 @@ impl RunFolder {
             "run_id": self.run_id,
             "process": world.processes().own_id(),
             "toprope_version": env!("CARGO_PKG_VERSION"),
+            "journal_version": JOURNAL_VERSION,
         });
         self.event(world, &record)?;
         self.sync(world)

@@ -13,7 +13,7 @@ mod real; // this machine
 mod shared_memory; // regions that two processes see
 pub mod testing; // a world in memory with faults where a test wants them
 
-pub use clock::{Clock, utc_timestamp};
+pub use clock::{Clock, parse_utc_timestamp, utc_timestamp};
 pub use files::{
     Entry, EntryKind, FileError, FileLock, FileOperation, FileReader, FileWriter, Files, LockError,
     write_durably,

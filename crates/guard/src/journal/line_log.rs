@@ -68,6 +68,8 @@ impl LineLog {
 pub struct LogLine {
     /// Its number in the file, from 1.
     pub number: u64,
+    /// Where it begins, in bytes from the start of the file.
+    pub offset: u64,
     /// What it says.
     pub value: Map<String, Value>,
 }
@@ -127,7 +129,7 @@ pub fn read_lines(
             serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))
         };
         match parsed {
-            Ok(value) => take(&LogLine { number, value }),
+            Ok(value) => take(&LogLine { number, offset, value }),
             Err(reason) => bad.push(BadLine { path: path.to_owned(), number, offset, reason }),
         }
         line.clear();
