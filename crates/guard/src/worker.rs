@@ -33,6 +33,8 @@ pub struct Opened {
     pub device: Box<dyn Device>,
     /// Told before each request: the step that is under way. Injection needs it; a device in earnest does not.
     pub at_step: Box<dyn FnMut(u64)>,
+    /// Told before a copy to the host is queued; injection may die here.
+    pub at_copy: Box<dyn FnMut()>,
     /// Told before each answer, with its bytes and the pipe; injection may die here.
     pub at_answer: AtAnswer,
 }
@@ -43,7 +45,7 @@ pub type AtAnswer = Box<dyn FnMut(&[u8], &mut dyn Write)>;
 impl Opened {
     /// A device that nothing is injected into.
     pub fn in_earnest(device: Box<dyn Device>) -> Opened {
-        Opened { device, at_step: Box::new(|_| {}), at_answer: Box::new(|_, _| {}) }
+        Opened { device, at_step: Box::new(|_| {}), at_copy: Box::new(|| {}), at_answer: Box::new(|_, _| {}) }
     }
 }
 
@@ -265,6 +267,7 @@ impl Worker {
                 let Some(after) = self.tickets.get(&after).copied() else {
                     return Err(WorkerError::Nonsense(format!("no run {after} among the last")));
                 };
+                (self.opened.at_copy)();
                 let queued = self.opened.device.copy_out(buffer, offset as usize, to, after);
                 queued.map(|ticket| self.queued(id, ticket))
             }

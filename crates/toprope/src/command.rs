@@ -56,6 +56,9 @@ pub struct Train {
     /// Devices to go on with where the first one fails for good, in order, as in cpu:avx2,reference.
     #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
     pub fallback: Vec<String>,
+    /// Inject faults, as in "step 5: die in matmul; step 9: flip bit 30 in attention" or @FILE (docs/faults.md).
+    #[arg(long, value_name = "SPEC", conflicts_with = "unguarded")]
+    pub faults: Option<String>,
     /// Run the device in this process, with nothing to guard it: a fault ends the run.
     #[arg(long)]
     pub unguarded: bool,

@@ -5,7 +5,7 @@ mod docs; // generated pages
 mod inspect; // what a recipe is
 pub mod recipe; // finding one
 mod train; // the main job
-mod worker; // a device behind two pipes
+pub mod worker; // a device behind two pipes
 
 use crate::command::{Command, Verb};
 use crate::exit::{Exit, Failure};

@@ -6,11 +6,13 @@
 
 mod chain; // what the state of each step is, told by the update that wrote it
 mod confirm; // the same work once more, here or elsewhere
+mod injection; // what was injected, as the supervisor sees it
 mod judge; // what checks found
 mod state; // the state's halves
 mod worker; // processes that come up behind the caller's back
 
 pub use chain::insert as insert_digests;
+pub use injection::Fired;
 pub use state::{SharedState, Tensor};
 pub use worker::{Crew, DeviceSpec};
 
@@ -18,8 +20,10 @@ use crate::decide::{
     Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Entry, Event, Generation, Guard, Rank, Setup,
     Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
+use crate::inject::{Handle, Home, Scheduled, What};
 use crate::policy::Policy;
 use crate::remote::{RemoteDevice, WorkerCommand, WorkerOptions};
+use injection::Injection;
 use judge::Judge;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -69,8 +73,39 @@ pub trait Durable {
     fn write(&mut self, step: u64, state: NamedState) -> Result<(), String>;
 }
 
+/// What goes into the journal.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// The guard decided something.
+    Decision {
+        /// What.
+        entry: &'a Entry,
+        /// Whether a fault that was injected in this step is behind it.
+        injected: bool,
+    },
+    /// A fault was injected.
+    Injected {
+        /// Which.
+        fired: &'a Fired,
+        /// In which step.
+        step: u64,
+    },
+    /// A step was committed after trouble.
+    Recovered {
+        /// Committed steps.
+        step: u64,
+        /// From the first fault to this commit, less what a step takes.
+        seconds: f64,
+        /// Executions of steps that were given up or done again.
+        steps_redone: u64,
+    },
+}
+
 /// Told of what goes into the journal.
-pub type Recorder = Box<dyn FnMut(&Entry)>;
+pub type Recorder = Box<dyn FnMut(News<'_>)>;
+
+/// Carries out injected faults that are not a worker's: a full disk, the death of this process, a damaged checkpoint.
+pub type OnOwnFault = Box<dyn FnMut(&What)>;
 
 /// Tests a device that was quarantined: whether it passed, and what was found. Runs on a thread of its own.
 pub type Retest = Arc<dyn Fn(&DeviceSpec) -> (bool, String) + Send + Sync>;
@@ -106,6 +141,10 @@ pub struct Options {
     pub durable: Box<dyn Durable>,
     /// Told of what goes into the journal.
     pub recorder: Recorder,
+    /// What is injected, in a rehearsal.
+    pub faults: Vec<Scheduled>,
+    /// Carries out what of it is this process's.
+    pub on_own_fault: OnOwnFault,
     /// How long a step is expected to take.
     pub step_estimate: Duration,
 }
@@ -168,6 +207,13 @@ struct Flight {
     alarms: Vec<Alarm>,
 }
 
+/// Time since something went wrong, until the next commit.
+struct Trouble {
+    since: Duration,
+    executions: u64,
+    committed: u64,
+}
+
 /// A copy of the state on its way from the device to the host.
 struct Copy {
     worker: Worker,
@@ -202,6 +248,16 @@ pub struct Supervisor {
     /// The digest of the committed state and its number of steps.
     committed: (u64, Digest),
     begun: bool,
+    injection: Option<Injection>,
+    /// The step in which something was injected last.
+    injected_at: Option<u64>,
+    /// Corruption of the next snapshot.
+    snapshot_faults: Vec<Scheduled>,
+    trouble: Option<Trouble>,
+    executions: u64,
+    /// Seconds of the last undisturbed steps.
+    step_seconds: VecDeque<f64>,
+    step_started: Duration,
     /// Workers that were started for a confirmation.
     confirmations: u64,
     stopped: Option<StopReason>,
@@ -225,6 +281,10 @@ impl Supervisor {
         let world = &*options.world;
         let state = SharedState::new(world, &options.program, &plan, options.state_on_device)?;
         let control = world.shared_memory().create("toprope-control", CONTROL_BYTES)?;
+        let injection = match options.faults.as_slice() {
+            [] => None,
+            faults => Injection::new(faults.to_vec(), &control, FIRINGS_OFFSET),
+        };
         let mut regions: Vec<Arc<SharedRegion>> = vec![control];
         regions.extend(state.regions().iter().cloned());
         let work = if plan.work_bytes <= SHARED_WORK_BYTES_MAX {
@@ -244,7 +304,7 @@ impl Supervisor {
             plan: plan.clone(),
             state: (!options.state_on_device).then(|| [state.home(0), state.home(state.regions().len() - 1)]),
             work,
-            faults: None,
+            faults: injection.as_ref().map(|injection| injection.told(0, FIRINGS_OFFSET as u64)),
             limit: LAUNCH_LIMIT,
         };
         let home = match options.layout {
@@ -281,6 +341,13 @@ impl Supervisor {
             retested: channel(),
             committed: (0, Digest(0)),
             begun: false,
+            injection,
+            injected_at: None,
+            snapshot_faults: Vec::new(),
+            trouble: None,
+            executions: 0,
+            step_seconds: VecDeque::new(),
+            step_started: Duration::ZERO,
             confirmations: 0,
             stopped: None,
             last_fault: None,
@@ -426,8 +493,64 @@ impl Supervisor {
     }
 
     fn event(&mut self, event: Event) {
+        self.look_at_firings();
         let actions = self.guard.handle(self.now(), event);
         self.actions.extend(actions);
+    }
+
+    /// Writes down what was injected, before the guard is told what came of it.
+    fn look_at_firings(&mut self) {
+        let Some(injection) = &mut self.injection else { return };
+        let step = injection.handle.step();
+        for fired in injection.news() {
+            self.injected_at = Some(step);
+            (self.options.recorder)(News::Injected { fired: &fired, step });
+        }
+    }
+
+    /// Carries out what the schedule has for this process.
+    fn own_faults(&mut self, step: u64) {
+        let Some(injection) = &self.injection else { return };
+        injection.handle.set_step(step);
+        for (_, fault) in injection.handle.due_at_supervisor() {
+            self.look_at_firings();
+            match &fault.what {
+                What::AtRest { home: Home::Snapshot, .. } => self.snapshot_faults.push(fault),
+                what => (self.options.on_own_fault)(what),
+            }
+        }
+    }
+
+    fn record(&mut self, entry: &Entry) {
+        if let Entry::Fault { .. } = entry {
+            let (since, committed) = (self.now(), self.committed.0);
+            self.trouble.get_or_insert(Trouble { since, executions: self.executions, committed });
+        }
+        let injected = self.injected_at.is_some();
+        (self.options.recorder)(News::Decision { entry, injected });
+    }
+
+    /// Closes the books on trouble, at a commit.
+    fn recovered(&mut self) {
+        let now = self.now();
+        let took = now.saturating_sub(self.step_started).as_secs_f64();
+        let Some(trouble) = self.trouble.take() else {
+            if self.step_seconds.len() == STEPS_TIMED {
+                self.step_seconds.pop_front();
+            }
+            self.step_seconds.push_back(took);
+            return;
+        };
+        let mut sorted: Vec<f64> = self.step_seconds.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+        let seconds = (now.saturating_sub(trouble.since).as_secs_f64() - usual).max(0.0);
+        let gained = self.committed.0.saturating_sub(trouble.committed);
+        // The execution under way when it began counts among those before it.
+        let redone = (self.executions - trouble.executions + 1).saturating_sub(gained);
+        let step = self.committed.0;
+        (self.options.recorder)(News::Recovered { step, seconds, steps_redone: redone });
+        self.injected_at = None;
     }
 
     fn failed(&mut self, worker: Worker, fault: Fault) {
@@ -521,6 +644,9 @@ impl Supervisor {
                 }
             }
             Action::Accumulate { worker, attempt, evidence } => {
+                self.own_faults(attempt.step);
+                self.executions += 1;
+                self.step_started = self.now();
                 let mask = self.mask(attempt.step, evidence);
                 self.take_off(worker, attempt, Range::Accumulate, mask);
             }
@@ -549,7 +675,7 @@ impl Supervisor {
             Action::Replay { worker, attempt, place } => self.replay(worker, attempt, place),
             Action::Confirm { attempt, place, device, .. } => self.confirm(attempt, place, device),
             Action::Retest { device } => self.retest(device),
-            Action::Record(entry) => (self.options.recorder)(&entry),
+            Action::Record(entry) => self.record(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
         }
     }
@@ -658,12 +784,26 @@ impl Supervisor {
             }
             Err(fault) => return self.failed(copy.worker, fault),
         }
+        self.corrupt_snapshot(copy.slot);
         let state = self.state.digest(copy.slot);
         if state == copy.digest {
             self.state.close(copy.slot, copy.step);
         }
         let seconds = self.now().saturating_sub(copy.started).as_secs_f64();
         self.event(Event::SnapshotTaken { worker: copy.worker, step: copy.step, state, seconds });
+    }
+
+    /// Carries out injected corruption of a snapshot between the copy and its digest.
+    fn corrupt_snapshot(&mut self, slot: usize) {
+        for fault in std::mem::take(&mut self.snapshot_faults) {
+            let Some((name, corruption)) = Handle::at_rest(&fault, Home::Snapshot) else { continue };
+            let Some(tensor) = self.state.tensors().iter().find(|tensor| tensor.name == name).cloned() else {
+                continue;
+            };
+            let mut bytes = self.state.read(slot, &tensor);
+            Handle::corrupt_bytes(&mut bytes, tensor.dtype, 1, corruption);
+            self.state.write(slot, name, &bytes);
+        }
     }
 
     fn retest(&mut self, device: DeviceIndex) {
@@ -802,6 +942,7 @@ impl Supervisor {
             crew.session.flip();
             crew.half = self.state.current();
         }
+        self.recovered();
     }
 }
 
@@ -836,5 +977,14 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
 /// the huge pages that only a process's own memory gets.
 const SHARED_WORK_BYTES_MAX: usize = 4 << 20;
 
+/// Where the words of injected faults begin in the control region, behind the progress words.
+const FIRINGS_OFFSET: usize = 64 * PROGRESS_WORDS as usize;
+
 /// Progress words, then the words of injected faults.
-const CONTROL_BYTES: usize = 64 * PROGRESS_WORDS as usize + 4096 * 8;
+const CONTROL_BYTES: usize = FIRINGS_OFFSET + FAULTS_MAX * 8;
+
+/// A schedule has no more faults.
+pub const FAULTS_MAX: usize = 4096;
+
+/// Steps whose median is what a step usually takes.
+const STEPS_TIMED: usize = 32;

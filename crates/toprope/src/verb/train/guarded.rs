@@ -4,13 +4,18 @@ use super::Programs;
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Progress;
+use serde_json::json;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use toprope_guard::inject::{self, Scheduled, What};
+use toprope_guard::journal::{FaultRecord, fault_line};
 use toprope_guard::policy::Policy;
 use toprope_guard::remote::WorkerCommand;
-use toprope_guard::supervisor::{DeviceSpec, Options, Recorder, Supervisor, insert_digests};
+use toprope_guard::supervisor::{
+    DeviceSpec, FAULTS_MAX, News, Options, Recorder, Supervisor, insert_digests,
+};
 use toprope_program::check::{self, CheckLevel, CheckPlan, CheckSite};
 use toprope_program::{Validated, validate};
 use toprope_train::batch::StepInputs;
@@ -48,8 +53,8 @@ pub(super) fn spec(name: &str, arguments: &Train) -> DeviceSpec {
 
 /// Builds the engine; starts nothing yet.
 pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
-    let Parts { arguments, recipe, world, programs, inputs, folder, identity, progress, step_estimate } =
-        parts;
+    let recorder = recorder(&parts);
+    let Parts { arguments, recipe, world, programs, inputs, folder, identity, step_estimate, .. } = parts;
     let names = std::iter::once(&arguments.device).chain(&arguments.fallback);
     let (checkpoints, run_id) = {
         let folder = folder.borrow();
@@ -64,6 +69,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         program: programs.train.clone(),
     };
     let (program, sites) = checked(&programs.train)?;
+    let faults = faults(arguments, recipe, &program)?;
     let supervisor = Supervisor::new(Options {
         world: world.clone(),
         run: run_id,
@@ -78,7 +84,9 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         policy: Policy::default(),
         steps: Box::new(GuardedSteps::new(inputs.clone())),
         durable: Box::new(durable),
-        recorder: recorder(world, folder, progress),
+        recorder,
+        faults,
+        on_own_fault: Box::new(on_own_fault),
         step_estimate,
     })
     .or_exit(Exit::Memory)?;
@@ -104,17 +112,77 @@ fn checked(train: &Validated) -> Result<(Arc<Validated>, Vec<CheckSite>), Failur
     Ok((Arc::new(program), sites))
 }
 
+/// What is to be injected: parsed, drawn, and refused where it cannot happen.
+fn faults(arguments: &Train, recipe: &Recipe, program: &Validated) -> Result<Vec<Scheduled>, Failure> {
+    let Some(spec) = &arguments.faults else { return Ok(Vec::new()) };
+    let text = match spec.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(Exit::Usage, format!("--faults {spec}: {error}")))?,
+        None => spec.clone(),
+    };
+    let refused = |error: &dyn std::fmt::Display| Failure::new(Exit::Usage, format!("--faults: {error}"));
+    let schedule = inject::parse(&text).map_err(|error| refused(&error))?;
+    let steps = recipe.training.steps;
+    inject::check(&schedule, program.program(), steps).map_err(|error| refused(&error))?;
+    let faults = inject::expand(&schedule, program.program(), steps).map_err(|error| refused(&error))?;
+    if faults.len() > FAULTS_MAX {
+        return Err(refused(&format!("{} faults are more than {FAULTS_MAX}", faults.len())));
+    }
+    Ok(faults)
+}
+
 /// Writes to the journal and tells the user.
-fn recorder(
-    world: &Arc<dyn World>,
-    folder: &Rc<RefCell<RunFolder>>,
-    progress: &Rc<RefCell<Progress>>,
-) -> Recorder {
-    let (world, folder, progress) = (world.clone(), folder.clone(), progress.clone());
-    Box::new(move |entry| {
-        let written = folder.borrow_mut().event(&*world, entry);
-        if let Err(error) = written {
-            progress.borrow().line(&format!("warning: {error}"));
+fn recorder(parts: &Parts<'_>) -> Recorder {
+    let (world, folder, progress) = (parts.world.clone(), parts.folder.clone(), parts.progress.clone());
+    let devices: Vec<String> =
+        std::iter::once(&parts.arguments.device).chain(&parts.arguments.fallback).cloned().collect();
+    // Faults that are not over: each is told once it is known what it cost.
+    let mut open: Vec<FaultRecord> = Vec::new();
+    Box::new(move |news| {
+        let mut lines = Vec::new();
+        let (record, durable) = match news {
+            News::Decision { entry, injected } => {
+                let now = world.clock().wall();
+                let fault = FaultRecord::of_entry(entry, &devices, now, injected);
+                let mut record = serde_json::to_value(entry).unwrap_or_default();
+                if let (Some(fields), Some(_)) = (record.as_object_mut(), &fault) {
+                    fields.insert("injected".into(), injected.into());
+                }
+                let durable = fault.is_some();
+                open.extend(fault);
+                (record, durable)
+            }
+            News::Injected { fired, step } => {
+                let record = json!({ "event": "injected", "step": step, "id": fired.id, "what": fired.what });
+                (record, false)
+            }
+            News::Recovered { step, seconds, steps_redone } => {
+                for mut fault in open.drain(..) {
+                    fault.cost_seconds = Some(seconds);
+                    fault.steps_redone = Some(steps_redone);
+                    lines.push(fault_line(&fault));
+                }
+                let record = json!({
+                    "event": "recovered", "step": step, "seconds": seconds, "steps_redone": steps_redone,
+                });
+                (record, false)
+            }
+        };
+        let mut folder = folder.borrow_mut();
+        let mut written = folder.event(&*world, &record);
+        if durable {
+            written = written.and_then(|()| folder.sync(&*world));
+        }
+        lines.extend(written.err().map(|error| format!("warning: {error}")));
+        for line in lines {
+            progress.borrow().line(&line);
         }
     })
+}
+
+/// Faults of this very process.
+fn on_own_fault(what: &What) {
+    if *what == What::KillSupervisor {
+        crate::verb::worker::die();
+    }
 }
