@@ -8,6 +8,7 @@
 mod change; // what a wrong number looks like
 mod check; // schedules that cannot happen
 mod device; // a device in which faults happen
+mod disk; // a disk that fills up
 mod draw; // random schedules
 mod firings; // what has fired already, in memory that outlives the worker
 mod handle; // the worker's side of the injector
@@ -19,6 +20,7 @@ mod target; // where in a program
 pub use change::change_number;
 pub use check::{Impossible, check};
 pub use device::{Hooks, Injected, NoHooks};
+pub use disk::FillingDisk;
 pub use draw::{DrawError, expand};
 pub use firings::{Firings, OwnFirings, SharedFirings};
 pub use handle::{Handle, InjectedFault, Point};

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use toprope_devices::OpenOptions;
+use toprope_guard::inject::FillingDisk;
 use toprope_model::{deepseek_v3, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
 use toprope_train::batch::StepInputs;
@@ -56,7 +57,9 @@ struct Summary {
 
 /// Trains.
 pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
-    let world: Arc<dyn World> = Arc::new(RealWorld::new());
+    let disk = FillingDisk::new(Arc::new(RealWorld::new()));
+    let disk_full = disk.full();
+    let world: Arc<dyn World> = Arc::new(disk);
     let started = world.clock().monotonic();
     let recipe = chosen_recipe(arguments, &*world)?;
     let path = run_path(arguments, &recipe, &*world)?;
@@ -110,6 +113,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             folder: &folder,
             identity: &identity,
             progress: &progress,
+            disk_full,
             step_estimate: Duration::from_secs_f64(flops / peak_flops),
         };
         let mut engine = guarded::engine(parts)?;

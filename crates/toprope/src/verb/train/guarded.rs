@@ -6,15 +6,17 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Progress;
 use serde_json::json;
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use toprope_guard::inject::{self, Scheduled, What};
+use toprope_guard::inject::{self, Home, Scheduled, What};
 use toprope_guard::journal::{FaultRecord, fault_line};
 use toprope_guard::policy::Policy;
 use toprope_guard::remote::WorkerCommand;
 use toprope_guard::supervisor::{
-    DeviceSpec, FAULTS_MAX, News, Options, Recorder, Supervisor, insert_digests,
+    DeviceSpec, FAULTS_MAX, News, OnOwnFault, Options, Recorder, Supervisor, insert_digests,
 };
 use toprope_program::check::{self, CheckLevel, CheckPlan, CheckSite};
 use toprope_program::{Validated, validate};
@@ -35,6 +37,7 @@ pub(super) struct Parts<'a> {
     pub(super) folder: &'a Rc<RefCell<RunFolder>>,
     pub(super) identity: &'a Identity,
     pub(super) progress: &'a Rc<RefCell<Progress>>,
+    pub(super) disk_full: Arc<AtomicBool>,
     pub(super) step_estimate: Duration,
 }
 
@@ -53,7 +56,7 @@ pub(super) fn spec(name: &str, arguments: &Train) -> DeviceSpec {
 
 /// Builds the engine; starts nothing yet.
 pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
-    let recorder = recorder(&parts);
+    let (recorder, on_own_fault) = (recorder(&parts), on_own_fault(&parts));
     let Parts { arguments, recipe, world, programs, inputs, folder, identity, step_estimate, .. } = parts;
     let names = std::iter::once(&arguments.device).chain(&arguments.fallback);
     let (checkpoints, run_id) = {
@@ -86,7 +89,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         durable: Box::new(durable),
         recorder,
         faults,
-        on_own_fault: Box::new(on_own_fault),
+        on_own_fault,
         step_estimate,
     })
     .or_exit(Exit::Memory)?;
@@ -180,9 +183,24 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
     })
 }
 
-/// Faults of this very process.
-fn on_own_fault(what: &What) {
-    if *what == What::KillSupervisor {
-        crate::verb::worker::die();
+/// Faults of this very process and its disk.
+fn on_own_fault(parts: &Parts<'_>) -> OnOwnFault {
+    let (full, folder, world) = (parts.disk_full.clone(), parts.folder.clone(), parts.world.clone());
+    Box::new(move |what| match what {
+        What::KillSupervisor => crate::verb::worker::die(),
+        What::DiskFull => full.store(true, Ordering::Release),
+        What::AtRest { home: Home::Checkpoint, .. } => damage_newest(&*world, &folder.borrow().checkpoints()),
+        _ => {}
+    })
+}
+
+/// Adds a byte to the newest checkpoint's tensors.
+fn damage_newest(world: &dyn World, checkpoints: &Path) {
+    let listed = world.files().list(checkpoints).unwrap_or_default();
+    let newest = listed.iter().filter(|entry| entry.name.starts_with("step-")).next_back();
+    if let Some(entry) = newest {
+        let path = checkpoints.join(&entry.name).join("state.safetensors");
+        // Where it cannot be damaged, the rehearsal finds it intact and says so.
+        let _ = world.files().append(&path).and_then(|mut file| file.write(&[0]));
     }
 }
