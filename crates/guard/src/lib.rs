@@ -5,3 +5,4 @@
 //! nothing of models, recipes or vendors.
 
 pub mod decide; // the state machine: events in, actions out
+pub mod policy; // the table: what is done about which fault
