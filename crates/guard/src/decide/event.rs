@@ -281,6 +281,7 @@ pub enum Action {
         worker: Worker,
     },
     /// Give a worker its state; a standby becomes active by it. Answered by `Restored` or `RestoreFailed`.
+    /// States and snapshots of later steps are forgotten: they are of a future that did not come.
     Restore {
         /// Which.
         worker: Worker,
