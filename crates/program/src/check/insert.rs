@@ -3,7 +3,7 @@
 use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
-use crate::operator::{Compare, Operator, PRODUCT_LIMIT, ProductCheck};
+use crate::operator::{Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm};
 use crate::order;
 use crate::program::{Instruction, Program, Range};
 use crate::shape::Type;
@@ -38,7 +38,7 @@ enum Way {
 
 fn way(operator: &Operator) -> Way {
     match operator {
-        Operator::Matmul(_) => Way::Product,
+        Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
         Operator::RmsNorm(_)
         | Operator::RmsNormGradient(_)
         | Operator::Router(_)
@@ -64,8 +64,6 @@ fn way(operator: &Operator) -> Way {
         | Operator::Assemble(_)
         | Operator::Gather(_)
         | Operator::ScatterAdd(_)
-        | Operator::GroupedMatmul(_)
-        | Operator::GroupedOuter(_)
         | Operator::Attention(_)
         | Operator::AttentionGradient(_)
         | Operator::Rope(_)
@@ -170,22 +168,25 @@ impl<'a> Pass<'a> {
 
     /// Asks the product for its row sums and puts their check behind it.
     fn product(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
-        if let Operator::Matmul(matmul) = &mut instruction.operator
-            && !matmul.row_sums
-        {
-            matmul.row_sums = true;
+        let (sums, form) = match &mut instruction.operator {
+            Operator::Matmul(matmul) => (&mut matmul.row_sums, ProductForm::Matmul),
+            Operator::GroupedMatmul(grouped) => (&mut grouped.row_sums, ProductForm::GroupedMatmul),
+            Operator::GroupedOuter(outer) => (&mut outer.row_sums, ProductForm::GroupedOuter),
+            _ => return checked.push(instruction),
+        };
+        if !std::mem::replace(sums, true) {
             let product = self.program.value(instruction.outputs[0]).clone();
             let shape = product.shape[..product.shape.len() - 1].to_vec();
             let sums = self.scratch(&format!("{}.row_sums", product.name), Type { dtype: DType::F32, shape });
             instruction.outputs.push(sums);
         }
-        let operands = vec![
-            instruction.operands[0].clone(),
-            instruction.operands[1].clone(),
-            instruction.outputs[1].into(),
-        ];
+        let (a, b) = (instruction.operands[0].clone(), instruction.operands[1].clone());
+        let mut operands = vec![a, b, instruction.outputs[1].into()];
+        if form != ProductForm::Matmul {
+            operands.push(instruction.operands[2].clone());
+        }
         let site = (CheckKind::Product, range, PRODUCT_LIMIT);
-        let check = self.distance(site, &instruction, ProductCheck {}, operands);
+        let check = self.distance(site, &instruction, ProductCheck { form }, operands);
         checked.push(instruction);
         checked.push(check);
     }

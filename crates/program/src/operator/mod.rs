@@ -198,7 +198,7 @@ operators! {
 
 pub use activation::ActivationKind;
 pub use digest::mix as digest_mix;
-pub use product_check::PRODUCT_LIMIT;
+pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;
 
 impl Operator {
