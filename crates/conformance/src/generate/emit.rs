@@ -235,6 +235,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
         }
         Operator::ProductCheck(_) => product_check(d),
         Operator::Compare(_) => compare(d),
+        Operator::AttentionCheck(_) => attention_check(d),
     }
 }
 
@@ -410,6 +411,24 @@ fn attention_gradient(d: &mut Draft) -> Outcome {
     let [q, k, v, segment_start] = [0, 1, 2, 3].map(|at| forward[at].clone());
     let operands = vec![q, k, v, outputs[0].into(), outputs[1].into(), dout, segment_start];
     d.add("dattention", AttentionGradient { scale }, operands)
+}
+
+fn attention_check(d: &mut Draft) -> Outcome {
+    let (forward, outputs, scale) = attention(d, false)?;
+    let (shape, dtype) = {
+        let out = d.builder.program().value(outputs[0]);
+        (out.shape.clone(), out.dtype)
+    };
+    let dout = d.float("dout", dtype, &shape);
+    let [q, k, v, segment_start] = [0, 1, 2, 3].map(|at| forward[at].clone());
+    let [out, lse] = [0, 1].map(|at| Operand::from(outputs[at]));
+    let operands =
+        vec![q.clone(), k.clone(), v.clone(), out.clone(), lse, dout.clone(), segment_start.clone()];
+    let gradients = d.add("dattention", AttentionGradient { scale }, operands)?;
+    let mut operands = vec![q, k, v, out, dout];
+    operands.extend(gradients.iter().map(|id| Operand::from(*id)));
+    operands.push(segment_start);
+    d.add("check", AttentionCheck { scale }, operands)
 }
 
 fn norm_operands(d: &mut Draft) -> (Operand, Operand) {

@@ -56,6 +56,7 @@ pub fn exemplars() -> Vec<Operator> {
         Digest {}.into(),
         ProductCheck::default().into(),
         Compare {}.into(),
+        AttentionCheck { scale: 1.0 }.into(),
     ]
 }
 

@@ -3,7 +3,9 @@
 use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
-use crate::operator::{Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm};
+use crate::operator::{
+    AttentionCheck, Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm, attention_limit,
+};
 use crate::order;
 use crate::program::{Instruction, Program, Range};
 use crate::shape::Type;
@@ -32,6 +34,8 @@ enum Way {
     Product,
     /// A second run.
     Replay,
+    /// The identities of attention, at its gradient.
+    Attention,
     /// Not by itself; docs/checks.md says why.
     Nothing,
 }
@@ -39,6 +43,7 @@ enum Way {
 fn way(operator: &Operator) -> Way {
     match operator {
         Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
+        Operator::AttentionGradient(_) => Way::Attention,
         Operator::RmsNorm(_)
         | Operator::RmsNormGradient(_)
         | Operator::Router(_)
@@ -65,7 +70,6 @@ fn way(operator: &Operator) -> Way {
         | Operator::Gather(_)
         | Operator::ScatterAdd(_)
         | Operator::Attention(_)
-        | Operator::AttentionGradient(_)
         | Operator::Rope(_)
         | Operator::LinearCrossEntropy(_)
         | Operator::LinearCrossEntropyGradient(_)
@@ -75,7 +79,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::Append(_)
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
-        | Operator::Compare(_) => Way::Nothing,
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => Way::Nothing,
     }
 }
 
@@ -115,6 +120,7 @@ impl<'a> Pass<'a> {
             }
             match way(&instruction.operator) {
                 Way::Product => self.product(range, instruction, &mut checked),
+                Way::Attention => self.attention(range, instruction, &mut checked),
                 Way::Replay => self.replay(range, instruction, &mut checked),
                 Way::Nothing => checked.push(instruction),
             }
@@ -187,6 +193,26 @@ impl<'a> Pass<'a> {
         }
         let site = (CheckKind::Product, range, PRODUCT_LIMIT);
         let check = self.distance(site, &instruction, ProductCheck { form }, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// Puts the identities of attention and its gradient behind the gradient.
+    fn attention(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::AttentionGradient(gradient) = &instruction.operator else {
+            return checked.push(instruction);
+        };
+        let scale = gradient.scale;
+        let dtype = self.program.operand_type(&instruction.operands[0]).dtype;
+        if self.program.operand_type(&instruction.operands[5]).dtype != dtype {
+            return self.replay(range, instruction, checked);
+        }
+        let read = [0, 1, 2, 3, 5].map(|at| instruction.operands[at].clone());
+        let made = [0, 1, 2].map(|at| Operand::from(instruction.outputs[at]));
+        let mut operands: Vec<Operand> = read.into_iter().chain(made).collect();
+        operands.push(instruction.operands[6].clone());
+        let site = (CheckKind::Attention, range, attention_limit(dtype));
+        let check = self.distance(site, &instruction, AttentionCheck { scale }, operands);
         checked.push(instruction);
         checked.push(check);
     }
