@@ -3,8 +3,9 @@
 
 use super::change::{Changed, corrupt, store, words};
 use super::handle::{Handle, InjectedFault};
+use super::select::draw;
 use super::spec::{Corruption, Moment, Scheduled, What};
-use super::target::{Strike, results, strike};
+use super::target::{Strike, results, strikes};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,7 +153,12 @@ impl Injected {
         let instruction = &run.program.range(range)[index];
         let (operator, part) = (instruction.operator.name().to_string(), instruction.part.clone());
         let place = Place { range, index, operator, part };
-        self.handle.fire(struck.id);
+        let fired = self.handle.fire(struck.id);
+        // A fault that is never the same takes another seed each time.
+        let choice = |corruption: &Corruption| match corruption.anew {
+            true => Corruption { seed: draw(corruption.seed, 2, fired), ..corruption.clone() },
+            false => corruption.clone(),
+        };
         let mut injected = InjectedFault {
             id: struck.id,
             step: self.handle.step(),
@@ -163,11 +169,11 @@ impl Injected {
         };
         let kind = match &struck.fault.what {
             What::Compute { corruption, .. } => {
-                injected.elements = self.compute(run, instruction, corruption)?;
+                injected.elements = self.compute(run, instruction, &choice(corruption))?;
                 None
             }
             What::AtRest { corruption, value, .. } => {
-                injected.elements = self.at_rest(run, value, corruption)?;
+                injected.elements = self.at_rest(run, value, &choice(corruption))?;
                 None
             }
             What::TearState => {
@@ -403,11 +409,12 @@ impl Device for Injected {
                     let device = self.name.clone();
                     self.handle.record(InjectedFault { id, step, device, what, place: None, elements: 0 });
                 }
-            } else if let Some(strike) = strike(run.program, &fault.what)
-                && strike.range == span.range
-                && (span.from..span.to).contains(&strike.index)
-            {
-                struck.push(Struck { id, fault, strike });
+                continue;
+            }
+            let inside =
+                |strike: &Strike| strike.range == span.range && (span.from..span.to).contains(&strike.index);
+            for strike in strikes(run.program, &fault).into_iter().filter(inside) {
+                struck.push(Struck { id, fault: fault.clone(), strike });
             }
         }
         struck.sort_by_key(|struck| struck.strike.index);

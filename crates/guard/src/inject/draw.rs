@@ -141,7 +141,8 @@ fn compute(dice: &Dice, program: &Program, change: Change, count: usize) -> Opti
     }
     let (range, index, output, id) = *places.get(dice.below(4, places.len()))?;
     let there = elements(&sizes(&program.value(id).shape, &program.bounds()));
-    let corruption = Corruption { change, count: count.min(there), seed: dice.bits(5), band: None, output };
+    let corruption =
+        Corruption { change, count: count.min(there), seed: dice.bits(5), band: None, output, anew: false };
     let target = Target { at: At::Range(range, Some(index)), moment: Moment::In };
     Some(What::Compute { corruption, target })
 }

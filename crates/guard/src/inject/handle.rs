@@ -115,10 +115,13 @@ impl Handle {
         due.map(|(id, fault)| (id, fault.clone())).collect()
     }
 
-    /// Counts a fault as fired. Comes before it is carried out, so that it does not meet the next worker again.
-    pub(super) fn fire(&self, id: usize) {
+    /// Counts a fault as fired, and says how often it had before. Comes before it is carried out, so that it does not meet
+    /// the next worker again.
+    pub(super) fn fire(&self, id: usize) -> u64 {
         let firings = lock(&self.shared.armed).firings.clone();
+        let fired = firings.fired(id);
         firings.fire(id);
+        fired
     }
 
     pub(super) fn record(&self, injected: InjectedFault) {

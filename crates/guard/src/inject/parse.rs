@@ -377,6 +377,10 @@ impl<'a> Reader<'a> {
             match self.peek() {
                 None | Some(";") => return Ok(corruption),
                 Some("compute") => self.at += 1,
+                Some("anew") => {
+                    self.at += 1;
+                    corruption.anew = true;
+                }
                 Some("count") => {
                     self.at += 1;
                     let count = self.peek().and_then(|text| text.replace(['_', ','], "").parse().ok());
@@ -403,7 +407,9 @@ impl<'a> Reader<'a> {
                     self.at += 1;
                 }
                 Some(_) => {
-                    return Err(self.one_of(&["bit", "count", "band", "output", "seed", "compute", ";"]));
+                    return Err(
+                        self.one_of(&["bit", "count", "band", "output", "seed", "anew", "compute", ";"])
+                    );
                 }
             }
         }

@@ -169,12 +169,14 @@ pub struct Corruption {
     pub band: Option<(f64, f64)>,
     /// The operator's output, counted from 0; its checksums are not counted.
     pub output: usize,
+    /// Whether each firing chooses anew: a fault that is permanent and yet never the same.
+    pub anew: bool,
 }
 
 impl Corruption {
     /// The change at one element.
     pub fn one(change: Change) -> Corruption {
-        Corruption { change, count: 1, seed: 0, band: None, output: 0 }
+        Corruption { change, count: 1, seed: 0, band: None, output: 0, anew: false }
     }
 }
 
@@ -353,6 +355,9 @@ impl Corruption {
         }
         if self.output != 0 {
             write!(f, " output {}", self.output)?;
+        }
+        if self.anew {
+            f.write_str(" anew")?;
         }
         if self.seed != 0 {
             write!(f, " seed {}", self.seed)?;

@@ -1,6 +1,6 @@
 //! Where in a program a fault strikes.
 
-use super::spec::{At, Home, Moment, Target, What};
+use super::spec::{At, Home, Moment, Scheduled, Target, What};
 use toprope_program::{Instruction, Operator, Program, Range};
 
 /// An instruction and when, seen from it.
@@ -55,7 +55,7 @@ fn within(part: &str, wanted: &str) -> bool {
 }
 
 /// Where a fault strikes a device; `None` for those of the worker and the supervisor, and where there is no such place.
-pub(super) fn strike(program: &Program, what: &What) -> Option<Strike> {
+fn strike(program: &Program, what: &What) -> Option<Strike> {
     match what {
         What::Die(target)
         | What::Hang(target)
@@ -84,6 +84,25 @@ pub(super) fn strike(program: &Program, what: &What) -> Option<Strike> {
         | What::DiskFull
         | What::KillSupervisor => None,
     }
+}
+
+/// Where a fault strikes a device, its echoes among it: the check that runs an instruction a second time on a chip that is
+/// broken for good meets the same fault.
+pub(super) fn strikes(program: &Program, fault: &Scheduled) -> Vec<Strike> {
+    let Some(first) = strike(program, &fault.what) else { return Vec::new() };
+    let mut strikes = vec![first];
+    if fault.always && matches!(fault.what, What::Compute { .. }) {
+        let instructions = program.range(first.range);
+        let struck = &instructions[first.index];
+        let replays = |instruction: &Instruction| {
+            instruction.check.is_some()
+                && instruction.operator.name() == struck.operator.name()
+                && instruction.operands == struck.operands
+        };
+        let echoes = instructions.iter().enumerate().filter(|(_, instruction)| replays(instruction));
+        strikes.extend(echoes.map(|(index, _)| Strike { index, ..first }));
+    }
+    strikes
 }
 
 /// The outputs of an instruction that hold its result; the others are checksums of it.

@@ -6,7 +6,8 @@ use toprope_cpu::{CpuDevice, Options};
 use toprope_guard::inject::{
     Firings, Handle, Hooks, Injected, OwnFirings, Point, SharedFirings, expand, parse,
 };
-use toprope_program::check::PRODUCT_CHECK_LIMIT;
+use toprope_program::operator::PRODUCT_LIMIT;
+
 use toprope_program::{FaultKind, ProgressPlace, Range};
 use toprope_world::SharedRegion;
 
@@ -57,12 +58,12 @@ fn in_compute_the_checksum_follows_the_product_and_at_rest_it_does_not() {
     // An identity of accumulator, operands and row sums sees a wrong accumulator ...
     let mut step = Step::new("step 0: flip bit 29 of matmul in layers.0", true);
     step.session.run(&mut step.device, Range::Accumulate).unwrap();
-    assert!(step.worst_check() > PRODUCT_CHECK_LIMIT, "{}", step.worst_check());
+    assert!(step.worst_check() > PRODUCT_LIMIT as f32, "{}", step.worst_check());
     // ... and not bits that change behind it.
     let mut step = Step::new("step 0: flip at rest activation layers.0.mlp.down bit 13", true);
     step.session.run(&mut step.device, Range::Accumulate).unwrap();
     assert_eq!(step.handle.take_injected()[0].elements, 1);
-    assert!(step.worst_check() <= PRODUCT_CHECK_LIMIT, "{}", step.worst_check());
+    assert!(step.worst_check() <= PRODUCT_LIMIT as f32, "{}", step.worst_check());
     let mut clean = Step::new("", true);
     clean.session.run(&mut clean.device, Range::Accumulate).unwrap();
     assert_ne!(step.read("loss"), clean.read("loss"));
@@ -178,4 +179,24 @@ fn hooks_are_asked_and_a_hang_names_its_operator() {
     assert!(session.run(&mut device, Range::Accumulate).is_err());
     assert!(heard.0.lock().unwrap().contains(&"die".to_string()));
     step.run().unwrap();
+}
+
+#[test]
+fn a_repeatable_fault_repeats_in_its_own_replay_and_one_that_varies_does_not() {
+    let differ = |text: &str| {
+        let mut step = Step::new(text, true);
+        step.session.run(&mut step.device, Range::Accumulate).unwrap();
+        let program = step.program.clone();
+        let compares = program.program().accumulate.iter().filter(|i| i.operator.name() == "compare");
+        compares
+            .map(|compare| {
+                let name = &program.program().value(compare.outputs[0]).name;
+                step.session.read_scalar(&mut step.device, name).unwrap()
+            })
+            .sum::<f32>()
+    };
+    assert_eq!(differ(""), 0.0);
+    assert!(differ("step 0: flip bit 29 of rms_norm") > 0.0, "transient");
+    assert_eq!(differ("step 0 always: flip bit 29 of rms_norm"), 0.0, "the same on both runs");
+    assert!(differ("step 0 always: flip bit 29 of rms_norm anew") > 0.0, "permanent, never the same");
 }

@@ -49,8 +49,9 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn corruption() -> impl Strategy<Value = Corruption> {
     let band = proptest::option::of((0.0..1.0f64, 1.0..1e9f64));
-    (change(), 1..=100_000usize, any::<u64>(), band, 0..4usize)
-        .prop_map(|(change, count, seed, band, output)| Corruption { change, count, seed, band, output })
+    (change(), 1..=100_000usize, any::<u64>(), band, 0..4usize, any::<bool>()).prop_map(
+        |(change, count, seed, band, output, anew)| Corruption { change, count, seed, band, output, anew },
+    )
 }
 
 fn what() -> impl Strategy<Value = What> {

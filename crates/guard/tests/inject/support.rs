@@ -4,7 +4,7 @@ use std::sync::Arc;
 use toprope_cpu::{CpuDevice, Options};
 use toprope_guard::inject::{Handle, Injected, NoHooks, OwnFirings, expand, parse};
 use toprope_model::{DeepseekV3Config, TrainingOptions, deepseek_v3};
-use toprope_program::check::insert_product_checks;
+use toprope_program::check::{CheckLevel, CheckPlan, insert};
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
     CheckMask, DType, Fault, Program, Range, Role, Session, StateLayout, Validated, Width, validate,
@@ -36,7 +36,7 @@ impl Step {
     pub fn new(text: &str, checked: bool) -> Step {
         let mut program = program();
         if checked {
-            insert_product_checks(&mut program);
+            insert(&mut program, &CheckPlan { level: CheckLevel::Full });
         }
         let program = Arc::new(validate(program).unwrap());
         let faults = expand(&parse(text).unwrap(), program.program(), 100).unwrap();
@@ -101,7 +101,8 @@ impl Step {
     /// The largest result of all checks.
     pub fn worst_check(&mut self) -> f32 {
         let program = self.program.clone();
-        let checks = program.program().accumulate.iter().filter(|instruction| instruction.check.is_some());
+        let checks = program.program().accumulate.iter();
+        let checks = checks.filter(|instruction| instruction.operator.name() == "product_check");
         let mut worst = 0f32;
         for check in checks {
             let name = &program.program().value(check.outputs[0]).name;
