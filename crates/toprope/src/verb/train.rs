@@ -2,7 +2,9 @@
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, bytes, duration};
+use crate::report;
 use crate::verb::recipe;
 use serde::Serialize;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use toprope_devices::OpenOptions;
+use toprope_guard::journal::RunRecord;
 use toprope_model::{deepseek_v3, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
 use toprope_train::batch::StepInputs;
@@ -61,6 +64,9 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let threads = device.describe().units;
     check_memory(&programs, &recipe, &*device)?;
     let stop = stop_on_interrupt()?;
+    let metrics = Arc::new(Metrics::new(&path.to_string_lossy()));
+    let server = arguments.metrics.as_ref().map(|address| Server::start(address, metrics.clone()));
+    let server = server.transpose().or_exit(Exit::Usage)?;
 
     let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
     let saved = path.join(TOKENIZER_FILE);
@@ -134,7 +140,13 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         recipe.training.dtype
     ));
     progress.line(&format!("run folder {}", path.display()));
+    if let Some(server) = &server {
+        progress.line(&format!("metrics at http://{}/metrics", server.address()));
+    }
 
+    let began = world.clock().monotonic();
+    let metrics = server.is_some().then_some(metrics);
+    let mut watched = Watched { observer: &mut progress, metrics, world: &*world, began };
     let writer = BackgroundWriter::new(world.clone(), folder.checkpoints(), keep_policy(&recipe));
     let trainer = Trainer {
         recipe: &recipe,
@@ -144,7 +156,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         folder: &mut folder,
         writer,
         identity,
-        observer: &mut progress,
+        observer: &mut watched,
         stop: &stop,
     };
     let outcome = trainer.run(from).map_err(|error| {
@@ -208,11 +220,21 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     };
     folder.event(&*world, &serde_json::json!({ "event": "end", "summary": summary })).or_exit(Exit::Run)?;
     folder.sync(&*world).or_exit(Exit::Run)?;
+    write_report(&*world, &summary.run);
     println!("state {}", summary.state_hash);
     if json {
         println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
     }
     Ok(if summary.interrupted { Exit::Interrupted } else { Exit::Done })
+}
+
+/// Writes the run's report. A run without one is whole, so what goes wrong is a warning.
+fn write_report(world: &dyn World, folder: &Path) {
+    let read = RunRecord::read(world, folder).map_err(|error| error.to_string());
+    match read.and_then(|run| report::write(world, &run).map_err(|error| error.to_string())) {
+        Ok(path) => eprintln!("report {}", path.display()),
+        Err(error) => eprintln!("warning: no report: {error}"),
+    }
 }
 
 /// The tokenizer of a run, in its folder.
