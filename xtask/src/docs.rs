@@ -4,8 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Page and file.
-pub const PAGES: [(&str, &str); 2] =
-    [("operators", "docs/operators.md"), ("exit-codes", "docs/exit-codes.md")];
+pub const PAGES: [(&str, &str); 3] = [
+    ("operators", "docs/operators.md"),
+    ("exit-codes", "docs/exit-codes.md"),
+    ("journal", "docs/journal.md"),
+];
 
 /// What the binary prints for a page.
 pub fn page(root: &Path, name: &str) -> Result<Vec<u8>, String> {

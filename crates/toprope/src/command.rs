@@ -22,6 +22,8 @@ pub enum Verb {
     Train(Train),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
+    /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
+    Status(Status),
     /// Show the devices of this machine.
     Devices,
     /// A device behind two pipes, as `train` starts it (docs/worker-protocol.md).
@@ -30,7 +32,7 @@ pub enum Verb {
     /// Print pages that are made from the program itself (for `docs/`).
     #[command(hide = true)]
     Docs {
-        /// Which page: operators, devices, exit-codes, recipes.
+        /// Which page: operators, exit-codes, journal.
         page: String,
     },
 }
@@ -74,6 +76,22 @@ pub struct Train {
     /// At the end, show where the time went, by operator; the device runs in this process then, unguarded.
     #[arg(long)]
     pub profile: bool,
+    /// Answer Prometheus at this address while the run goes, as in --metrics 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Print the ledger: each step with the attempt and the device that committed it.
+    #[arg(long)]
+    pub ledger: bool,
+    /// Write the run's report.html anew.
+    #[arg(long)]
+    pub html: bool,
 }
 
 /// Arguments of `inspect`.

@@ -22,13 +22,15 @@ pub enum Exit {
     Device,
     /// The plan does not fit in memory.
     Memory,
+    /// Every device is gone; what was committed is durable.
+    NoDevice,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 9] = [
+    pub const ALL: [Exit; 10] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -37,6 +39,7 @@ impl Exit {
         Exit::Run,
         Exit::Device,
         Exit::Memory,
+        Exit::NoDevice,
         Exit::Interrupted,
     ];
 
@@ -51,6 +54,7 @@ impl Exit {
             Exit::Run => 5,
             Exit::Device => 6,
             Exit::Memory => 7,
+            Exit::NoDevice => 8,
             Exit::Interrupted => 130,
         }
     }
@@ -66,6 +70,9 @@ impl Exit {
             Exit::Run => "a run folder or a checkpoint is wrong, in use, in the way, or cannot be written",
             Exit::Device => "a device is unknown, cannot run the program, or failed",
             Exit::Memory => "the plan does not fit in memory",
+            Exit::NoDevice => {
+                "every device is gone; what was committed is durable, and --resume goes on from it"
+            }
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

@@ -2,7 +2,9 @@
 
 mod command; // what can be asked for
 mod exit; // what the exit codes mean
+mod metrics; // answers Prometheus
 mod progress; // what a person sees while it runs
+mod report; // report.html
 mod verb; // one file a verb
 
 use clap::Parser;

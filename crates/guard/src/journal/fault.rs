@@ -158,10 +158,9 @@ pub fn fault_line(fault: &FaultRecord) -> String {
     let place = fault.place.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
     let action = if fault.action.is_empty() { "noted" } else { &fault.action };
     one_line(&format!(
-        "{when} step {} {}: {}{injected}: {}{place}; {action}; {}",
+        "{when} step {} {}: {}{injected}{place}; {action}; {}",
         fault.step,
         fault.device,
-        fault.class.name(),
         fault.detail,
         fault.cost()
     ))
@@ -199,8 +198,7 @@ mod tests {
         fault.steps_redone = Some(1);
         assert_eq!(
             fault_line(&fault),
-            "01:02:03 step 118 ascend:0: mismatch (injected): mismatch in `matmul`: error 5.000e-1, tolerance \
-             1.000e-6 at accumulate 7 `matmul` in layer 2; the standby took over; 0.21 s lost, 1 step redone"
+            "01:02:03 step 118 ascend:0: mismatch in `matmul`: error 5.000e-1, tolerance 1.000e-6 (injected) at accumulate 7 `matmul` in layer 2; the standby took over; 0.21 s lost, 1 step redone"
         );
         fault.cost_seconds = None;
         fault.steps_redone = None;

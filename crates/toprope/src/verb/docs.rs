@@ -10,10 +10,11 @@ pub fn run(page: &str) -> Result<Exit, Failure> {
     let text = match page {
         "operators" => operators(),
         "exit-codes" => exit_codes(),
+        "journal" => toprope_guard::journal::page(),
         other => {
             return Err(Failure::new(
                 Exit::Usage,
-                format!("no page `{other}`; there are: operators, exit-codes"),
+                format!("no page `{other}`; there are: operators, exit-codes, journal"),
             ));
         }
     };

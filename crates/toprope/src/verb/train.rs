@@ -4,7 +4,9 @@ mod guarded; // the engine of a guarded run
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, Shared, bytes, duration};
+use crate::report;
 use crate::verb::recipe;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -16,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use toprope_devices::OpenOptions;
 use toprope_guard::inject::FillingDisk;
+use toprope_guard::journal::RunRecord;
 use toprope_model::{deepseek_v3, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
 use toprope_train::batch::StepInputs;
@@ -69,6 +72,9 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let threads = device.describe().units;
     check_memory(&programs, &recipe, &*device)?;
     let stop = stop_on_interrupt()?;
+    let metrics = Arc::new(Metrics::new(&path.to_string_lossy()));
+    let server = arguments.metrics.as_ref().map(|address| Server::start(address, metrics.clone()));
+    let server = server.transpose().or_exit(Exit::Usage)?;
 
     let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
     let saved = path.join(TOKENIZER_FILE);
@@ -175,8 +181,15 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     ));
     progress.borrow().line(&format!("run folder {}", path.display()));
 
-    let writer = BackgroundWriter::new(world.clone(), folder.borrow().checkpoints(), keep_policy(&recipe));
+    if let Some(server) = &server {
+        progress.borrow().line(&format!("metrics at http://{}/metrics", server.address()));
+    }
+
+    let began = world.clock().monotonic();
+    let metrics = server.is_some().then_some(metrics);
     let mut observer = Shared(progress.clone());
+    let mut watched = Watched { observer: &mut observer, metrics, world: &*world, began };
+    let writer = BackgroundWriter::new(world.clone(), folder.borrow().checkpoints(), keep_policy(&recipe));
     let trainer = Trainer {
         recipe: &recipe,
         inputs: &inputs,
@@ -185,7 +198,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         folder: &folder,
         writer,
         identity,
-        observer: &mut observer,
+        observer: &mut watched,
         stop: &stop,
     };
     let outcome = trainer.run(from).map_err(|error| {
@@ -254,6 +267,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         .event(&*world, &serde_json::json!({ "event": "end", "summary": summary }))
         .or_exit(Exit::Run)?;
     folder.borrow_mut().sync(&*world).or_exit(Exit::Run)?;
+    write_report(&*world, &summary.run);
     println!("state {}", summary.state_hash);
     if json {
         println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
@@ -296,6 +310,15 @@ fn probe(arguments: &Train, world: &dyn World) -> Result<Box<dyn Device>, Failur
     let spec = guarded::spec(&arguments.device, arguments);
     let device = toprope_guard::supervisor::probe(world, &guarded::worker_command()?, &spec);
     Ok(Box::new(device.or_exit(Exit::Device)?))
+}
+
+/// Writes the run's report. A run without one is whole, so what goes wrong is a warning.
+fn write_report(world: &dyn World, folder: &Path) {
+    let read = RunRecord::read(world, folder).map_err(|error| error.to_string());
+    match read.and_then(|run| report::write(world, &run).map_err(|error| error.to_string())) {
+        Ok(path) => eprintln!("report {}", path.display()),
+        Err(error) => eprintln!("warning: no report: {error}"),
+    }
 }
 
 /// The tokenizer of a run, in its folder.
