@@ -45,8 +45,8 @@ pub struct Judgement {
 struct Court {
     /// Magnitudes without infinite terms.
     finite: Vec<Vec<f64>>,
-    /// Whether an intermediate result may leave f32.
-    wild: bool,
+    /// Why any output may be far off, where the operands are such.
+    wild: Option<&'static str>,
     worst: Option<Worst>,
     finding: Option<String>,
     elements: u64,
@@ -116,7 +116,7 @@ pub fn judge(
 ) -> Judgement {
     let mut court = Court {
         finite: magnitudes.finite.to_vec(),
-        wild: slack::is_wild(operator, operands),
+        wild: slack::wildness(operator, operands),
         worst: None,
         finding: None,
         elements: 0,
@@ -146,6 +146,9 @@ pub fn judge(
     }
     court.close()
 }
+
+/// Why an element cannot be compared where an f32 accumulator may have overflowed.
+const OVERFLOWS: &str = "an f32 intermediate may overflow on the way";
 
 fn compare(
     court: &mut Court,
@@ -189,8 +192,9 @@ fn one(
         return;
     }
     let accepted = tolerance.accepts(got, want, magnitude);
-    if !accepted && (court.wild || may_overflow(court, place, want, magnitude)) {
-        court.cannot_compare("an f32 intermediate may overflow on the way");
+    let overflows = || may_overflow(court, place, want, magnitude).then_some(OVERFLOWS);
+    if let Some(reason) = court.wild.or_else(overflows).filter(|_| !accepted) {
+        court.cannot_compare(reason);
         return;
     }
     let bound = tolerance.bound(want, magnitude);

@@ -10,6 +10,7 @@ mod softmax;
 
 pub(super) use backward::runs;
 
+use super::narrow::narrow_matrix;
 use crate::bind::View;
 use crate::kernel::{Context, Floats, FloatsMut, Matrix, Product, product, product_workspace_bytes};
 use std::ops::Range;
@@ -108,8 +109,12 @@ fn chunks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     keys.step_by(KEYS).map(move |start| start..end.min(start + KEYS))
 }
 
-/// Dense rows in f32.
-fn dense(values: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
+/// Dense rows of probabilities or of scores' gradients; `narrow`: rounded to bf16 in place, as the contract allows
+/// beside bf16 operands.
+fn probabilities(values: &[f32], rows: usize, columns: usize, narrow: bool) -> Matrix<'_> {
+    if narrow {
+        return narrow_matrix(values, rows, columns);
+    }
     Matrix::dense(Floats::F32(values), rows, columns)
 }
 
