@@ -10,6 +10,7 @@ use crate::data::DataConfig;
 use crate::schedule::ScheduleConfig;
 use crate::tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
+use toprope_guard::policy::Policy;
 use toprope_model::{AdamwOptions, DeepseekV3Config, TrainingOptions};
 use toprope_program::recompute::Recompute;
 use toprope_program::{DType, StateLayout};
@@ -42,6 +43,9 @@ pub struct Recipe {
     /// Text made at the end.
     #[serde(default)]
     pub sample: Sample,
+    /// What is done about faults; it changes no number of an undisturbed run.
+    #[serde(default)]
+    pub guard: Policy,
     /// Where text comes from.
     pub data: DataConfig,
     /// How text becomes tokens.
@@ -107,12 +111,15 @@ pub enum StatePlan {
     Double,
     /// In its place: half the memory.
     InPlace,
+    /// Beside the current one in the device's own memory, with snapshots in the host's: for chips that cannot compute on
+    /// the host's memory.
+    OnDevice,
 }
 
 impl From<StatePlan> for StateLayout {
     fn from(plan: StatePlan) -> StateLayout {
         match plan {
-            StatePlan::Double => StateLayout::Double,
+            StatePlan::Double | StatePlan::OnDevice => StateLayout::Double,
             StatePlan::InPlace => StateLayout::InPlace,
         }
     }
@@ -231,6 +238,7 @@ impl Recipe {
         decisive.checkpoint = Checkpoint::default();
         decisive.evaluation = Evaluation::default();
         decisive.sample = Sample::default();
+        decisive.guard = Policy::default();
         let json = serde_json::to_string(&decisive).unwrap_or_default();
         blake3::hash(json.as_bytes()).to_hex().to_string()
     }

@@ -207,9 +207,10 @@ struct Flight {
     alarms: Vec<Alarm>,
 }
 
-/// Time since something went wrong, until the next commit.
+/// Something went wrong, and nothing was committed since.
 struct Trouble {
     since: Duration,
+    /// Executions before the one that it began in.
     executions: u64,
     committed: u64,
 }
@@ -255,6 +256,8 @@ pub struct Supervisor {
     snapshot_faults: Vec<Scheduled>,
     trouble: Option<Trouble>,
     executions: u64,
+    /// Whether a step is between its start and its commit.
+    executing: bool,
     /// Seconds of the last undisturbed steps.
     step_seconds: VecDeque<f64>,
     step_started: Duration,
@@ -346,6 +349,7 @@ impl Supervisor {
             snapshot_faults: Vec::new(),
             trouble: None,
             executions: 0,
+            executing: false,
             step_seconds: VecDeque::new(),
             step_started: Duration::ZERO,
             confirmations: 0,
@@ -523,8 +527,10 @@ impl Supervisor {
 
     fn record(&mut self, entry: &Entry) {
         if let Entry::Fault { .. } = entry {
-            let (since, committed) = (self.now(), self.committed.0);
-            self.trouble.get_or_insert(Trouble { since, executions: self.executions, committed });
+            // Trouble began with the execution under way; between two steps, now.
+            let (since, before) = if self.executing { (self.step_started, 1) } else { (self.now(), 0) };
+            let (executions, committed) = (self.executions - before, self.committed.0);
+            self.trouble.get_or_insert(Trouble { since, executions, committed });
         }
         let injected = self.injected_at.is_some();
         (self.options.recorder)(News::Decision { entry, injected });
@@ -532,6 +538,7 @@ impl Supervisor {
 
     /// Closes the books on trouble, at a commit.
     fn recovered(&mut self) {
+        self.executing = false;
         let now = self.now();
         let took = now.saturating_sub(self.step_started).as_secs_f64();
         let Some(trouble) = self.trouble.take() else {
@@ -546,8 +553,7 @@ impl Supervisor {
         let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
         let seconds = (now.saturating_sub(trouble.since).as_secs_f64() - usual).max(0.0);
         let gained = self.committed.0.saturating_sub(trouble.committed);
-        // The execution under way when it began counts among those before it.
-        let redone = (self.executions - trouble.executions + 1).saturating_sub(gained);
+        let redone = (self.executions - trouble.executions).saturating_sub(gained);
         let step = self.committed.0;
         (self.options.recorder)(News::Recovered { step, seconds, steps_redone: redone });
         self.injected_at = None;
@@ -646,6 +652,7 @@ impl Supervisor {
             Action::Accumulate { worker, attempt, evidence } => {
                 self.own_faults(attempt.step);
                 self.executions += 1;
+                self.executing = true;
                 self.step_started = self.now();
                 let mask = self.mask(attempt.step, evidence);
                 self.take_off(worker, attempt, Range::Accumulate, mask);
@@ -724,6 +731,7 @@ impl Supervisor {
             }
         };
         self.state.choose(half);
+        self.state.forget_after(step);
         let digest = self.state.digest(half);
         let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
         crew.session.write_constants(&mut crew.device)?;

@@ -100,6 +100,13 @@ impl SharedState {
         [self.current, self.other()].into_iter().find(|half| self.steps[*half] == Some(steps))
     }
 
+    /// Halves of later steps are of a future that did not come.
+    pub fn forget_after(&mut self, steps: u64) {
+        for label in &mut self.steps {
+            *label = label.filter(|label| *label <= steps);
+        }
+    }
+
     /// Makes a half the current one.
     pub fn choose(&mut self, half: usize) {
         self.current = half;

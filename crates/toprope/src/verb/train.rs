@@ -119,6 +119,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             folder: &folder,
             identity: &identity,
             progress: &progress,
+            metrics: server.is_some().then(|| metrics.clone()),
             disk_full,
             step_estimate: Duration::from_secs_f64(flops / peak_flops),
         };

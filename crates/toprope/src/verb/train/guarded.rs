@@ -3,6 +3,7 @@
 use super::Programs;
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::metrics::Metrics;
 use crate::progress::Progress;
 use serde_json::json;
 use std::cell::RefCell;
@@ -11,9 +12,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use toprope_guard::hook::Hook;
 use toprope_guard::inject::{self, Home, Scheduled, What};
 use toprope_guard::journal::{FaultRecord, fault_line};
-use toprope_guard::policy::Policy;
+use toprope_guard::policy::Level;
 use toprope_guard::remote::WorkerCommand;
 use toprope_guard::supervisor::{
     DeviceSpec, FAULTS_MAX, News, OnOwnFault, Options, Recorder, Supervisor, insert_digests,
@@ -23,7 +25,7 @@ use toprope_program::{Validated, validate};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::Identity;
 use toprope_train::engine::{Checkpoints, Guarded, GuardedOptions, GuardedSteps};
-use toprope_train::recipe::Recipe;
+use toprope_train::recipe::{Recipe, StatePlan};
 use toprope_train::run_folder::RunFolder;
 use toprope_world::World;
 
@@ -37,6 +39,7 @@ pub(super) struct Parts<'a> {
     pub(super) folder: &'a Rc<RefCell<RunFolder>>,
     pub(super) identity: &'a Identity,
     pub(super) progress: &'a Rc<RefCell<Progress>>,
+    pub(super) metrics: Option<Arc<Metrics>>,
     pub(super) disk_full: Arc<AtomicBool>,
     pub(super) step_estimate: Duration,
 }
@@ -80,11 +83,15 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         devices: names.map(|name| spec(name, arguments)).collect(),
         program,
         sites,
-        checks: CheckLevel::Sampled,
-        state_on_device: false,
+        checks: match recipe.guard.level {
+            Level::Off => CheckLevel::Off,
+            Level::Sampled => CheckLevel::Sampled,
+            Level::Full | Level::Shadow => CheckLevel::Full,
+        },
+        state_on_device: recipe.training.state == StatePlan::OnDevice,
         retest: Arc::new(|_| (false, "no test was given".into())),
         layout: recipe.training.state.into(),
-        policy: Policy::default(),
+        policy: recipe.guard.clone(),
         steps: Box::new(GuardedSteps::new(inputs.clone())),
         durable: Box::new(durable),
         recorder,
@@ -139,6 +146,9 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
     let (world, folder, progress) = (parts.world.clone(), parts.folder.clone(), parts.progress.clone());
     let devices: Vec<String> =
         std::iter::once(&parts.arguments.device).chain(&parts.arguments.fallback).cloned().collect();
+    let metrics = parts.metrics.clone();
+    let mut hook =
+        parts.recipe.guard.on_fault.as_ref().map(|command| Hook::new(command, parts.folder.borrow().path()));
     // Faults that are not over: each is told once it is known what it cost.
     let mut open: Vec<FaultRecord> = Vec::new();
     Box::new(move |news| {
@@ -151,7 +161,14 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
                 if let (Some(fields), Some(_)) = (record.as_object_mut(), &fault) {
                     fields.insert("injected".into(), injected.into());
                 }
+                if let Some(metrics) = &metrics {
+                    metrics.entry(entry, &devices, injected);
+                }
                 let durable = fault.is_some();
+                if let (true, Some(hook), Some(line)) = (durable, &mut hook, record.as_object()) {
+                    lines
+                        .extend(hook.fault(&*world, line).err().map(|warning| format!("warning: {warning}")));
+                }
                 open.extend(fault);
                 (record, durable)
             }
@@ -160,6 +177,9 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
                 (record, false)
             }
             News::Recovered { step, seconds, steps_redone } => {
+                if let Some(metrics) = &metrics {
+                    metrics.recovered(seconds, steps_redone);
+                }
                 for mut fault in open.drain(..) {
                     fault.cost_seconds = Some(seconds);
                     fault.steps_redone = Some(steps_redone);
@@ -171,6 +191,9 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
                 (record, false)
             }
         };
+        if let Some(hook) = &mut hook {
+            lines.extend(hook.poll(&*world).into_iter().map(|warning| format!("warning: {warning}")));
+        }
         let mut folder = folder.borrow_mut();
         let mut written = folder.event(&*world, &record);
         if durable {
