@@ -46,6 +46,18 @@ enum Chore {
         #[arg(long, default_value_t = 400)]
         steps: u64,
     },
+    /// End the worker of one long run again and again: the end state must be the undisturbed one's.
+    WorkerKills {
+        /// How many SIGKILLs.
+        #[arg(default_value_t = 500)]
+        count: u32,
+        /// How many other ends: SIGSTOP, SIGSEGV, SIGABRT, a memory limit.
+        #[arg(long, default_value_t = 100)]
+        others: u32,
+        /// The recipe.
+        #[arg(long, default_value = "tiny-moe")]
+        recipe: String,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -62,6 +74,7 @@ enum Chore {
 
 mod bench; // beside PyTorch
 mod kills; // SIGKILL and resume
+mod worker_kills; // ends of the worker alone
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -72,6 +85,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::check(&root),
         Chore::Programs { count, seed } => stages::programs(&root, count, seed),
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
+        Chore::WorkerKills { count, others, recipe } => worker_kills::run(&root, count, others, &recipe),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

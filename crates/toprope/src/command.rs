@@ -20,6 +20,8 @@ pub struct Command {
 pub enum Verb {
     /// Train a model from a recipe; with no recipe, a small one on the Rust sources that cargo has fetched.
     Train(Train),
+    /// Train for a minute with every class of fault injected, and see that nothing is lost.
+    Rehearse(Rehearse),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
@@ -92,6 +94,20 @@ pub struct Status {
     /// Write the run's report.html anew.
     #[arg(long)]
     pub html: bool,
+}
+
+/// Arguments of `rehearse`.
+#[derive(Args, Debug)]
+pub struct Rehearse {
+    /// The recipe to rehearse.
+    #[arg(default_value = "tiny-moe")]
+    pub recipe: String,
+    /// Steps of each run; the faults are injected in the first 40.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(40..))]
+    pub steps: u64,
+    /// Keep the runs' folders here.
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
 }
 
 /// Arguments of `inspect`.

@@ -24,13 +24,15 @@ pub enum Exit {
     Memory,
     /// Every device is gone; what was committed is durable.
     NoDevice,
+    /// A rehearsal broke a promise.
+    Promise,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 10] = [
+    pub const ALL: [Exit; 11] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -40,6 +42,7 @@ impl Exit {
         Exit::Device,
         Exit::Memory,
         Exit::NoDevice,
+        Exit::Promise,
         Exit::Interrupted,
     ];
 
@@ -55,6 +58,7 @@ impl Exit {
             Exit::Device => 6,
             Exit::Memory => 7,
             Exit::NoDevice => 8,
+            Exit::Promise => 9,
             Exit::Interrupted => 130,
         }
     }
@@ -73,6 +77,7 @@ impl Exit {
             Exit::NoDevice => {
                 "every device is gone; what was committed is durable, and --resume goes on from it"
             }
+            Exit::Promise => "a rehearsal broke a promise",
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

@@ -4,6 +4,7 @@ mod devices; // what is there
 mod docs; // generated pages
 mod inspect; // what a recipe is
 pub mod recipe; // finding one
+mod rehearse; // every class of fault, on purpose
 pub mod status; // how a run stands
 mod train; // the main job
 pub mod worker; // a device behind two pipes
@@ -16,6 +17,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Rehearse(arguments) => rehearse::run(&arguments, command.json),
         Verb::Worker => worker::run(),
         Verb::Status(arguments) => status::run(&arguments, command.json),
         Verb::Devices => devices::run(command.json),

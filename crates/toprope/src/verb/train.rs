@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use toprope_devices::OpenOptions;
+use toprope_guard::decide::StopReason;
 use toprope_guard::inject::FillingDisk;
-use toprope_guard::journal::RunRecord;
+use toprope_guard::journal::{GuardSummary, RunRecord};
+use toprope_guard::supervisor::GuardError;
 use toprope_model::{deepseek_v3, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
 use toprope_train::batch::StepInputs;
@@ -56,6 +58,8 @@ struct Summary {
     wall_seconds: f64,
     run: PathBuf,
     interrupted: bool,
+    #[serde(flatten)]
+    guard: Option<GuardSummary>,
 }
 
 /// Trains.
@@ -262,6 +266,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         wall_seconds: wall(),
         run: path,
         interrupted: outcome.interrupted,
+        guard: RunRecord::read(&*world, folder.borrow().path()).ok().map(|run| GuardSummary::of(&run)),
     };
     folder
         .borrow_mut()
@@ -297,7 +302,13 @@ fn go_on(path: &Path) -> String {
 
 /// An engine's last word.
 fn gave_up(error: &EngineError, path: &Path) -> Failure {
-    Failure::new(Exit::Device, format!("{error}\n{}", go_on(path)))
+    let gone = matches!(
+        error,
+        EngineError::Guard(error)
+            if matches!(**error, GuardError::Stopped { reason: StopReason::NoDevice, .. })
+    );
+    let exit = if gone { Exit::NoDevice } else { Exit::Device };
+    Failure::new(exit, format!("{error}\n{}", go_on(path)))
 }
 
 /// Bytes of state and work by the plan.
