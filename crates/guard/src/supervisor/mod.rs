@@ -580,6 +580,12 @@ impl Supervisor {
         }
         let outcome = loop {
             if done(self) {
+                // What is to be written down about it is written down before anybody acts on it.
+                while let Some(Action::Record(_)) = self.actions.front() {
+                    if let Some(action) = self.actions.pop_front() {
+                        self.carry_out(action);
+                    }
+                }
                 break Ok(());
             }
             if let Some(reason) = self.stopped.clone() {

@@ -81,7 +81,7 @@ const SCENES: &[Scene] = &[
     Scene {
         name: "state on the device: deaths go back to a snapshot, and one comes in a snapshot",
         faults: "step 9: die in matmul; step 15: die in snapshot; step 22: die in update",
-        arguments: &["--set", "training.state=on_device", "--set", "guard.snapshot_every=3"],
+        arguments: &["--set", "training.state=on_device", "--set", "guard.snapshot_every=1"],
         resumes: false,
         expects: &["lost"],
         promise: Promise::SameBits,
