@@ -13,7 +13,6 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) attempt: Attempt,
-    pub(super) started: Duration,
     /// Start of the range under way.
     range_started: Duration,
     pub(super) deadline: Duration,
@@ -99,7 +98,6 @@ impl Guard {
         }
         self.run = Some(Run {
             attempt,
-            started: self.now,
             range_started: self.now,
             deadline: self.now + self.limit(),
             accumulated: kept.into_iter().map(|old| old.filter(|old| !alarmed(old))).collect(),
