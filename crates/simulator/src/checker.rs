@@ -16,19 +16,27 @@ pub struct Bits {
     pub guilty: bool,
     /// They hold something wrong that no check catches.
     pub missed: bool,
+    /// What is wrong shows in the digest alone: no check of the program looks at it.
+    pub silent: bool,
 }
 
 impl Bits {
     /// Right ones.
     pub fn right(digest: u64) -> Bits {
-        Bits { digest, guilty: false, missed: false }
+        Bits { digest, guilty: false, missed: false, silent: false }
     }
 
     /// Others, by some noise.
     #[must_use]
     pub fn changed(self, noise: u64, caught: bool) -> Bits {
         let digest = blend(&[self.digest, noise, 3]);
-        Bits { digest, guilty: self.guilty || caught, missed: self.missed || !caught }
+        Bits { digest, guilty: self.guilty || caught, missed: self.missed || !caught, ..self }
+    }
+
+    /// A copy with other bits: only its digest tells.
+    #[must_use]
+    pub fn copied_wrong(self, noise: u64) -> Bits {
+        Bits { silent: true, ..self.changed(noise, true) }
     }
 }
 
@@ -92,6 +100,8 @@ pub struct Checker {
     trial: Option<Trial>,
     /// The checkpoint that is being written.
     writing: Option<u64>,
+    /// The one whose end was heard of last.
+    answered: Option<u64>,
     skipped: Option<u64>,
     committed_by: Option<Attempt>,
     may_skip: bool,
@@ -119,6 +129,7 @@ impl Checker {
             barred: BTreeSet::new(),
             trial: None,
             writing: None,
+            answered: None,
             skipped: None,
             committed_by: None,
             may_skip,
@@ -196,6 +207,12 @@ impl Checker {
         if let Some(votes) = self.votes.get_mut(usize::from(worker.rank.0)) {
             votes.updated = Some((attempt, bits));
         }
+    }
+
+    /// A checkpoint is written, or failed to be.
+    pub fn heard_checkpoint(&mut self, step: u64) {
+        self.answered = Some(step);
+        self.writing.take_if(|writing| *writing == step);
     }
 
     /// A worker is to run the second range.
@@ -328,8 +345,9 @@ impl Checker {
                 }
             }
             Entry::Checkpoint { step, .. } | Entry::CheckpointFailed { step, .. } => {
-                let writing = self.writing.take();
-                self.must(writing == Some(*step), || format!("a checkpoint of {step} that was not asked for"));
+                let known = self.answered == Some(*step) || self.writing == Some(*step);
+                self.writing = None;
+                self.must(known, || format!("a checkpoint of {step} that was not asked for"));
             }
             _ => {}
         }
@@ -346,16 +364,15 @@ impl Checker {
     }
 
     /// The end: the state must be what the ledger says, computed from the beginning.
-    pub fn end(&mut self, steps: u64, durable: Option<(u64, &[Bits])>) {
+    /// `durable` is the newest file, with its content if that is intact.
+    pub fn end(&mut self, steps: u64, durable: Option<(u64, Option<&[Bits]>)>) {
         let committed = self.committed();
         self.must(committed == steps, || format!("the run ended after {committed} of {steps} steps"));
         let Some((step, states)) = durable.filter(|(step, _)| *step == steps) else {
             self.fail("the run ended without a durable checkpoint of its end");
             return;
         };
-        if self.missed > 0 {
-            return;
-        }
+        let Some(states) = states.filter(|_| self.missed == 0) else { return };
         for (rank, bits) in states.iter().enumerate() {
             let rank = rank as u16;
             let state = self.ledger.iter().enumerate().fold(initial_state(rank), |state, (step, applied)| {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
-use toprope_guard::decide::Mutant;
+use toprope_guard::decide::{Counters, Mutant};
 use toprope_simulator::run::{Outcome, run};
 use toprope_simulator::schedule::Schedule;
 use toprope_simulator::shrink::shrink;
@@ -70,6 +70,8 @@ fn simulate(arguments: &Seeds) -> ExitCode {
     let mut events = 0;
     let mut missed = 0;
     let mut resumed = 0;
+    let mut stopped = 0;
+    let mut sums = counts(&Counters::default()).map(|_| 0);
     let mut failed = Vec::new();
     for seed in low..high {
         let mut schedule = Schedule::draw(seed);
@@ -87,11 +89,21 @@ fn simulate(arguments: &Seeds) -> ExitCode {
         events += outcome.events;
         missed += outcome.missed;
         resumed += outcome.processes - 1;
+        stopped += u64::from(outcome.stopped_by_policy);
+        for counters in &outcome.counters {
+            for (sum, (_, count)) in sums.iter_mut().zip(counts(counters)) {
+                *sum += count;
+            }
+        }
         if outcome.violation.is_some() {
             report(&schedule, &outcome, arguments.mutant);
             failed.push(seed);
         }
     }
+    for (sum, (name, _)) in sums.iter().zip(counts(&Counters::default())) {
+        print!("{sum} {name}, ");
+    }
+    println!("{stopped} stops for bad data");
     println!(
         "{} schedules, {struck} faults, {events} events, {resumed} resumes, {missed} wrong results that no check \
          caught: {} violations",
@@ -99,6 +111,26 @@ fn simulate(arguments: &Seeds) -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What shows that every way through the guard was taken.
+fn counts(counters: &Counters) -> [(&'static str, u64); 14] {
+    [
+        ("faults seen", counters.faults.values().sum()),
+        ("alarms", counters.alarms),
+        ("false alarms", counters.false_alarms),
+        ("alarms of the data", counters.data_alarms),
+        ("retries", counters.retries),
+        ("roll-backs", counters.roll_backs),
+        ("steps redone", counters.steps_redone),
+        ("states refused", counters.states_refused),
+        ("promotions", counters.promotions),
+        ("restarts", counters.restarts),
+        ("fail-overs", counters.fail_overs),
+        ("fail-backs", counters.fail_backs),
+        ("batches left out", counters.batches_skipped),
+        ("snapshots", counters.snapshots),
+    ]
 }
 
 fn report(schedule: &Schedule, outcome: &Outcome, mutant: Option<Mutant>) {

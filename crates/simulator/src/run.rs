@@ -22,8 +22,8 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// Whether the policy ended the run for a batch that no device can compute.
     pub stopped_by_policy: bool,
-    /// The counts of the last process.
-    pub counters: Counters,
+    /// The counts of each process.
+    pub counters: Vec<Counters>,
 }
 
 /// After the last fault the run must end within this.
@@ -77,6 +77,7 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
     let world = World::new(schedule);
     let mut drive = Drive { world, guard: guard(), now: Duration::ZERO, events: 0, say, traced };
     let mut processes = 0;
+    let mut counters = Vec::new();
     let mut begun_calm = false;
     let mut stopped_by_policy = false;
     loop {
@@ -86,15 +87,14 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
         drive.guard = guard();
         drive.tell(begin);
         live(&mut drive);
+        counters.push(drive.guard.counters().clone());
         if drive.world.checker.violation.is_some() {
             break;
         }
         match drive.world.stopped.clone() {
             None => drive.now += Duration::from_secs(1),
             Some(StopReason::Done) => {
-                let durable = drive.world.durable().map(|(step, states)| (step, states.to_vec()));
-                let durable = durable.as_ref().map(|(step, states)| (*step, states.as_slice()));
-                drive.world.checker.end(schedule.setup.steps, durable);
+                drive.world.end();
                 break;
             }
             Some(StopReason::Policy { class }) if class == "non_finite" && drive.world.has_bad_batch() => {
@@ -136,7 +136,7 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
         events: drive.events,
         elapsed: drive.now,
         stopped_by_policy,
-        counters: drive.guard.counters().clone(),
+        counters,
     }
 }
 

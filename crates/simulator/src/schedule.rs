@@ -182,7 +182,7 @@ impl Schedule {
         };
         let trusted = random.between(0, u64::from(devices)) as u16;
         let policy = policy(&mut random);
-        let count = 1 + random.between(0, 4) * random.between(0, 4);
+        let count = 2 + random.between(0, 5) * random.between(0, 5);
         let faults = (0..count).map(|_| fault(&mut random, &setup, trusted)).collect();
         Schedule { seed, setup, policy, trusted, faults }
     }

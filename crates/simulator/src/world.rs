@@ -6,7 +6,7 @@ use crate::schedule::{Call, FAULTS_UNTIL, Fault, Schedule, What};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use toprope_guard::decide::{
-    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Event, FaultClass, FaultKind, Finding, Rank,
+    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultClass, FaultKind, Finding, Rank,
     Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use toprope_guard::policy::{BadData, Remedy};
@@ -194,10 +194,11 @@ impl World {
         Event::Begin { step, states: file.states.iter().map(|bits| Digest(bits.digest)).collect() }
     }
 
-    /// The newest intact file.
-    pub fn durable(&self) -> Option<(u64, &[Bits])> {
-        let newest = self.files.iter().filter(|file| file.intact).max_by_key(|file| file.step)?;
-        Some((newest.step, &newest.states))
+    /// Looks at the end of the run.
+    pub fn end(&mut self) {
+        let newest = self.files.iter().max_by_key(|file| file.step);
+        let newest = newest.map(|file| (file.step, file.intact.then_some(file.states.as_slice())));
+        self.checker.end(self.schedule.setup.steps, newest);
     }
 
     /// When something happens next.
@@ -298,6 +299,9 @@ impl World {
                 {
                     self.checker.heard_updated(*worker, *attempt, bits);
                 }
+            }
+            Event::CheckpointWritten { step } | Event::CheckpointFailed { step, .. } => {
+                self.checker.heard_checkpoint(*step);
             }
             _ => {}
         }
@@ -444,8 +448,15 @@ impl World {
             Action::Launch { worker, device, duty } => self.launch(now, *worker, *device, *duty),
             Action::Kill { worker } => {
                 if let Some(process) = self.processes.get_mut(worker) {
-                    process.alive = false;
+                    let alive = std::mem::replace(&mut process.alive, false);
                     process.killed = true;
+                    // The closed pipe of a process that was ended may be heard of late.
+                    if alive && self.random.percent(30) {
+                        let at = now + Duration::from_millis(self.random.between(1, 900));
+                        let kind = FaultKind::Lost { reason: "closed pipe".into() };
+                        let event = Event::Failed { worker: *worker, kind, place: None };
+                        self.say(at, event, Some(*worker), Effect::None);
+                    }
                 }
             }
             Action::Restore { worker, source, step } => self.restore(now, *worker, *source, *step),
@@ -461,9 +472,17 @@ impl World {
             Action::Confirm { worker, attempt, device, .. } => self.confirm(now, *worker, *attempt, *device),
             Action::Retest { device } => self.retest(now, *device),
             Action::Record(entry) => {
-                if let toprope_guard::decide::Entry::RolledBack { to, .. } = entry {
+                if let Entry::RolledBack { to, .. } = entry {
                     // Files of a future that did not come are put aside.
                     self.files.retain(|file| file.step <= *to);
+                }
+                if let Entry::Fault { kind: FaultKind::Lost { .. }, rank, .. } = entry {
+                    let dead = |worker: &Worker, process: &Process| {
+                        worker.rank == *rank && !process.alive && !process.killed
+                    };
+                    if !self.processes.iter().any(|(worker, process)| dead(worker, process)) {
+                        self.checker.fail(format!("{rank:?} is said to be lost, its worker lives"));
+                    }
                 }
                 let suspects: Vec<DeviceIndex> = self.suspects();
                 self.checker.entry(entry, &suspects);
@@ -552,7 +571,7 @@ impl World {
             self.work(now, worker, took, what, Event::RestoreFailed { worker, step, reason }, Effect::None);
             return;
         };
-        let seen = if what == Some(What::CopyWrong) { bits.changed(noise, true) } else { bits };
+        let seen = if what == Some(What::CopyWrong) { bits.copied_wrong(noise) } else { bits };
         let own = (device_home || seen != bits).then_some(seen);
         let shared = (!device_home && source == Source::Checkpoint).then_some(bits);
         let event = Event::Restored { worker, step: of, state: Digest(seen.digest) };
@@ -604,7 +623,7 @@ impl World {
         let base = self.state(worker);
         let mut bits = Bits { digest: gradients(base.digest, worker.rank.0, step), ..base };
         let mut alarms = Vec::new();
-        if base.guilty {
+        if base.guilty && !base.silent {
             alarms.push(alarm("state", Suspect::State));
         }
         let mut loss = 2.0 + 0.2 * self.random.fraction();
@@ -680,9 +699,10 @@ impl World {
             digest: next_state(base.digest, gradients.digest),
             guilty: base.guilty || gradients.guilty,
             missed: base.missed || gradients.missed,
+            silent: base.silent || gradients.silent,
         };
         let mut alarms = Vec::new();
-        if base.guilty {
+        if base.guilty && !base.silent {
             alarms.push(alarm("state", Suspect::State));
         }
         let mut norm = 1.0 + 0.2 * self.random.fraction();
@@ -758,8 +778,8 @@ impl World {
         let noise = self.random.word();
         let step = self.processes.get(&worker).and_then(|process| process.holds).unwrap_or(0);
         let state = self.state(worker);
-        let told = if what == Some(What::CopyWrong) { state.changed(noise, true) } else { state };
-        let kept = if what == Some(What::CopyChanges) { told.changed(noise, true) } else { told };
+        let told = if what == Some(What::CopyWrong) { state.copied_wrong(noise) } else { state };
+        let kept = if what == Some(What::CopyChanges) { told.copied_wrong(noise) } else { told };
         let took = self.takes(80);
         let event =
             Event::SnapshotTaken { worker, step, state: Digest(told.digest), seconds: took.as_secs_f64() };

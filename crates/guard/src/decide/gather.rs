@@ -138,6 +138,8 @@ impl Guard {
             self.committed = step;
             self.previous_whole = false;
             self.keep.rolled_back(step);
+            // What was to be the end has to be reached again.
+            self.ending.take_if(|reason| *reason == StopReason::Done);
             self.trial = Trial::of(self.setup.ranks);
             if self.is(Mutant::DoubleReplay) {
                 self.miscount(step.saturating_sub(1));
