@@ -300,7 +300,7 @@ impl Checker {
             ("transient", Deviation::Transient) | ("persistent", Deviation::Persistent) => true,
             // Twice in a row by chance is not told from always.
             ("persistent", Deviation::Transient) => true,
-            ("false_alarm" | "data", Deviation::None) | ("data", Deviation::Data) => true,
+            ("false_alarm" | "data", Deviation::None | Deviation::Data) => true,
             ("unknown", _) => true,
             _ => false,
         };

@@ -1,8 +1,9 @@
 //! What is drawn from a seed: a run, and what goes wrong in it. This is the fault atlas: what is drawn here is inside what
 //! the guard promises to survive.
 //!
-//! Inside: any number of deaths, hangs, errors and corruptions at any call of any rank, during recovery too; devices that
-//! turn bad or go away for good, but never the trusted one; damage to any single copy of a state; disks that fail, rot or
+//! Inside: any number of deaths, hangs, errors and corruptions at any call of any rank, during recovery too; a device that
+//! computes wrongly from some time on (one, for of two that contradict each other a third would have to say which is
+//! right), devices that go away for good, but never the trusted one; damage to any single copy of a state; disks that fail, rot or
 //! hang; the supervisor's own death. Outside: damage to the initial state, which can be made again from its seed, and
 //! damage that no check catches (it is drawn, counted as missed, and the chain goes on from it).
 
@@ -227,7 +228,7 @@ fn fault(random: &mut Random, setup: &Setup, trusted: u16) -> Fault {
         6..=7 => Fault::StopRequested { at_ms },
         8..=15 => Fault::WorkerDies { rank, standby: random.percent(30), at_ms },
         16..=19 if device != trusted => Fault::DeviceGone { device, at_ms },
-        20..=27 if device != trusted => {
+        20..=27 if device != trusted && device == (trusted + 1) % setup.devices.len() as u16 => {
             Fault::DeviceBad { device, at_ms, percent: random.one_of(100, &[5, 30]) }
         }
         28..=30 => Fault::DeviceSlow {

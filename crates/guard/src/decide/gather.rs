@@ -91,6 +91,9 @@ impl Guard {
     /// Asks whoever is up for what is missing; goes on when all ranks hold the same.
     pub(super) fn gather(&mut self) {
         if self.ending.is_some() && self.may_end_here() {
+            for seat in &mut self.seats {
+                seat.launch_at = None;
+            }
             self.finish();
             return;
         }

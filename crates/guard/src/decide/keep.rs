@@ -251,25 +251,23 @@ impl Guard {
     pub(super) fn finish(&mut self) {
         let Some(reason) = self.ending.clone() else { return };
         let gone = reason == StopReason::NoDevice;
-        if gone && self.phase == Phase::Gathering && !self.fall_back_to_memory() {
+        let hopeless = gone && self.phase == Phase::Gathering && !self.fall_back_to_memory();
+        let kept = self.keep.durable == Some(self.committed) || self.is(Mutant::EndWithoutCheckpoint);
+        if !hopeless && !kept {
+            let waits = self.keep.retry_at.is_some_and(|at| at > self.now);
+            if self.keep.writing.is_some() || waits {
+                return;
+            }
+            self.keep.retry_at = None;
+            if self.keep.last_tries < LAST_TRIES {
+                self.keep.last_tries += 1;
+                self.ask_checkpoint();
+                return;
+            }
+        }
+        if !gone || !self.last_chance() {
             self.stop(reason);
-            return;
         }
-        if self.keep.durable == Some(self.committed) || self.is(Mutant::EndWithoutCheckpoint) {
-            self.stop(reason);
-            return;
-        }
-        let waits = self.keep.retry_at.is_some_and(|at| at > self.now);
-        if self.keep.writing.is_some() || waits {
-            return;
-        }
-        self.keep.retry_at = None;
-        if self.keep.last_tries >= LAST_TRIES {
-            self.stop(reason);
-            return;
-        }
-        self.keep.last_tries += 1;
-        self.ask_checkpoint();
     }
 
     /// With no device left: makes what the host's memory holds the committed state. Says whether it holds a whole one.

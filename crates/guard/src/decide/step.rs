@@ -217,7 +217,7 @@ impl Guard {
         self.record(Entry::Committed { attempt: run.attempt, states: states.clone() });
         self.advance(states);
         self.torn = false;
-        self.previous_whole = true;
+        self.previous_whole = self.setup.home == StateHome::SharedDouble;
         let losses = run.accumulated.iter().flatten().map(|result| result.loss);
         self.loss.commit(losses.sum::<f64>() / run.accumulated.len().max(1) as f64);
         let norms = run.updated.iter().flatten().map(|result| result.gradient_norm);
