@@ -66,12 +66,15 @@ impl Guard {
     pub(super) fn remedy(&mut self, device: DeviceIndex, class: FaultClass) -> Option<Remedy> {
         let now = self.now;
         let known = self.devices.get_mut(usize::from(device.0))?;
-        if known.faults.len() == REMEMBERED {
-            known.faults.pop_front();
-        }
-        known.faults.push_back((now, class));
         let index = FaultClass::ALL.iter().position(|other| *other == class)?;
-        known.totals[index] = known.totals[index].saturating_add(1);
+        // What several ranks on one device meet at the same time is one fault of it.
+        if known.faults.back() != Some(&(now, class)) {
+            if known.faults.len() == REMEMBERED {
+                known.faults.pop_front();
+            }
+            known.faults.push_back((now, class));
+            known.totals[index] = known.totals[index].saturating_add(1);
+        }
         let total = known.totals[index];
         let within = |seconds: f64| {
             let window = Duration::from_secs_f64(seconds);

@@ -237,7 +237,9 @@ impl Guard {
         if writing.stale {
             return;
         }
-        if damaged && step == self.committed {
+        // Where an older state is being taken in already, the damaged one is gone anyway.
+        let in_use = self.phase != Phase::Gathering || self.goal.source == Source::Committed;
+        if damaged && step == self.committed && in_use {
             // Whose part of it is damaged is found when it is taken in.
             let kind = FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 };
             self.state_damaged(Rank(0), kind, None);

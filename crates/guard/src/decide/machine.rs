@@ -236,10 +236,12 @@ impl Guard {
     pub(super) fn end(&mut self, reason: StopReason) {
         match &self.ending {
             None => self.ending = Some(reason),
-            Some(StopReason::NoDevice) => {
+            Some(StopReason::NoDevice) if reason != StopReason::NoDevice => {
                 self.outranked.get_or_insert(reason);
             }
-            Some(_) if reason == StopReason::NoDevice => self.outranked = self.ending.replace(reason),
+            Some(known) if *known != reason && reason == StopReason::NoDevice => {
+                self.outranked = self.ending.replace(reason);
+            }
             Some(_) => {}
         }
     }

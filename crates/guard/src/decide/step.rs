@@ -321,8 +321,9 @@ impl Guard {
         let waited_ms = self.now.saturating_sub(run.range_started).as_millis() as u64;
         let kind = FaultKind::Hang { waited_ms };
         for rank in self.ranks().zip(silent).filter_map(|(rank, silent)| silent.then_some(rank)) {
-            let worker = self.worker(rank);
-            let place = progress.iter().find(|(who, _)| Some(*who) == worker);
+            // With the device of the first, others may have lost their workers already.
+            let Some(worker) = self.worker(rank) else { continue };
+            let place = progress.iter().find(|(who, _)| *who == worker);
             self.active_failed(rank, kind.clone(), place.and_then(|(_, place)| place.clone()));
         }
     }
