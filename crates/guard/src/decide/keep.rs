@@ -274,21 +274,14 @@ impl Guard {
 
     /// With no device left: makes what the host's memory holds the committed state. Says whether it holds a whole one.
     fn fall_back_to_memory(&mut self) -> bool {
-        let from = self.committed;
         match self.goal.source {
             Source::Committed => return !self.torn,
             Source::Snapshot => {}
             Source::Previous | Source::Checkpoint => return false,
         }
         let step = self.goal.step;
-        if step < from {
-            self.record(Entry::RolledBack { from, to: step, source: Source::Snapshot });
-            self.counters.roll_backs += 1;
-            self.counters.steps_redone += from - step;
-            self.counters.steps_committed = self.counters.steps_committed.saturating_sub(from - step);
-            self.committed = step;
-            self.chain.split_off(&(step + 1));
-            self.keep.rolled_back(step);
+        if step < self.committed {
+            self.take_back(step, Source::Snapshot);
         }
         true
     }

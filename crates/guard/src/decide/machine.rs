@@ -62,6 +62,8 @@ pub struct Guard {
     pub(super) previous_whole: bool,
     pub(super) run: Option<Run>,
     pub(super) trial: Trial,
+    /// The same of later steps, which were reached before the run went back.
+    pub(super) trials: BTreeMap<u64, Trial>,
     pub(super) judgement: Option<Judgement>,
     pub(super) keep: Keep,
     pub(super) loss: Watch,
@@ -115,6 +117,7 @@ impl Guard {
             previous_whole: false,
             run: None,
             trial: Trial::default(),
+            trials: BTreeMap::new(),
             judgement: None,
             keep: Keep::default(),
             loss: Watch::new(&policy.spike),

@@ -249,7 +249,7 @@ impl Guard {
         self.last_commit = self.now;
         self.disturbed = false;
         self.link(step, states);
-        self.trial = Trial::of(self.setup.ranks);
+        self.trial = self.trials.remove(&step).unwrap_or_else(|| Trial::of(self.setup.ranks));
         for seat in &mut self.seats {
             seat.holds = Some(step);
         }
