@@ -66,12 +66,15 @@ impl Guard {
     pub(super) fn remedy(&mut self, device: DeviceIndex, class: FaultClass) -> Option<Remedy> {
         let now = self.now;
         let known = self.devices.get_mut(usize::from(device.0))?;
-        if known.faults.len() == REMEMBERED {
-            known.faults.pop_front();
-        }
-        known.faults.push_back((now, class));
         let index = FaultClass::ALL.iter().position(|other| *other == class)?;
-        known.totals[index] = known.totals[index].saturating_add(1);
+        // What several ranks on one device meet at the same time is one fault of it.
+        if known.faults.back() != Some(&(now, class)) {
+            if known.faults.len() == REMEMBERED {
+                known.faults.pop_front();
+            }
+            known.faults.push_back((now, class));
+            known.totals[index] = known.totals[index].saturating_add(1);
+        }
         let total = known.totals[index];
         let within = |seconds: f64| {
             let window = Duration::from_secs_f64(seconds);
@@ -151,6 +154,46 @@ impl Guard {
             known.test_at = Some(self.now + known.wait);
         }
         self.record(Entry::Retested { device, passed, detail });
+        if passed {
+            self.go_on_with(device);
+        }
+    }
+
+    /// Where the run was about to end for want of a device, it goes on with the one that passed its test.
+    fn go_on_with(&mut self, to: DeviceIndex) {
+        if self.ending.take_if(|reason| *reason == StopReason::NoDevice).is_none() {
+            return;
+        }
+        self.ending = self.outranked.take();
+        for rank in self.ranks() {
+            let Some(from) = self.seat(rank).map(|seat| seat.device) else { continue };
+            if let Some(seat) = self.seat_mut(rank) {
+                seat.moves_to(to);
+            }
+            if from != to {
+                self.counters.fail_overs += 1;
+                self.record(Entry::FailedOver { rank, from, to });
+            }
+        }
+    }
+
+    /// Before the run ends for want of a device, each gets a test, unless the last such round led to no new step. Says
+    /// whether there is something to wait for.
+    pub(super) fn last_chance(&mut self) -> bool {
+        let fruitful = self.tested_all_at.is_none_or(|step| step < self.farthest);
+        if fruitful {
+            self.tested_all_at = Some(self.farthest);
+            let by = self.now + Duration::from_secs_f64(self.policy.retest.limit_seconds);
+            for index in 0..self.devices.len() {
+                let known = &mut self.devices[index];
+                known.test_at = None;
+                if known.tested_by.is_none() {
+                    known.tested_by = Some(by);
+                    self.act(Action::Retest { device: DeviceIndex(index as u16) });
+                }
+            }
+        }
+        self.devices.iter().any(|device| device.tested_by.is_some())
     }
 
     /// Begins the tests that are due, and ends those that take too long.

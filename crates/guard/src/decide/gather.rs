@@ -91,6 +91,9 @@ impl Guard {
     /// Asks whoever is up for what is missing; goes on when all ranks hold the same.
     pub(super) fn gather(&mut self) {
         if self.ending.is_some() && self.may_end_here() {
+            for seat in &mut self.seats {
+                seat.launch_at = None;
+            }
             self.finish();
             return;
         }
@@ -118,7 +121,6 @@ impl Guard {
     fn gathered(&mut self) {
         let Goal { source, step } = self.goal;
         let from = self.committed;
-        self.chain.split_off(&(step + 1));
         if !self.chain.contains_key(&step) {
             let states = self.seats.iter().filter_map(|seat| seat.held).collect();
             self.chain.insert(step, states);
@@ -128,17 +130,7 @@ impl Guard {
             self.previous_whole = false;
         }
         if step < from {
-            if !self.is(Mutant::SilentRollBack) {
-                self.record(Entry::RolledBack { from, to: step, source });
-            }
-            self.disturbed = true;
-            self.counters.roll_backs += 1;
-            self.counters.steps_redone += from - step;
-            self.counters.steps_committed = self.counters.steps_committed.saturating_sub(from - step);
-            self.committed = step;
-            self.previous_whole = false;
-            self.keep.rolled_back(step);
-            self.trial = Trial::of(self.setup.ranks);
+            self.take_back(step, source);
             if self.is(Mutant::DoubleReplay) {
                 self.miscount(step.saturating_sub(1));
             } else if self.is(Mutant::BatchOffByOne) {
@@ -149,6 +141,29 @@ impl Guard {
             self.keep.durable = Some(step);
         }
         self.phase = Phase::Border;
+    }
+
+    /// Committed steps beyond this one are taken back.
+    pub(super) fn take_back(&mut self, to: u64, source: Source) {
+        let from = self.committed;
+        if !self.is(Mutant::SilentRollBack) {
+            self.record(Entry::RolledBack { from, to, source });
+        }
+        let steps = from.saturating_sub(to);
+        self.disturbed = true;
+        self.counters.roll_backs += 1;
+        self.counters.steps_redone += steps;
+        self.counters.steps_committed = self.counters.steps_committed.saturating_sub(steps);
+        self.committed = to;
+        self.chain.split_off(&(to + 1));
+        self.previous_whole = false;
+        self.keep.rolled_back(to);
+        // What was to be the end has to be reached again.
+        self.ending.take_if(|reason| *reason == StopReason::Done);
+        self.outranked.take_if(|reason| *reason == StopReason::Done);
+        // What is known of the step that could not be done is needed when it comes again.
+        let trial = std::mem::replace(&mut self.trial, Trial::of(self.setup.ranks));
+        self.trials.insert(from, trial);
     }
 
     /// For mutants: the state in hand is taken for that of another step.

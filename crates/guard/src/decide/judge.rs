@@ -311,7 +311,7 @@ impl Guard {
             self.retry();
             return;
         }
-        let elsewhere = device.filter(|device| self.other(*device).is_some());
+        let elsewhere = device.filter(|_| self.devices.len() > 1);
         match elsewhere {
             _ if case.what == What::NonFinite => self.bad_data(),
             Some(device) => {

@@ -237,7 +237,9 @@ impl Guard {
         if writing.stale {
             return;
         }
-        if damaged && step == self.committed {
+        // Where an older state is being taken in already, the damaged one is gone anyway.
+        let in_use = self.phase != Phase::Gathering || self.goal.source == Source::Committed;
+        if damaged && step == self.committed && in_use {
             // Whose part of it is damaged is found when it is taken in.
             let kind = FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 };
             self.state_damaged(Rank(0), kind, None);
@@ -251,44 +253,35 @@ impl Guard {
     pub(super) fn finish(&mut self) {
         let Some(reason) = self.ending.clone() else { return };
         let gone = reason == StopReason::NoDevice;
-        if gone && self.phase == Phase::Gathering && !self.fall_back_to_memory() {
+        let hopeless = gone && self.phase == Phase::Gathering && !self.fall_back_to_memory();
+        let kept = self.keep.durable == Some(self.committed) || self.is(Mutant::EndWithoutCheckpoint);
+        if !hopeless && !kept {
+            let waits = self.keep.retry_at.is_some_and(|at| at > self.now);
+            if self.keep.writing.is_some() || waits {
+                return;
+            }
+            self.keep.retry_at = None;
+            if self.keep.last_tries < LAST_TRIES {
+                self.keep.last_tries += 1;
+                self.ask_checkpoint();
+                return;
+            }
+        }
+        if !gone || !self.last_chance() {
             self.stop(reason);
-            return;
         }
-        if self.keep.durable == Some(self.committed) || self.is(Mutant::EndWithoutCheckpoint) {
-            self.stop(reason);
-            return;
-        }
-        let waits = self.keep.retry_at.is_some_and(|at| at > self.now);
-        if self.keep.writing.is_some() || waits {
-            return;
-        }
-        self.keep.retry_at = None;
-        if self.keep.last_tries >= LAST_TRIES {
-            self.stop(reason);
-            return;
-        }
-        self.keep.last_tries += 1;
-        self.ask_checkpoint();
     }
 
     /// With no device left: makes what the host's memory holds the committed state. Says whether it holds a whole one.
     fn fall_back_to_memory(&mut self) -> bool {
-        let from = self.committed;
         match self.goal.source {
             Source::Committed => return !self.torn,
             Source::Snapshot => {}
             Source::Previous | Source::Checkpoint => return false,
         }
         let step = self.goal.step;
-        if step < from {
-            self.record(Entry::RolledBack { from, to: step, source: Source::Snapshot });
-            self.counters.roll_backs += 1;
-            self.counters.steps_redone += from - step;
-            self.counters.steps_committed = self.counters.steps_committed.saturating_sub(from - step);
-            self.committed = step;
-            self.chain.split_off(&(step + 1));
-            self.keep.rolled_back(step);
+        if step < self.committed {
+            self.take_back(step, Source::Snapshot);
         }
         true
     }

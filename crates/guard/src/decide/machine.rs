@@ -62,6 +62,8 @@ pub struct Guard {
     pub(super) previous_whole: bool,
     pub(super) run: Option<Run>,
     pub(super) trial: Trial,
+    /// The same of later steps, which were reached before the run went back.
+    pub(super) trials: BTreeMap<u64, Trial>,
     pub(super) judgement: Option<Judgement>,
     pub(super) keep: Keep,
     pub(super) loss: Watch,
@@ -73,6 +75,10 @@ pub struct Guard {
     /// The most steps that ever were committed: below it, a commit is a step redone.
     pub(super) farthest: u64,
     pub(super) ending: Option<StopReason>,
+    /// Why it would end if there were a device.
+    pub(super) outranked: Option<StopReason>,
+    /// The farthest step when all devices were tested before giving up.
+    pub(super) tested_all_at: Option<u64>,
     /// Steps whose batches are left out, whenever they come.
     pub(super) skips: BTreeSet<u64>,
     /// The step for whose bad data the run went back already.
@@ -111,6 +117,7 @@ impl Guard {
             previous_whole: false,
             run: None,
             trial: Trial::default(),
+            trials: BTreeMap::new(),
             judgement: None,
             keep: Keep::default(),
             loss: Watch::new(&policy.spike),
@@ -120,6 +127,8 @@ impl Guard {
             disturbed: false,
             farthest: 0,
             ending: None,
+            outranked: None,
+            tested_all_at: None,
             skips: BTreeSet::new(),
             went_back_for: None,
             setup,
@@ -228,8 +237,15 @@ impl Guard {
 
     /// Wants the run to end; the first reason counts, but nothing outranks having no device.
     pub(super) fn end(&mut self, reason: StopReason) {
-        if self.ending.is_none() || reason == StopReason::NoDevice {
-            self.ending = Some(reason);
+        match &self.ending {
+            None => self.ending = Some(reason),
+            Some(StopReason::NoDevice) if reason != StopReason::NoDevice => {
+                self.outranked.get_or_insert(reason);
+            }
+            Some(known) if *known != reason && reason == StopReason::NoDevice => {
+                self.outranked = self.ending.replace(reason);
+            }
+            Some(_) => {}
         }
     }
 

@@ -13,7 +13,6 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) attempt: Attempt,
-    pub(super) started: Duration,
     /// Start of the range under way.
     range_started: Duration,
     pub(super) deadline: Duration,
@@ -99,7 +98,6 @@ impl Guard {
         }
         self.run = Some(Run {
             attempt,
-            started: self.now,
             range_started: self.now,
             deadline: self.now + self.limit(),
             accumulated: kept.into_iter().map(|old| old.filter(|old| !alarmed(old))).collect(),
@@ -219,7 +217,7 @@ impl Guard {
         self.record(Entry::Committed { attempt: run.attempt, states: states.clone() });
         self.advance(states);
         self.torn = false;
-        self.previous_whole = true;
+        self.previous_whole = self.setup.home == StateHome::SharedDouble;
         let losses = run.accumulated.iter().flatten().map(|result| result.loss);
         self.loss.commit(losses.sum::<f64>() / run.accumulated.len().max(1) as f64);
         let norms = run.updated.iter().flatten().map(|result| result.gradient_norm);
@@ -251,7 +249,7 @@ impl Guard {
         self.last_commit = self.now;
         self.disturbed = false;
         self.link(step, states);
-        self.trial = Trial::of(self.setup.ranks);
+        self.trial = self.trials.remove(&step).unwrap_or_else(|| Trial::of(self.setup.ranks));
         for seat in &mut self.seats {
             seat.holds = Some(step);
         }
@@ -323,8 +321,9 @@ impl Guard {
         let waited_ms = self.now.saturating_sub(run.range_started).as_millis() as u64;
         let kind = FaultKind::Hang { waited_ms };
         for rank in self.ranks().zip(silent).filter_map(|(rank, silent)| silent.then_some(rank)) {
-            let worker = self.worker(rank);
-            let place = progress.iter().find(|(who, _)| Some(*who) == worker);
+            // With the device of the first, others may have lost their workers already.
+            let Some(worker) = self.worker(rank) else { continue };
+            let place = progress.iter().find(|(who, _)| *who == worker);
             self.active_failed(rank, kind.clone(), place.and_then(|(_, place)| place.clone()));
         }
     }

@@ -1,0 +1,188 @@
+//! The loop: what happens in the world is told to the guard, and what the guard says is done in the world.
+
+use crate::schedule::{FAULTS_UNTIL, Fault, Schedule};
+use crate::world::{Happening, World};
+use std::time::Duration;
+use toprope_guard::decide::{Counters, Event, Guard, Mutant, StopReason};
+
+/// What became of a schedule.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The first thing that did not hold.
+    pub violation: Option<String>,
+    /// Faults that came.
+    pub struck: u64,
+    /// Wrong results that no check caught and that were committed.
+    pub missed: u64,
+    /// Processes of the supervisor.
+    pub processes: u64,
+    /// Events that the guard heard.
+    pub events: u64,
+    /// Time that passed in the simulation.
+    pub elapsed: Duration,
+    /// Whether the policy ended the run for a batch that no device can compute.
+    pub stopped_by_policy: bool,
+    /// The counts of each process.
+    pub counters: Vec<Counters>,
+}
+
+/// After the last fault the run must end within this.
+const ENDS_WITHIN: Duration = Duration::from_secs(900);
+/// Events that no schedule needs.
+const EVENTS: u64 = 200_000;
+
+struct Drive<'a> {
+    world: World,
+    guard: Guard,
+    now: Duration,
+    events: u64,
+    say: &'a mut dyn FnMut(&str),
+    traced: bool,
+}
+
+impl Drive<'_> {
+    fn tell(&mut self, event: Event) {
+        self.events += 1;
+        if self.traced {
+            (self.say)(&format!("{:>10.3} <- {event:?}", self.now.as_secs_f64()));
+        }
+        let actions = self.guard.handle(self.now, event);
+        for action in &actions {
+            if self.traced {
+                (self.say)(&format!("{:>10.3}    -> {action:?}", self.now.as_secs_f64()));
+            }
+            self.world.perform(self.now, action);
+        }
+        self.world.checker.settle(&self.guard);
+        if let Some(violation) = &self.world.checker.violation
+            && self.traced
+        {
+            (self.say)(&format!("{:>10.3} !! {violation}", self.now.as_secs_f64()));
+        }
+    }
+}
+
+/// Runs a schedule to its end, or to the first violation. Each line of what happens goes to `trace`, where there is one.
+pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn FnMut(&str)>) -> Outcome {
+    let guard = || {
+        let (setup, policy) = (schedule.setup.clone(), schedule.policy.clone());
+        match mutant {
+            Some(mutant) => Guard::with_mutant(setup, policy, mutant),
+            None => Guard::new(setup, policy),
+        }
+    };
+    let mut silent = |_: &str| {};
+    let traced = trace.is_some();
+    let say = trace.unwrap_or(&mut silent);
+    let world = World::new(schedule);
+    let mut drive = Drive { world, guard: guard(), now: Duration::ZERO, events: 0, say, traced };
+    let mut processes = 0;
+    let mut counters = Vec::new();
+    let mut begun_calm = false;
+    let mut stopped_by_policy = false;
+    loop {
+        processes += 1;
+        let calm = drive.now > FAULTS_UNTIL;
+        let begin = drive.world.begin();
+        drive.guard = guard();
+        drive.tell(begin);
+        live(&mut drive);
+        counters.push(drive.guard.counters().clone());
+        if drive.world.checker.violation.is_some() {
+            break;
+        }
+        match drive.world.stopped.clone() {
+            None => drive.now += Duration::from_secs(1),
+            Some(StopReason::Done) => {
+                drive.world.end();
+                break;
+            }
+            Some(StopReason::Policy { class }) if class == "non_finite" && drive.world.has_bad_batch() => {
+                stopped_by_policy = true;
+                break;
+            }
+            Some(reason) => {
+                let honest = match &reason {
+                    StopReason::Requested => std::mem::take(&mut drive.world.stop_requested),
+                    StopReason::NoDevice => drive.guard.quarantined().len() == schedule.setup.devices.len(),
+                    _ => true,
+                };
+                if !honest {
+                    drive.world.checker.fail(format!("stopped for no reason: {reason:?}"));
+                }
+                // One process may end with what it learned of the first phase; the next one has no reason to.
+                if calm && begun_calm {
+                    drive.world.checker.fail(format!("stopped again with a sound device: {reason:?}"));
+                }
+                begun_calm |= calm;
+                drive.now += Duration::from_secs(1);
+            }
+        }
+        if processes > 40 {
+            drive.world.checker.fail("40 processes did not end the run");
+            break;
+        }
+    }
+    if let Some(violation) = drive.world.checker.violation.clone()
+        && traced
+    {
+        (drive.say)(&format!("{:>10.3} !! {violation}", drive.now.as_secs_f64()));
+    }
+    Outcome {
+        violation: drive.world.checker.violation.clone(),
+        struck: drive.world.struck,
+        missed: drive.world.checker.missed,
+        processes,
+        events: drive.events,
+        elapsed: drive.now,
+        stopped_by_policy,
+        counters,
+    }
+}
+
+/// One process of the supervisor, until it stops, is killed, or breaks a promise.
+fn live(drive: &mut Drive<'_>) {
+    loop {
+        if drive.world.checker.violation.is_some() || drive.world.stopped.is_some() {
+            return;
+        }
+        if drive.now > FAULTS_UNTIL + ENDS_WITHIN || drive.events > EVENTS {
+            let (phase, at) = (drive.guard.phase(), drive.guard.committed());
+            drive.world.checker.fail(format!(
+                "no end after {} events, {:.0} s: {phase:?} at step {at}",
+                drive.events,
+                drive.now.as_secs_f64()
+            ));
+            return;
+        }
+        let deadline = drive.guard.deadline();
+        match (drive.world.next_at(), deadline) {
+            (None, None) => {
+                let phase = drive.guard.phase();
+                drive.world.checker.fail(format!("nothing will ever happen again: {phase:?}"));
+                return;
+            }
+            (next, Some(deadline)) if next.is_none_or(|next| deadline < next) => {
+                drive.now = drive.now.max(deadline);
+                drive.tell(Event::Tick { progress: Vec::new() });
+                if drive.guard.deadline().is_some_and(|after| after <= drive.now) {
+                    drive.world.checker.fail("a tick does not move the deadline that it was for");
+                }
+            }
+            _ => match drive.world.step() {
+                Some((at, Happening::Heard { event, .. })) => {
+                    drive.now = drive.now.max(at);
+                    drive.tell(event);
+                }
+                Some((at, Happening::Fault(Fault::SupervisorDies { .. }))) => {
+                    drive.now = drive.now.max(at);
+                    if drive.traced {
+                        (drive.say)(&format!("{:>10.3} ** the supervisor is killed", at.as_secs_f64()));
+                    }
+                    return;
+                }
+                _ => {}
+            },
+        }
+    }
+}
