@@ -4,7 +4,8 @@ use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
-    AttentionCheck, Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm, attention_limit,
+    AttentionCheck, Compare, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm,
+    attention_limit,
 };
 use crate::order;
 use crate::program::{Instruction, Program, Range};
@@ -36,6 +37,8 @@ enum Way {
     Replay,
     /// The identities of attention, at its gradient.
     Attention,
+    /// The sums of the loss's gradients.
+    Loss,
     /// Not by itself; docs/checks.md says why.
     Nothing,
 }
@@ -44,6 +47,7 @@ fn way(operator: &Operator) -> Way {
     match operator {
         Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
         Operator::AttentionGradient(_) => Way::Attention,
+        Operator::LinearCrossEntropyGradient(_) => Way::Loss,
         Operator::RmsNorm(_)
         | Operator::RmsNormGradient(_)
         | Operator::Router(_)
@@ -72,7 +76,6 @@ fn way(operator: &Operator) -> Way {
         | Operator::Attention(_)
         | Operator::Rope(_)
         | Operator::LinearCrossEntropy(_)
-        | Operator::LinearCrossEntropyGradient(_)
         | Operator::Combine(_)
         | Operator::CombineGradient(_)
         | Operator::Accumulate(_)
@@ -80,7 +83,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
-        | Operator::AttentionCheck(_) => Way::Nothing,
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_) => Way::Nothing,
     }
 }
 
@@ -121,6 +125,7 @@ impl<'a> Pass<'a> {
             match way(&instruction.operator) {
                 Way::Product => self.product(range, instruction, &mut checked),
                 Way::Attention => self.attention(range, instruction, &mut checked),
+                Way::Loss => self.loss(range, instruction, &mut checked),
                 Way::Replay => self.replay(range, instruction, &mut checked),
                 Way::Nothing => checked.push(instruction),
             }
@@ -213,6 +218,29 @@ impl<'a> Pass<'a> {
         operands.push(instruction.operands[6].clone());
         let site = (CheckKind::Attention, range, attention_limit(dtype));
         let check = self.distance(site, &instruction, AttentionCheck { scale }, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// Asks the loss's gradient for its sums and puts their check behind it.
+    fn loss(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::LinearCrossEntropyGradient(gradient) = &mut instruction.operator else {
+            return checked.push(instruction);
+        };
+        if !std::mem::replace(&mut gradient.sums, true) {
+            let name = self.name(instruction.outputs[0]);
+            let (rows, words) = (
+                self.program.operand_type(&instruction.operands[0]).shape[0],
+                self.program.operand_type(&instruction.operands[1]).shape[0],
+            );
+            for (what, count, each) in [("row_sums", rows, 5), ("weight_sums", words, 3)] {
+                let r#type = Type { dtype: DType::F32, shape: vec![count, each.into()] };
+                let sums = self.scratch(&format!("{name}.{what}"), r#type);
+                instruction.outputs.push(sums);
+            }
+        }
+        let operands = [0, 3, 4].map(|at| Operand::from(instruction.outputs[at])).to_vec();
+        let check = self.distance((CheckKind::Loss, range, LOSS_LIMIT), &instruction, LossCheck {}, operands);
         checked.push(instruction);
         checked.push(check);
     }
