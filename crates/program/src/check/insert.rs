@@ -4,8 +4,8 @@ use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
-    AttentionCheck, Compare, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm,
-    attention_limit,
+    AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT, ProductCheck,
+    ProductForm, attention_limit,
 };
 use crate::order;
 use crate::program::{Instruction, Program, Range};
@@ -25,6 +25,8 @@ pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
     for range in Range::ALL {
         pass.range(range);
     }
+    pass.carried();
+    pass.state();
     let drafts = pass.drafts;
     settle(program, drafts)
 }
@@ -245,6 +247,97 @@ impl<'a> Pass<'a> {
         checked.push(check);
     }
 
+    /// A digest of a value for the host, under bit `bit`.
+    fn digest(&mut self, value: ValueId, what: &str, bit: u16) -> (Instruction, String) {
+        let name = format!("{}.{what}", self.name(value));
+        let y = self.declare(&name, Type::new(DType::U32, [2]), Role::Output);
+        let (operands, outputs) = (vec![value.into()], vec![y]);
+        let operator = Digest {}.into();
+        (Instruction { operator, operands, outputs, part: "checks".into(), check: Some(bit) }, self.name(y))
+    }
+
+    /// Digests of what `accumulate` leaves for `update`: at its end, and again before anything reads it.
+    fn carried(&mut self) {
+        let carried: Vec<ValueId> = self
+            .program
+            .values_with_ids()
+            .filter(|(_, v)| v.role == Role::Carried)
+            .map(|(id, _)| id)
+            .collect();
+        let mut again = Vec::new();
+        for id in carried {
+            let Some(bit) = self.next_bit() else { return };
+            let (left, result) = self.digest(id, "digest", bit);
+            let (found, against) = self.digest(id, "digest.found", bit);
+            self.program.accumulate.push(left);
+            again.push(found);
+            self.drafts.push(Draft {
+                kind: CheckKind::Carried,
+                range: Range::Accumulate,
+                output: self.name(id),
+                results: vec![result],
+                against: vec![against],
+                limit: 0.0,
+            });
+        }
+        self.program.update.splice(0..0, again);
+    }
+
+    /// Digests of the state before a step, against those of the update that wrote it.
+    fn state(&mut self) {
+        let mut before = Vec::new();
+        let mut update = Vec::with_capacity(self.program.update.len());
+        for mut instruction in std::mem::take(&mut self.program.update) {
+            let of = |id: &ValueId| match self.program.value(*id).role {
+                Role::Next { of } => Some(of),
+                _ => None,
+            };
+            let states: Vec<ValueId> = instruction.outputs.iter().filter_map(of).collect();
+            let bit = if states.is_empty() { None } else { self.next_bit() };
+            let Some(bit) = bit else {
+                update.push(instruction);
+                continue;
+            };
+            let output = self.name(instruction.outputs[0]);
+            let mut results = Vec::new();
+            for state in states {
+                let (digest, result) = self.digest(state, "digest", bit);
+                before.push(digest);
+                results.push(result);
+            }
+            let mut against = Vec::new();
+            if let Operator::Adamw(adamw) = &mut instruction.operator
+                && !adamw.digest
+            {
+                // From its own pass.
+                adamw.digest = true;
+                let r#type = Type::new(DType::U32, [2]);
+                let y = self.declare(&format!("{output}.digest"), r#type, Role::Output);
+                instruction.outputs.push(y);
+                against.push(self.name(y));
+                update.push(instruction);
+            } else {
+                let next: Vec<ValueId> =
+                    instruction.outputs.iter().copied().filter(|id| of_next(self.program, *id)).collect();
+                update.push(instruction);
+                for id in next {
+                    let (digest, name) = self.digest(id, "digest", bit);
+                    update.push(digest);
+                    against.push(name);
+                }
+            }
+            let (kind, range) = (CheckKind::State, Range::Accumulate);
+            self.drafts.push(Draft { kind, range, output, results, against, limit: 0.0 });
+        }
+        self.program.update = update;
+        self.program.accumulate.splice(0..0, before);
+    }
+
+    /// The next site's bit, while there are any.
+    fn next_bit(&self) -> Option<u16> {
+        u16::try_from(self.drafts.len()).ok().filter(|bit| *bit < u16::MAX)
+    }
+
     /// Runs the instruction twice and compares the bits. The second run stands before the first, where the state that an
     /// update reads has not been overwritten even if it is in place.
     fn replay(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
@@ -265,6 +358,10 @@ impl<'a> Pass<'a> {
         again.check = compare.check;
         checked.extend([again, instruction, compare]);
     }
+}
+
+fn of_next(program: &Program, id: ValueId) -> bool {
+    matches!(program.value(id).role, Role::Next { .. })
 }
 
 /// Numbers values as the printed form does, and finds everything again by its name.
