@@ -37,6 +37,14 @@ enum Chore {
         #[arg(long, default_value_t = 400)]
         steps: u64,
     },
+    /// Inject faults into training steps and count which are caught: `campaign --quick`, `campaign --faults 5000`,
+    /// `campaign cost`; `campaign --help` has the rest.
+    #[command(disable_help_flag = true)]
+    Campaign {
+        /// What `toprope-campaign` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -52,6 +60,7 @@ enum Chore {
 }
 
 mod bench; // beside PyTorch
+mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
 
 fn main() -> ExitCode {
@@ -62,6 +71,7 @@ fn main() -> ExitCode {
         Chore::Docs => docs::write(&root),
         Chore::Tidy => tidy::check(&root),
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
+        Chore::Campaign { arguments } => campaign::run(&root, &arguments),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

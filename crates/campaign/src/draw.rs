@@ -140,6 +140,20 @@ pub enum Persistence {
     Varying,
 }
 
+impl Persistence {
+    /// All of them.
+    pub const ALL: [Persistence; 3] = [Persistence::Transient, Persistence::Repeating, Persistence::Varying];
+
+    /// What the tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Persistence::Transient => "transient",
+            Persistence::Repeating => "repeating",
+            Persistence::Varying => "varying",
+        }
+    }
+}
+
 /// A fault that is to be injected.
 #[derive(Clone, Debug)]
 pub struct Planned {

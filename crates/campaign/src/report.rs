@@ -74,15 +74,24 @@ impl Report {
             row(&name, &self.harmful().filter(|trial| trial.site == site).collect::<Vec<_>>());
         }
         row("all promised *", &self.harmful().filter(|trial| trial.site.is_promised()).collect::<Vec<_>>());
+        for persistence in Persistence::ALL {
+            let promised = |t: &&Trial| t.site.is_promised() && t.persistence == persistence;
+            row(
+                &format!("  of them {}", persistence.name()),
+                &self.harmful().filter(promised).collect::<Vec<_>>(),
+            );
+        }
         row("all", &self.harmful().collect::<Vec<_>>());
         for dtype in ["bf16", "f32"] {
             row(dtype, &self.harmful().filter(|trial| trial.scene.ends_with(dtype)).collect::<Vec<_>>());
         }
         row("forward", &self.harmful().filter(|t| t.site < Site::State && !t.backward).collect::<Vec<_>>());
         row("backward and update", &self.harmful().filter(|trial| trial.backward).collect::<Vec<_>>());
-        for persistence in [Persistence::Transient, Persistence::Repeating, Persistence::Varying] {
-            let name = format!("{persistence:?}").to_lowercase();
-            row(&name, &self.harmful().filter(|trial| trial.persistence == persistence).collect::<Vec<_>>());
+        for persistence in Persistence::ALL {
+            row(
+                persistence.name(),
+                &self.harmful().filter(|trial| trial.persistence == persistence).collect::<Vec<_>>(),
+            );
         }
         out.push('\n');
     }
@@ -94,7 +103,7 @@ impl Report {
             operators.entry((&trial.operator, trial.site, trial.persistence)).or_default().count(trial.full);
         }
         for ((operator, _, persistence), recall) in operators.iter().filter(|(_, r)| r.caught < r.of) {
-            let persistence = format!("{persistence:?}").to_lowercase();
+            let persistence = persistence.name();
             let _ = writeln!(out, "  {operator:<32} {persistence:<10} {}", recall.text());
         }
         out.push('\n');
@@ -127,17 +136,19 @@ impl Report {
     }
 
     fn rules(&self, out: &mut String) {
+        // Snapshots and checkpoints are no steps: the other rules do not look at them.
+        let in_steps = || self.harmful().filter(|trial| trial.site < Site::Snapshot);
         let steps: u64 = self.clean.iter().map(|clean| clean.steps).sum();
         let _ = writeln!(
             out,
-            "the same harmful faults under other rules, and steps falsely accused of {steps} clean ones"
+            "harmful faults in steps under other rules, and steps falsely accused of {steps} clean ones"
         );
         let _ = writeln!(out, "  {:<30} {:<36} accused", "rule", "caught");
         let alarms: u64 = self.clean.iter().map(|clean| clean.alarms).sum();
-        let full = recall(self.harmful(), |trial| trial.full).text();
+        let full = recall(in_steps(), |trial| trial.full).text();
         let _ = writeln!(out, "  {:<30} {full:<36} {alarms}", "ours, full");
         for (index, rule) in Rule::ALL.into_iter().enumerate() {
-            let caught = recall(self.harmful(), |trial| trial.rules[index]).text();
+            let caught = recall(in_steps(), |trial| trial.rules[index]).text();
             let accused: u64 = self.clean.iter().map(|clean| clean.accusations[index]).sum();
             let _ = writeln!(out, "  {:<30} {caught:<36} {accused}", rule.name());
         }
