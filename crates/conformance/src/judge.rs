@@ -5,7 +5,6 @@ mod slack;
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
-use toprope_program::operator::PRODUCT_LIMIT;
 use toprope_program::operator::{Operator, digest_mix};
 use toprope_program::tensor::round;
 use toprope_program::{Concrete, DType, Tensor, Tolerance};
@@ -136,7 +135,9 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
-        Operator::ProductCheck(_) => product_check(&mut court, want[0].data[0], got[0].data[0]),
+        Operator::ProductCheck(_) | Operator::AttentionCheck(_) => {
+            check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
+        }
         Operator::Adamw(_) if want.len() == 4 => {
             compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
             own_digest(&mut court, &got[..3], &got[3]);
@@ -220,9 +221,8 @@ fn may_overflow(court: &Court, place: (usize, usize), want: f64, magnitude: f64)
     magnitude.is_nan() || magnitude >= OVERFLOW && !one_sign
 }
 
-/// A healthy product must stay below the limit, a sick one above it; between, the check's own rounding decides.
-fn product_check(court: &mut Court, want: f64, got: f64) {
-    let limit = PRODUCT_LIMIT;
+/// What is healthy must stay below the limit, what is sick above it; between, the check's own rounding decides.
+fn check(court: &mut Court, limit: f64, want: f64, got: f64) {
     if want <= limit / 2.0 {
         court.element(0, 0, got, want, got / limit, got <= limit);
     } else if want >= 2.0 * limit || want.is_nan() {

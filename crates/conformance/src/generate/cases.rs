@@ -89,6 +89,7 @@ fn is_linear(operator: &Operator) -> bool {
         | Operator::BiasUpdate(_)
         | Operator::Append(_)
         | Operator::ProductCheck(_)
-        | Operator::Compare(_) => false,
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }

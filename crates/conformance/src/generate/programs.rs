@@ -234,6 +234,7 @@ fn has_gradient(operator: &Operator) -> bool {
         | Operator::Accumulate(_)
         | Operator::Append(_)
         | Operator::ProductCheck(_)
-        | Operator::Compare(_) => false,
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }

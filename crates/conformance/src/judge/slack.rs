@@ -53,7 +53,8 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::Append(_)
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
-        | Operator::Compare(_) => false,
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }
 

@@ -54,5 +54,6 @@ pub(crate) fn support(operator: &Operator) -> Result<&dyn Execute, Unsupported> 
         Operator::Digest(it) => it,
         Operator::ProductCheck(it) => it,
         Operator::Compare(it) => it,
+        Operator::AttentionCheck(it) => it,
     })
 }

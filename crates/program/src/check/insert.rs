@@ -3,7 +3,9 @@
 use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
-use crate::operator::{Compare, Operator, PRODUCT_LIMIT, ProductCheck};
+use crate::operator::{
+    AttentionCheck, Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm, attention_limit,
+};
 use crate::order;
 use crate::program::{Instruction, Program, Range};
 use crate::shape::Type;
@@ -32,13 +34,16 @@ enum Way {
     Product,
     /// A second run.
     Replay,
+    /// The identities of attention, at its gradient.
+    Attention,
     /// Not by itself; docs/checks.md says why.
     Nothing,
 }
 
 fn way(operator: &Operator) -> Way {
     match operator {
-        Operator::Matmul(_) => Way::Product,
+        Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
+        Operator::AttentionGradient(_) => Way::Attention,
         Operator::RmsNorm(_)
         | Operator::RmsNormGradient(_)
         | Operator::Router(_)
@@ -64,10 +69,7 @@ fn way(operator: &Operator) -> Way {
         | Operator::Assemble(_)
         | Operator::Gather(_)
         | Operator::ScatterAdd(_)
-        | Operator::GroupedMatmul(_)
-        | Operator::GroupedOuter(_)
         | Operator::Attention(_)
-        | Operator::AttentionGradient(_)
         | Operator::Rope(_)
         | Operator::LinearCrossEntropy(_)
         | Operator::LinearCrossEntropyGradient(_)
@@ -77,7 +79,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::Append(_)
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
-        | Operator::Compare(_) => Way::Nothing,
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => Way::Nothing,
     }
 }
 
@@ -117,6 +120,7 @@ impl<'a> Pass<'a> {
             }
             match way(&instruction.operator) {
                 Way::Product => self.product(range, instruction, &mut checked),
+                Way::Attention => self.attention(range, instruction, &mut checked),
                 Way::Replay => self.replay(range, instruction, &mut checked),
                 Way::Nothing => checked.push(instruction),
             }
@@ -170,22 +174,45 @@ impl<'a> Pass<'a> {
 
     /// Asks the product for its row sums and puts their check behind it.
     fn product(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
-        if let Operator::Matmul(matmul) = &mut instruction.operator
-            && !matmul.row_sums
-        {
-            matmul.row_sums = true;
+        let (sums, form) = match &mut instruction.operator {
+            Operator::Matmul(matmul) => (&mut matmul.row_sums, ProductForm::Matmul),
+            Operator::GroupedMatmul(grouped) => (&mut grouped.row_sums, ProductForm::GroupedMatmul),
+            Operator::GroupedOuter(outer) => (&mut outer.row_sums, ProductForm::GroupedOuter),
+            _ => return checked.push(instruction),
+        };
+        if !std::mem::replace(sums, true) {
             let product = self.program.value(instruction.outputs[0]).clone();
             let shape = product.shape[..product.shape.len() - 1].to_vec();
             let sums = self.scratch(&format!("{}.row_sums", product.name), Type { dtype: DType::F32, shape });
             instruction.outputs.push(sums);
         }
-        let operands = vec![
-            instruction.operands[0].clone(),
-            instruction.operands[1].clone(),
-            instruction.outputs[1].into(),
-        ];
+        let (a, b) = (instruction.operands[0].clone(), instruction.operands[1].clone());
+        let mut operands = vec![a, b, instruction.outputs[1].into()];
+        if form != ProductForm::Matmul {
+            operands.push(instruction.operands[2].clone());
+        }
         let site = (CheckKind::Product, range, PRODUCT_LIMIT);
-        let check = self.distance(site, &instruction, ProductCheck {}, operands);
+        let check = self.distance(site, &instruction, ProductCheck { form }, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// Puts the identities of attention and its gradient behind the gradient.
+    fn attention(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::AttentionGradient(gradient) = &instruction.operator else {
+            return checked.push(instruction);
+        };
+        let scale = gradient.scale;
+        let dtype = self.program.operand_type(&instruction.operands[0]).dtype;
+        if self.program.operand_type(&instruction.operands[5]).dtype != dtype {
+            return self.replay(range, instruction, checked);
+        }
+        let read = [0, 1, 2, 3, 5].map(|at| instruction.operands[at].clone());
+        let made = [0, 1, 2].map(|at| Operand::from(instruction.outputs[at]));
+        let mut operands: Vec<Operand> = read.into_iter().chain(made).collect();
+        operands.push(instruction.operands[6].clone());
+        let site = (CheckKind::Attention, range, attention_limit(dtype));
+        let check = self.distance(site, &instruction, AttentionCheck { scale }, operands);
         checked.push(instruction);
         checked.push(check);
     }

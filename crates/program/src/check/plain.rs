@@ -26,6 +26,7 @@ pub fn without_checks(program: &Program) -> Program {
         let row_sums = match &mut instruction.operator {
             Operator::Matmul(matmul) => &mut matmul.row_sums,
             Operator::GroupedMatmul(grouped) => &mut grouped.row_sums,
+            Operator::GroupedOuter(outer) => &mut outer.row_sums,
             _ => continue,
         };
         let unread = instruction

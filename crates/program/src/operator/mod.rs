@@ -194,11 +194,13 @@ operators! {
     digest::Digest,
     product_check::ProductCheck,
     compare::Compare,
+    attention_check::AttentionCheck,
 }
 
 pub use activation::ActivationKind;
+pub use attention_check::attention_limit;
 pub use digest::mix as digest_mix;
-pub use product_check::PRODUCT_LIMIT;
+pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;
 
 impl Operator {

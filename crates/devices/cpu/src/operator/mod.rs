@@ -2,6 +2,7 @@
 
 mod assemble;
 mod attention;
+mod attention_check;
 mod balance;
 mod compare;
 pub(crate) mod copy;

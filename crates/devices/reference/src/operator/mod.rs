@@ -71,6 +71,7 @@ pub fn evaluate_bound(
         Operator::Digest(a) => bits::digest(a, operands),
         Operator::ProductCheck(a) => product::product_check(a, operands),
         Operator::Compare(a) => bits::compare(a, operands),
+        Operator::AttentionCheck(a) => attention::attention_check(a, operands),
     };
     for output in &mut outputs {
         if width == Width::Native || !output.dtype.is_float() {

@@ -301,7 +301,7 @@ fn a_flipped_bit_is_far_above_the_limit() {
     let row_sums = evaluate(&product, &[a.clone(), b.clone()], true, Width::Native).remove(1);
     let worst = |row_sums: Tensor| {
         let operands = [a.clone(), b.clone(), row_sums];
-        evaluate(&ProductCheck {}.into(), &operands, true, Width::Native)[0].data[0]
+        evaluate(&ProductCheck::default().into(), &operands, true, Width::Native)[0].data[0]
     };
     assert!(worst(row_sums.clone()) <= PRODUCT_LIMIT);
     let mut flipped = row_sums.clone();

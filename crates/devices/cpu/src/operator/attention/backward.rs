@@ -108,7 +108,7 @@ impl Backward<'_> {
 }
 
 /// The first row of each run, and the end of the last: no row at or behind such a place sees a key before it.
-fn runs(mask: &Mask<'_>, rows: usize, first: &mut [i32]) -> usize {
+pub(in crate::operator) fn runs(mask: &Mask<'_>, rows: usize, first: &mut [i32]) -> usize {
     let mut lowest = i64::MAX;
     let mut count = 0;
     for row in (0..rows).rev() {

@@ -8,6 +8,8 @@ mod exact;
 mod forward;
 mod softmax;
 
+pub(super) use backward::runs;
+
 use crate::bind::View;
 use crate::kernel::{Context, Floats, FloatsMut, Matrix, Product, product, product_workspace_bytes};
 use std::ops::Range;
@@ -72,14 +74,14 @@ impl<'a> Heads<'a> {
 
 /// Which keys a query sees.
 #[derive(Clone, Copy)]
-struct Mask<'a> {
-    segment_start: &'a [i32],
-    query_offset: i64,
-    keys: i64,
+pub(super) struct Mask<'a> {
+    pub(super) segment_start: &'a [i32],
+    pub(super) query_offset: i64,
+    pub(super) keys: i64,
 }
 
 impl Mask<'_> {
-    fn visible(&self, query: usize) -> Range<usize> {
+    pub(super) fn visible(&self, query: usize) -> Range<usize> {
         let start = i64::from(self.segment_start[query]).max(0);
         let end = (query as i64 + self.query_offset + 1).min(self.keys).max(start);
         start as usize..end as usize
