@@ -3,7 +3,9 @@
 
 use crate::scene::Scene;
 use serde::Serialize;
-use toprope_guard::inject::{At, Change, Corruption, Home, Moment, Schedule, Scheduled, Target, What, check};
+use toprope_guard::inject::{
+    At, Change, Corruption, Home, Moment, Schedule, Scheduled, Target, What, check, results,
+};
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{Operator, Program, Range, Role, philox};
 
@@ -88,7 +90,7 @@ impl Site {
         }
     }
 
-    /// The class of an operator. No wildcard: a new operator is a decision.
+    /// The class of an operator; none for those that checks are made of. A test knows which these are.
     pub fn of(operator: &Operator) -> Option<Site> {
         Some(match operator {
             Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Site::Product,
@@ -120,9 +122,7 @@ impl Site {
             | Operator::Accumulate(_)
             | Operator::RandomBits(_)
             | Operator::Append(_) => Site::Elementwise,
-            Operator::Digest(_) | Operator::ProductCheck(_) => return None,
-            // Whatever else checks are made of.
-            #[allow(unreachable_patterns, reason = "operators of checks come and go")]
+            // What checks are made of.
             _ => return None,
         })
     }
@@ -229,13 +229,7 @@ fn spots(program: &Program, site: Site) -> Vec<Spot> {
             if instruction.check.is_some() || Site::of(&instruction.operator) != Some(site) {
                 continue;
             }
-            let checksums = match &instruction.operator {
-                Operator::Matmul(matmul) => usize::from(matmul.row_sums),
-                Operator::GroupedMatmul(grouped) => usize::from(grouped.row_sums),
-                Operator::Adamw(adamw) => usize::from(adamw.digest),
-                _ => 0,
-            };
-            let results = instruction.outputs.len() - checksums;
+            let results = results(instruction);
             for (output, id) in instruction.outputs[..results].iter().enumerate() {
                 let backward = range == Range::Update || border.is_some_and(|border| index > border);
                 let value = program.value(*id).name.clone();
@@ -353,4 +347,25 @@ fn corruption(dice: &Dice, change: Change, there: usize, output: usize, float: b
         (low, low * 10.0)
     });
     Corruption { change, count: count.clamp(1, there.max(1)), seed: dice.bits(24), band, output, anew: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The operators that a training step of the recipes is made of all have a class.
+    #[test]
+    fn only_what_checks_are_made_of_has_no_class() {
+        use crate::scene::{checked, recipe};
+        use toprope_program::DType;
+        use toprope_program::check::CheckLevel;
+        for name in ["tiny-dense", "tiny-moe"] {
+            let recipe = recipe(name, DType::Bf16, &[]).unwrap();
+            let (program, _) = checked(&recipe, CheckLevel::Full).unwrap();
+            for instruction in program.program().accumulate.iter().chain(&program.program().update) {
+                let has = Site::of(&instruction.operator).is_some();
+                assert!(has || instruction.check.is_some(), "`{}`", instruction.operator.name());
+            }
+        }
+    }
 }
