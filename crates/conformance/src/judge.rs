@@ -135,7 +135,7 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
-        Operator::ProductCheck(_) | Operator::AttentionCheck(_) => {
+        Operator::ProductCheck(_) | Operator::AttentionCheck(_) | Operator::LossCheck(_) => {
             check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
         }
         Operator::Adamw(_) if want.len() == 4 => {

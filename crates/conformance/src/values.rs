@@ -192,6 +192,7 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             2 => Purpose::Small { most: size(0, 0) },
             _ => Purpose::Float(Any),
         },
+        Operator::LossCheck(_) => Purpose::Float(Tame),
         Operator::ProductCheck(_) => match position {
             3 => Purpose::Offsets { rows: size(0, 0) },
             _ => Purpose::Float(Tame),

@@ -8,7 +8,8 @@
 //! - a view stays inside its value for every binding;
 //! - scratch, outputs and next states are written exactly once, before they are read, within one range;
 //! - `accumulate` writes no state; `update` writes each next state once; every state that has no next is frozen;
-//! - carried values are written by `accumulate` only, once, in the first range, and read in the second;
+//! - carried values are written by `accumulate` only, once, in the first range, and read in the second (by checks also
+//!   behind the write in the first);
 //! - caches are written by `append` only, and a reader stands behind the append;
 //! - nobody writes state, inputs or constants; only train programs have an update; only train programs have next states;
 //! - in place, nothing reads a state after its next half was written;
@@ -311,7 +312,10 @@ impl Checker<'_> {
                         Role::Constant { .. } | Role::Input => true,
                         Role::Cache => true,
                         Role::Carried if in_place && position == 0 => true,
-                        Role::Carried => range == Range::Update && written.contains_key(&id),
+                        Role::Carried => {
+                            let after = range == Range::Update || instruction.check.is_some();
+                            after && written.contains_key(&id)
+                        }
                         Role::Scratch | Role::Output => {
                             written.get(&id).is_some_and(|(writer, _)| *writer == range)
                         }

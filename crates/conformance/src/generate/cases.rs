@@ -90,6 +90,7 @@ fn is_linear(operator: &Operator) -> bool {
         | Operator::Append(_)
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
-        | Operator::AttentionCheck(_) => false,
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_) => false,
     }
 }

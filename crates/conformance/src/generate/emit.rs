@@ -125,7 +125,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             let rows = d.builder.operand_type(&operands[0]).shape[0];
             operands.push(d.float("dloss", DType::F32, &[rows]));
             let weight_output = d.float_dtype();
-            d.add("dloss", LinearCrossEntropyGradient { weight_output }, operands)
+            d.add("dloss", LinearCrossEntropyGradient { weight_output, sums: false }, operands)
         }
         Operator::Router(_) => {
             let rows = d.rows();
@@ -236,6 +236,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
         Operator::ProductCheck(_) => product_check(d),
         Operator::Compare(_) => compare(d),
         Operator::AttentionCheck(_) => attention_check(d),
+        Operator::LossCheck(_) => loss_check(d),
     }
 }
 
@@ -429,6 +430,20 @@ fn attention_check(d: &mut Draft) -> Outcome {
     operands.extend(gradients.iter().map(|id| Operand::from(*id)));
     operands.push(segment_start);
     d.add("check", AttentionCheck { scale }, operands)
+}
+
+fn loss_check(d: &mut Draft) -> Outcome {
+    let (rows, columns, words) = (d.rows(), d.size(), 2 + d.size());
+    let (left, right, weight_output) = (d.float_dtype(), d.float_dtype(), d.float_dtype());
+    let x = d.float("x", left, &[rows, columns.into()]);
+    let weight = d.weight("weight", right, &[words.into(), columns.into()]);
+    let targets = d.integers("targets", &[rows]);
+    let dloss = d.dense("dloss", DType::F32, &[rows]);
+    let operator = LinearCrossEntropyGradient { weight_output, sums: true };
+    let outputs = d.add("dloss", operator, vec![x, weight, targets, dloss])?;
+    // Now and then the loss is somebody else's, and the check must say so.
+    let loss = if d.random.chance(0.3) { d.dense("loss", DType::F32, &[rows]) } else { outputs[0].into() };
+    d.add("check", LossCheck {}, vec![loss, outputs[3].into(), outputs[4].into()])
 }
 
 fn norm_operands(d: &mut Draft) -> (Operand, Operand) {

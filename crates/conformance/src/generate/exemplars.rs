@@ -30,7 +30,7 @@ pub fn exemplars() -> Vec<Operator> {
         RmsNormGradient { weight_output: output }.into(),
         Rope { start: 0, interleaved: false, inverse: false }.into(),
         LinearCrossEntropy {}.into(),
-        LinearCrossEntropyGradient { weight_output: output }.into(),
+        LinearCrossEntropyGradient { weight_output: output, sums: false }.into(),
         Router {
             scoring: Scoring::Sigmoid,
             top_k: 1,
@@ -57,6 +57,7 @@ pub fn exemplars() -> Vec<Operator> {
         ProductCheck::default().into(),
         Compare {}.into(),
         AttentionCheck { scale: 1.0 }.into(),
+        LossCheck {}.into(),
     ]
 }
 

@@ -235,6 +235,7 @@ fn has_gradient(operator: &Operator) -> bool {
         | Operator::Append(_)
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
-        | Operator::AttentionCheck(_) => false,
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_) => false,
     }
 }

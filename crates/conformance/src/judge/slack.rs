@@ -54,7 +54,8 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
-        | Operator::AttentionCheck(_) => false,
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_) => false,
     }
 }
 

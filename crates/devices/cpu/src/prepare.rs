@@ -33,12 +33,22 @@ pub(crate) enum Fusion {
     },
 }
 
+/// Outputs at the end of an instruction's list that one check alone reads: left out where it does not fire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// The check's bit.
+    pub(crate) bit: u16,
+    /// Outputs that remain.
+    pub(crate) others: usize,
+}
+
 /// A program with what does not depend on its symbols.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) program: Arc<Validated>,
     pub(crate) plan: Arc<MemoryPlan>,
     fusions: [Vec<Fusion>; 2],
+    sums: [Vec<Option<Sums>>; 2],
 }
 
 /// A prepared program under one binding of its symbols.
@@ -86,7 +96,8 @@ impl Prepared {
             }
         }
         let fusions = Range::ALL.map(|range| fusions(program.program(), range));
-        Ok(Prepared { program, plan, fusions })
+        let sums = Range::ALL.map(|range| sums(program.program(), range));
+        Ok(Prepared { program, plan, fusions, sums })
     }
 
     pub(crate) fn instructions(&self, range: Range) -> &[Instruction] {
@@ -95,6 +106,10 @@ impl Prepared {
 
     pub(crate) fn fusions(&self, range: Range) -> &[Fusion] {
         &self.fusions[index(range)]
+    }
+
+    pub(crate) fn sums(&self, range: Range) -> &[Option<Sums>] {
+        &self.sums[index(range)]
     }
 
     /// Resolves every operand for these symbols.
@@ -213,4 +228,37 @@ fn fusions(program: &Program, range: Range) -> Vec<Fusion> {
         }
     }
     fusions
+}
+
+/// The sums of a range's instructions that only checks read.
+fn sums(program: &Program, range: Range) -> Vec<Option<Sums>> {
+    let instructions = program.range(range);
+    // For each value the one check that reads it, or that others do too.
+    let mut reader: Vec<Option<Option<u16>>> = vec![None; program.values.len()];
+    for instruction in instructions {
+        for operand in &instruction.operands {
+            let reader = &mut reader[operand.value.0 as usize];
+            *reader = match *reader {
+                None => Some(instruction.check),
+                Some(bit) if bit == instruction.check => Some(bit),
+                Some(_) => Some(None),
+            };
+        }
+    }
+    let of = |instruction: &Instruction| {
+        let others = match &instruction.operator {
+            Operator::Matmul(matmul) if matmul.row_sums => 1,
+            Operator::GroupedMatmul(grouped) if grouped.row_sums => 1,
+            Operator::GroupedOuter(outer) if outer.row_sums => 1,
+            Operator::LinearCrossEntropyGradient(gradient) if gradient.sums => 3,
+            _ => return None,
+        };
+        let mut bits = instruction.outputs.iter().skip(others).map(|id| {
+            let scratch = program.value(*id).role == Role::Scratch;
+            reader[id.0 as usize].flatten().filter(|_| scratch)
+        });
+        let bit = bits.next().flatten()?;
+        bits.all(|other| other == Some(bit)).then_some(Sums { bit, others })
+    };
+    instructions.iter().map(of).collect()
 }

@@ -88,6 +88,7 @@ impl Run {
         let Span { range, from, to } = self.span;
         let instructions = self.prepared.instructions(range);
         let fusions = self.prepared.fusions(range);
+        let sums = self.prepared.sums(range);
         let steps = self.bound.steps(range);
         // Kept over the loop, so that an instruction allocates nothing.
         let mut inputs: Vec<View<'_>> = Vec::new();
@@ -120,7 +121,11 @@ impl Run {
                 }
             }
             outputs.clear();
-            outputs.extend(step.outputs.iter().map(|window| self.output(window)));
+            let wanted = match sums[index] {
+                Some(sums) if !self.checks.fires(sums.bit) => sums.others,
+                _ => step.outputs.len(),
+            };
+            outputs.extend(step.outputs.iter().take(wanted).map(|window| self.output(window)));
             if let Some((accumulate, output)) = fused {
                 outputs[output] = self.output(&steps[accumulate].outputs[0]);
             }

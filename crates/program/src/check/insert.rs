@@ -4,7 +4,8 @@ use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
-    AttentionCheck, Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm, attention_limit,
+    AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT, ProductCheck,
+    ProductForm, attention_limit,
 };
 use crate::order;
 use crate::program::{Instruction, Program, Range};
@@ -24,6 +25,8 @@ pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
     for range in Range::ALL {
         pass.range(range);
     }
+    pass.carried();
+    pass.state();
     let drafts = pass.drafts;
     settle(program, drafts)
 }
@@ -36,6 +39,8 @@ enum Way {
     Replay,
     /// The identities of attention, at its gradient.
     Attention,
+    /// The sums of the loss's gradients.
+    Loss,
     /// Not by itself; docs/checks.md says why.
     Nothing,
 }
@@ -44,6 +49,7 @@ fn way(operator: &Operator) -> Way {
     match operator {
         Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
         Operator::AttentionGradient(_) => Way::Attention,
+        Operator::LinearCrossEntropyGradient(_) => Way::Loss,
         Operator::RmsNorm(_)
         | Operator::RmsNormGradient(_)
         | Operator::Router(_)
@@ -72,7 +78,6 @@ fn way(operator: &Operator) -> Way {
         | Operator::Attention(_)
         | Operator::Rope(_)
         | Operator::LinearCrossEntropy(_)
-        | Operator::LinearCrossEntropyGradient(_)
         | Operator::Combine(_)
         | Operator::CombineGradient(_)
         | Operator::Accumulate(_)
@@ -80,7 +85,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::Digest(_)
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
-        | Operator::AttentionCheck(_) => Way::Nothing,
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_) => Way::Nothing,
     }
 }
 
@@ -121,6 +127,7 @@ impl<'a> Pass<'a> {
             match way(&instruction.operator) {
                 Way::Product => self.product(range, instruction, &mut checked),
                 Way::Attention => self.attention(range, instruction, &mut checked),
+                Way::Loss => self.loss(range, instruction, &mut checked),
                 Way::Replay => self.replay(range, instruction, &mut checked),
                 Way::Nothing => checked.push(instruction),
             }
@@ -217,6 +224,120 @@ impl<'a> Pass<'a> {
         checked.push(check);
     }
 
+    /// Asks the loss's gradient for its sums and puts their check behind it.
+    fn loss(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::LinearCrossEntropyGradient(gradient) = &mut instruction.operator else {
+            return checked.push(instruction);
+        };
+        if !std::mem::replace(&mut gradient.sums, true) {
+            let name = self.name(instruction.outputs[0]);
+            let (rows, words) = (
+                self.program.operand_type(&instruction.operands[0]).shape[0],
+                self.program.operand_type(&instruction.operands[1]).shape[0],
+            );
+            for (what, count, each) in [("row_sums", rows, 5), ("weight_sums", words, 3)] {
+                let r#type = Type { dtype: DType::F32, shape: vec![count, each.into()] };
+                let sums = self.scratch(&format!("{name}.{what}"), r#type);
+                instruction.outputs.push(sums);
+            }
+        }
+        let operands = [0, 3, 4].map(|at| Operand::from(instruction.outputs[at])).to_vec();
+        let check = self.distance((CheckKind::Loss, range, LOSS_LIMIT), &instruction, LossCheck {}, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// A digest of a value for the host, under bit `bit`.
+    fn digest(&mut self, value: ValueId, what: &str, bit: u16) -> (Instruction, String) {
+        let name = format!("{}.{what}", self.name(value));
+        let y = self.declare(&name, Type::new(DType::U32, [2]), Role::Output);
+        let (operands, outputs) = (vec![value.into()], vec![y]);
+        let operator = Digest {}.into();
+        (Instruction { operator, operands, outputs, part: "checks".into(), check: Some(bit) }, self.name(y))
+    }
+
+    /// Digests of what `accumulate` leaves for `update`: at its end, and again before anything reads it.
+    fn carried(&mut self) {
+        let carried: Vec<ValueId> = self
+            .program
+            .values_with_ids()
+            .filter(|(_, v)| v.role == Role::Carried)
+            .map(|(id, _)| id)
+            .collect();
+        let mut again = Vec::new();
+        for id in carried {
+            let Some(bit) = self.next_bit() else { return };
+            let (left, result) = self.digest(id, "digest", bit);
+            let (found, against) = self.digest(id, "digest.found", bit);
+            self.program.accumulate.push(left);
+            again.push(found);
+            self.drafts.push(Draft {
+                kind: CheckKind::Carried,
+                range: Range::Accumulate,
+                output: self.name(id),
+                results: vec![result],
+                against: vec![against],
+                limit: 0.0,
+            });
+        }
+        self.program.update.splice(0..0, again);
+    }
+
+    /// Digests of the state before a step, against those of the update that wrote it.
+    fn state(&mut self) {
+        let mut before = Vec::new();
+        let mut update = Vec::with_capacity(self.program.update.len());
+        for mut instruction in std::mem::take(&mut self.program.update) {
+            let of = |id: &ValueId| match self.program.value(*id).role {
+                Role::Next { of } => Some(of),
+                _ => None,
+            };
+            let states: Vec<ValueId> = instruction.outputs.iter().filter_map(of).collect();
+            let bit = if states.is_empty() { None } else { self.next_bit() };
+            let Some(bit) = bit else {
+                update.push(instruction);
+                continue;
+            };
+            let output = self.name(instruction.outputs[0]);
+            let mut results = Vec::new();
+            for state in states {
+                let (digest, result) = self.digest(state, "digest", bit);
+                before.push(digest);
+                results.push(result);
+            }
+            let mut against = Vec::new();
+            if let Operator::Adamw(adamw) = &mut instruction.operator
+                && !adamw.digest
+            {
+                // From its own pass.
+                adamw.digest = true;
+                let r#type = Type::new(DType::U32, [2]);
+                let y = self.declare(&format!("{output}.digest"), r#type, Role::Output);
+                instruction.outputs.push(y);
+                against.push(self.name(y));
+                update.push(instruction);
+            } else {
+                let next: Vec<ValueId> =
+                    instruction.outputs.iter().copied().filter(|id| of_next(self.program, *id)).collect();
+                update.push(instruction);
+                for id in next {
+                    let (digest, name) = self.digest(id, "digest", bit);
+                    update.push(digest);
+                    against.push(name);
+                }
+            }
+            let (kind, range) = (CheckKind::State, Range::Accumulate);
+            self.drafts.push(Draft { kind, range, output, results, against, limit: 0.0 });
+        }
+        self.program.update = update;
+        self.program.accumulate.splice(0..0, before);
+    }
+
+    /// The next site's bit, while there are any.
+    fn next_bit(&self) -> Option<u16> {
+        u16::try_from(self.drafts.len()).ok().filter(|bit| *bit < u16::MAX)
+    }
+
     /// Runs the instruction twice and compares the bits. The second run stands before the first, where the state that an
     /// update reads has not been overwritten even if it is in place.
     fn replay(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
@@ -237,6 +358,10 @@ impl<'a> Pass<'a> {
         again.check = compare.check;
         checked.extend([again, instruction, compare]);
     }
+}
+
+fn of_next(program: &Program, id: ValueId) -> bool {
+    matches!(program.value(id).role, Role::Next { .. })
 }
 
 /// Numbers values as the printed form does, and finds everything again by its name.

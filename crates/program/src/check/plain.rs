@@ -23,19 +23,32 @@ pub fn without_checks(program: &Program) -> Program {
         }
     }
     for instruction in plain.accumulate.iter_mut().chain(&mut plain.update) {
-        let row_sums = match &mut instruction.operator {
-            Operator::Matmul(matmul) => &mut matmul.row_sums,
-            Operator::GroupedMatmul(grouped) => &mut grouped.row_sums,
-            Operator::GroupedOuter(outer) => &mut outer.row_sums,
+        let (row_sums, own) = match &mut instruction.operator {
+            Operator::Matmul(matmul) => (&mut matmul.row_sums, 1),
+            Operator::GroupedMatmul(grouped) => (&mut grouped.row_sums, 1),
+            Operator::GroupedOuter(outer) => (&mut outer.row_sums, 1),
+            Operator::LinearCrossEntropyGradient(gradient) => (&mut gradient.sums, 3),
             _ => continue,
         };
         let unread = instruction
             .outputs
-            .get(1)
-            .is_some_and(|id| !read[id.0 as usize] && plain.values[id.0 as usize].role == Role::Scratch);
+            .iter()
+            .skip(own)
+            .all(|id| !read[id.0 as usize] && plain.values[id.0 as usize].role == Role::Scratch);
         if *row_sums && unread {
             *row_sums = false;
-            instruction.outputs.truncate(1);
+            instruction.outputs.truncate(own);
+        }
+    }
+    // A digest that the optimizer gives for the host is a check's too.
+    for instruction in &mut plain.update {
+        if let (Operator::Adamw(adamw), Some(id)) =
+            (&mut instruction.operator, instruction.outputs.get(3).copied())
+            && !read[id.0 as usize]
+        {
+            adamw.digest = false;
+            instruction.outputs.truncate(3);
+            results.push(id);
         }
     }
     // A check's result is an output that nothing else writes; without its check it is nobody's.

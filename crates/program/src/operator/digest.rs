@@ -38,6 +38,7 @@ impl Definition for Digest {
 }
 
 /// The contribution of one element: its bits, zero-extended, and its row-major index.
+#[inline]
 pub fn mix(bits: u32, index: u64) -> u64 {
     let mut z = (u64::from(bits) | (index << 32)).wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

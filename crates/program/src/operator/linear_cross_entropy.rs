@@ -55,7 +55,7 @@ impl Definition for LinearCrossEntropy {
     }
 
     fn gradient(&self, gradients: &mut Gradients<'_>) -> Result<(), String> {
-        let operator = LinearCrossEntropyGradient { weight_output: gradients.dtype(1) };
+        let operator = LinearCrossEntropyGradient { weight_output: gradients.dtype(1), sums: false };
         let inputs =
             [gradients.operand(0), gradients.operand(1), gradients.operand(2), gradients.incoming(0)?];
         let emitted = gradients.emit(operator, inputs)?;

@@ -195,11 +195,13 @@ operators! {
     product_check::ProductCheck,
     compare::Compare,
     attention_check::AttentionCheck,
+    loss_check::LossCheck,
 }
 
 pub use activation::ActivationKind;
 pub use attention_check::attention_limit;
 pub use digest::mix as digest_mix;
+pub use loss_check::LOSS_LIMIT;
 pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;
 

@@ -25,6 +25,13 @@ pub struct Folded<'a> {
     pub square: &'a mut [f32],
 }
 
+impl Folded<'_> {
+    /// The same, borrowed once more.
+    pub fn again(&mut self) -> Folded<'_> {
+        Folded { sum: self.sum, absolute: self.absolute, square: self.square }
+    }
+}
+
 /// Values of scratch memory that [`fold`] needs for a matrix of these sizes.
 pub fn fold_scratch_values(rows: usize, columns: usize) -> usize {
     columns.div_ceil(BLOCK).saturating_mul(rows).saturating_mul(3)

@@ -1,7 +1,8 @@
 //! `digest`: sums that wrap, so that any order gives the same bits.
 
 use super::{Execute, Task};
-use crate::pool::Pool;
+use crate::kernel::Context;
+use crate::level::kernel;
 use std::sync::atomic::{AtomicU64, Ordering};
 use toprope_program::operator::{Digest, digest_mix};
 use toprope_program::{DType, Width};
@@ -9,22 +10,60 @@ use toprope_program::{DType, Width};
 /// Elements that one thread digests at a time.
 const PART: usize = 1 << 14;
 
-/// The digest of elements of 2 or 4 bytes.
-fn sum(pool: &Pool, count: usize, bits: impl Fn(usize) -> u32 + Sync) -> u64 {
-    let total = AtomicU64::new(0);
-    pool.for_each(count.div_ceil(PART), |part| {
-        let mut sum = 0u64;
-        for index in part * PART..((part + 1) * PART).min(count) {
-            sum = sum.wrapping_add(digest_mix(bits(index), index as u64));
+/// A stored element's bits, zero-extended.
+pub(super) trait Word: Copy + Sync {
+    fn wide(self) -> u32;
+}
+
+impl Word for u16 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        u32::from(self)
+    }
+}
+
+impl Word for u32 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        self
+    }
+}
+
+impl Word for f32 {
+    #[inline(always)]
+    fn wide(self) -> u32 {
+        self.to_bits()
+    }
+}
+
+kernel! {
+    /// The digest of elements of which the first has index `first`.
+    pub(super) fn digest_part[T: Word](values: &'a [T], first: u64) -> u64 {
+        let _ = std::marker::PhantomData::<L>;
+        // Eight sums, so that the compiler may take them side by side.
+        let mut sums = [0u64; 8];
+        let chunks = values.chunks_exact(8);
+        let rest = chunks.remainder();
+        let behind = first + (values.len() - rest.len()) as u64;
+        for (chunk, values) in chunks.enumerate() {
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = sum.wrapping_add(digest_mix(values[lane].wide(), first + (8 * chunk + lane) as u64));
+            }
         }
+        let rest = rest.iter().enumerate().map(|(index, value)| digest_mix(value.wide(), behind + index as u64));
+        sums.into_iter().chain(rest).fold(0, u64::wrapping_add)
+    }
+}
+
+/// The digest of dense elements.
+fn digest<T: Word>(context: &Context<'_>, values: &[T]) -> u64 {
+    let total = AtomicU64::new(0);
+    context.pool.for_each(values.len().div_ceil(PART), |part| {
+        let place = part * PART..((part + 1) * PART).min(values.len());
+        let sum = digest_part(context.level, &values[place.clone()], place.start as u64);
         total.fetch_add(sum, Ordering::Relaxed);
     });
     total.into_inner()
-}
-
-/// The digest of dense f32 values.
-pub(super) fn digest_f32(pool: &Pool, values: &[f32]) -> u64 {
-    sum(pool, values.len(), |index| values[index].to_bits())
 }
 
 /// A digest as it is stored: low word first.
@@ -35,16 +74,9 @@ pub(super) fn words(digest: u64) -> [u32; 2] {
 impl Execute for Digest {
     fn run(&self, task: &mut Task<'_, '_>) {
         let x = task.inputs[0];
-        let pool = task.context.pool;
         let digest = match x.dtype.size_bytes(Width::Native) {
-            2 => {
-                let bits = x.bits::<u16>();
-                sum(pool, bits.len(), |index| u32::from(bits[index]))
-            }
-            _ => {
-                let bits = x.bits::<u32>();
-                sum(pool, bits.len(), |index| bits[index])
-            }
+            2 => digest(&task.context, x.bits::<u16>()),
+            _ => digest(&task.context, x.bits::<u32>()),
         };
         let [y] = task.outputs();
         debug_assert_eq!(y.dtype, DType::U32);

@@ -5,7 +5,10 @@ use super::floats::{with_floats, with_floats_mut};
 use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
 use crate::bind::View;
-use crate::kernel::{Context, Floats, FloatsMut, Matrix, Product, product, product_workspace_bytes};
+use crate::kernel::{
+    Context, Floats, FloatsMut, Folded, Matrix, Product, fold, fold_scratch_values, product,
+    product_workspace_bytes,
+};
 use crate::lanes::{Element, WIDTH, exp, ln};
 use crate::level::kernel;
 use std::ops::Range;
@@ -167,19 +170,148 @@ struct Layout {
     masked: usize,
     /// dweight in f32, where it is stored in bf16.
     sums: usize,
+    /// What the checks' sums take.
+    checks: usize,
 }
 
 impl Layout {
-    fn new(rows: usize, columns: usize, vocabulary: usize, bf16_weight: bool) -> Self {
+    fn new(
+        (rows, columns, vocabulary): (usize, usize, usize),
+        operator: &LinearCrossEntropyGradient,
+    ) -> Self {
         let each = block_rows(rows, vocabulary);
         let logits = (each * vocabulary).next_multiple_of(16);
         let masked = (each * columns).next_multiple_of(16);
-        let sums = if bf16_weight { (vocabulary * columns).next_multiple_of(16) } else { 0 };
-        Self { each, logits, masked, sums }
+        let sums = if operator.weight_output == DType::Bf16 {
+            (vocabulary * columns).next_multiple_of(16)
+        } else {
+            0
+        };
+        let checks = if operator.sums { Sums::values(each, columns, vocabulary) } else { 0 };
+        Self { each, logits, masked, sums, checks }
     }
 
     fn values(&self) -> usize {
-        self.logits + self.masked + self.sums
+        self.logits + self.masked + self.sums + self.checks
+    }
+}
+
+/// The sums that `loss_check` judges, taken from the same values that the products read and give.
+struct Sums<'w> {
+    row_sums: &'w mut [f32],
+    weight_sums: &'w mut [f32],
+    /// `W` and `W2` of each word.
+    weight: [&'w mut [f32]; 2],
+    /// `X` and `X2` of a block's rows.
+    x: [&'w mut [f32]; 2],
+    /// The products' row sums: a block's rows, all words.
+    dx: &'w mut [f32],
+    dweight: &'w mut [f32],
+    /// A [`Folded`] over a block's rows or all words.
+    folded: [&'w mut [f32]; 3],
+    /// `Σ g²·X2` of each word over the blocks so far.
+    squares: &'w mut [f32],
+    ones: &'w mut [f32],
+    scratch: &'w mut [f32],
+}
+
+impl<'w> Sums<'w> {
+    fn scratch(each: usize, columns: usize, vocabulary: usize) -> usize {
+        let x = fold_scratch_values(each, columns).max(fold_scratch_values(vocabulary, columns));
+        x.max(fold_scratch_values(vocabulary, each)).max(fold_scratch_values(each, vocabulary))
+    }
+
+    fn values(each: usize, columns: usize, vocabulary: usize) -> usize {
+        let most = each.max(vocabulary);
+        4 * vocabulary + 3 * each + 3 * most + columns + Self::scratch(each, columns, vocabulary)
+    }
+
+    fn new(
+        context: &Context<'_>,
+        head: &Head<'_>,
+        each: usize,
+        (row_sums, weight_sums): (&'w mut [f32], &'w mut [f32]),
+        mut rest: &'w mut [f32],
+    ) -> Sums<'w> {
+        let (columns, vocabulary) = (head.x.columns, head.weight.rows);
+        let mut take = |count: usize| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(count);
+            rest = behind;
+            part
+        };
+        let most = each.max(vocabulary);
+        let mut sums = Sums {
+            row_sums,
+            weight_sums,
+            weight: [take(vocabulary), take(vocabulary)],
+            x: [take(each), take(each)],
+            dx: take(each),
+            dweight: take(vocabulary),
+            folded: [take(most), take(most), take(most)],
+            squares: take(vocabulary),
+            ones: take(columns),
+            scratch: take(Self::scratch(each, columns, vocabulary)),
+        };
+        sums.ones.fill(1.0);
+        sums.weight_sums.fill(0.0);
+        sums.squares.fill(0.0);
+        for row in sums.row_sums.chunks_exact_mut(5) {
+            row.copy_from_slice(&[0.0, 0.0, 0.0, 0.0, 1.0]);
+        }
+        let [sum, square] = &mut sums.weight;
+        let folded = Folded { sum, absolute: &mut sums.folded[0][..vocabulary], square };
+        fold(context, &head.weight, (sums.ones, sums.ones), folded, sums.scratch);
+        sums
+    }
+
+    /// Takes a block's sums, after both products.
+    fn block(
+        &mut self,
+        context: &Context<'_>,
+        head: &Head<'_>,
+        start: usize,
+        g: &Matrix<'_>,
+        x: &Matrix<'_>,
+    ) {
+        let (height, vocabulary, columns) = (g.rows, g.columns, x.columns);
+        let rows = head.x.rows;
+        let [sum, absolute, square] = &mut self.folded;
+        let mut folded = Folded {
+            sum: &mut sum[..height],
+            absolute: &mut absolute[..height],
+            square: &mut square[..height],
+        };
+        fold(context, g, (self.weight[0], self.weight[1]), folded.again(), self.scratch);
+        let root = ((vocabulary + columns) as f32).sqrt();
+        for (row, sums) in self.row_sums[5 * start..].chunks_exact_mut(5).take(height).enumerate() {
+            if head.target(start + row).is_some() {
+                sums[0] = self.dx[row];
+                sums[1] = folded.sum[row];
+                sums[2] = folded.absolute[row] + root * folded.square[row].sqrt();
+            }
+        }
+        let [x_sum, x_square] = &mut self.x;
+        let of_x =
+            Folded { sum: &mut x_sum[..height], absolute: folded.absolute, square: &mut x_square[..height] };
+        fold(context, x, (self.ones, self.ones), of_x, self.scratch);
+        let weights = (&self.x[0][..height], &self.x[1][..height]);
+        let [sum, absolute, square] = &mut self.folded;
+        let mut folded = Folded {
+            sum: &mut sum[..vocabulary],
+            absolute: &mut absolute[..vocabulary],
+            square: &mut square[..vocabulary],
+        };
+        fold(context, &g.transposed(), weights, folded.again(), self.scratch);
+        let (root, last) = (((rows + columns) as f32).sqrt(), start + height == rows);
+        for (word, sums) in self.weight_sums.chunks_exact_mut(3).enumerate() {
+            sums[0] += self.dweight[word];
+            sums[1] += folded.sum[word];
+            sums[2] += folded.absolute[word];
+            self.squares[word] += folded.square[word];
+            if last {
+                sums[2] += root * self.squares[word].sqrt();
+            }
+        }
     }
 }
 
@@ -187,7 +319,7 @@ impl Execute for LinearCrossEntropyGradient {
     fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
         let (x, weight) = (sizes.inputs[0].shape.sizes(), sizes.inputs[1].shape.sizes());
         let (rows, columns, vocabulary) = (x[0], x[1], weight[0]);
-        let own = Layout::new(rows, columns, vocabulary, self.weight_output == DType::Bf16);
+        let own = Layout::new((rows, columns, vocabulary), self);
         let threads = sizes.threads;
         let products = heights(rows, own.each).map(|height| {
             product_workspace_bytes(height, vocabulary, columns, threads)
@@ -201,13 +333,21 @@ impl Execute for LinearCrossEntropyGradient {
         let head = Head::new(task.inputs);
         let dloss = task.inputs[3].f32();
         let (rows, columns, vocabulary) = (head.x.rows, head.x.columns, head.weight.rows);
-        let own = Layout::new(rows, columns, vocabulary, self.weight_output == DType::Bf16);
+        let own = Layout::new((rows, columns, vocabulary), self);
         let (values, workspace) = split(task.workspace, own.values());
         let (logits, rest) = values.split_at_mut(own.logits);
-        let (masked, sums) = rest.split_at_mut(own.masked);
+        let (masked, rest) = rest.split_at_mut(own.masked);
+        let (sums, checks) = rest.split_at_mut(own.sums);
         let context = task.context;
-        let Some([loss, dx, dweight]) = task.outputs.first_chunk_mut() else {
+        let Some((first, last)) = task.outputs.split_at_mut_checked(3) else {
             panic!("the loss's gradient has three outputs")
+        };
+        let [loss, dx, dweight] = first else { panic!("the loss's gradient has three outputs") };
+        let mut checks = match last {
+            [row_sums, weight_sums] => {
+                Some(Sums::new(&context, &head, own.each, (row_sums.f32(), weight_sums.f32()), checks))
+            }
+            _ => None,
         };
         let loss = Parts::new(loss.f32());
         let mut blocks = |sums: &mut [f32]| {
@@ -216,6 +356,8 @@ impl Execute for LinearCrossEntropyGradient {
                 let block = start..start + height;
                 let logits = &mut logits[..height * vocabulary];
                 head.logits(&context, block.clone(), logits, workspace);
+                let no_rows: &mut [f32] = &mut [];
+                let facts = Parts::new(checks.as_mut().map_or(no_rows, |checks| &mut *checks.row_sums));
                 parts(context.pool, logits, vocabulary, |row, z| {
                     let row = start + row;
                     // SAFETY: each row has its own element.
@@ -227,6 +369,13 @@ impl Execute for LinearCrossEntropyGradient {
                     let target_logit = z[target];
                     let (largest, sum) = exponentials(context.level, z);
                     loss[0] = largest + ln(sum) - target_logit;
+                    // SAFETY: each row has its own part, which is empty where no sums are wanted.
+                    if let [_, _, _, again, scale] = unsafe { facts.part(row * 5, 5) } {
+                        // By the probability instead; where that is no normal number, by the same way once more.
+                        let probability = z[target] / sum;
+                        let other = if probability > 1e-30 { -ln(probability) } else { loss[0] };
+                        (*again, *scale) = (other, 1.0 + largest.abs() + target_logit.abs() + loss[0].abs());
+                    }
                     // The target's own p - 1 is taken before the scaling, where it does not cancel twice.
                     let at_target = dloss[row] * (z[target] / sum - 1.0);
                     scale_row(context.level, z, dloss[row] / sum);
@@ -245,7 +394,7 @@ impl Execute for LinearCrossEntropyGradient {
                     out,
                     out_row_stride: columns,
                     accumulate: false,
-                    row_sums: None,
+                    row_sums: checks.as_mut().map(|checks| &mut checks.dx[..height]),
                 };
                 product(&context, to_x, workspace);
                 let lacking = block.clone().any(|row| head.target(row).is_none());
@@ -276,9 +425,12 @@ impl Execute for LinearCrossEntropyGradient {
                     out: FloatsMut::F32(&mut *sums),
                     out_row_stride: columns,
                     accumulate: start > 0,
-                    row_sums: None,
+                    row_sums: checks.as_mut().map(|checks| &mut *checks.dweight),
                 };
                 product(&context, to_weight, workspace);
+                if let Some(checks) = &mut checks {
+                    checks.block(&context, &head, start, &g, &x);
+                }
             }
         };
         match dweight.floats() {

@@ -11,6 +11,7 @@ mod digest;
 mod elementwise;
 pub(crate) mod floats;
 mod loss;
+mod loss_check;
 mod norm;
 mod optimizer;
 mod parallel;

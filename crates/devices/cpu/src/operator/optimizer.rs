@@ -1,10 +1,11 @@
 //! `adamw`, in the written order of f32 operations, so that every device has the same bits.
 
-use super::digest::{digest_f32, words};
+use super::digest::{digest_part, words};
 use super::parallel::Parts;
 use super::{Execute, Task};
 use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
+use std::sync::atomic::{AtomicU64, Ordering};
 use toprope_program::operator::Adamw;
 
 /// Elements that one thread updates at a time.
@@ -73,6 +74,7 @@ impl Execute for Adamw {
         let (pool, level) = (task.context.pool, task.context.level);
         let Some([weight, m, v]) = task.outputs.first_chunk_mut() else { panic!("adamw has three outputs") };
         let count = weight.elements();
+        let digest = AtomicU64::new(0);
         {
             let next = [Parts::new(weight.f32()), Parts::new(m.f32()), Parts::new(v.f32())];
             pool.for_each(count.div_ceil(PART), |index| {
@@ -80,13 +82,16 @@ impl Execute for Adamw {
                 let part = state.map(|values| &values[start..count.min(start + PART)]);
                 // SAFETY: each index is handed out once, and parts of different indices don't meet.
                 let next = [0, 1, 2].map(|output: usize| unsafe { next[output].part(start, PART) });
-                update_part(level, rates, part, next);
+                let [weight, m, v] = next;
+                update_part(level, rates, part, [&mut *weight, &mut *m, &mut *v]);
+                if self.digest {
+                    let sums = [weight, m, v].map(|values| digest_part(level, &*values, start as u64));
+                    digest.fetch_add(sums.into_iter().fold(0, u64::wrapping_add), Ordering::Relaxed);
+                }
             });
         }
         if self.digest {
-            let sum = [weight, m, v].map(|values| digest_f32(pool, values.f32()));
-            let sum = sum.into_iter().fold(0u64, u64::wrapping_add);
-            task.outputs[3].u32().copy_from_slice(&words(sum));
+            task.outputs[3].u32().copy_from_slice(&words(digest.into_inner()));
         }
     }
 }

@@ -25,8 +25,8 @@ pub(super) fn linear_cross_entropy(operands: &[Tensor]) -> Vec<Vec<f64>> {
 }
 
 /// With `e = 1 + |lse| + max_v Σ|x·weight|`: of dx `Σ_v |dloss|·(p·(1 + 2e) + [v = target])·|weight|`, of dweight the same
-/// with `|x|` over rows.
-pub(super) fn linear_cross_entropy_gradient(operands: &[Tensor]) -> Vec<Vec<f64>> {
+/// with `|x|` over rows; of a sum what it sums.
+pub(super) fn linear_cross_entropy_gradient(operands: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
     let (x, weight, targets, dloss) = (&operands[0], &operands[1], &operands[2], &operands[3]);
     let columns = x.sizes[1];
     let mut dx = vec![0.0; x.data.len()];
@@ -42,5 +42,23 @@ pub(super) fn linear_cross_entropy_gradient(operands: &[Tensor]) -> Vec<Vec<f64>
             add_absolute(&mut dweight[v * columns..][..columns], g, x);
         }
     }
-    vec![rows(x, weight, targets), dx, dweight]
+    let loss = rows(x, weight, targets);
+    let mut magnitudes = vec![loss, dx, dweight];
+    if let [_, _, _, row_sums, weight_sums] = outputs {
+        let of_rows =
+            magnitudes[1].chunks_exact(columns).zip(&magnitudes[0]).zip(row_sums.data.chunks_exact(5));
+        let of_rows = of_rows.flat_map(|((dx, loss), sums)| {
+            let terms: f64 = dx.iter().sum();
+            [terms, terms, terms + sums[2] * (1.0 + 2.0 * loss), *loss, *loss]
+        });
+        let of_words = magnitudes[2].chunks_exact(columns).zip(weight_sums.data.chunks_exact(3));
+        let most = magnitudes[0].iter().copied().fold(1.0, f64::max);
+        let of_words = of_words.flat_map(|(dweight, sums)| {
+            let terms: f64 = dweight.iter().sum();
+            [terms, terms, terms + sums[2] * (1.0 + 2.0 * most)]
+        });
+        let (of_rows, of_words) = (of_rows.collect(), of_words.collect());
+        magnitudes.extend([of_rows, of_words]);
+    }
+    magnitudes
 }

@@ -36,7 +36,7 @@ pub fn magnitudes(operator: &Operator, operands: &[Tensor], outputs: &[Tensor]) 
         Operator::RmsNormGradient(_) => single::rms_norm_gradient(operands),
         Operator::Rope(a) => single::rope(a, operands),
         Operator::LinearCrossEntropy(_) => loss::linear_cross_entropy(operands),
-        Operator::LinearCrossEntropyGradient(_) => loss::linear_cross_entropy_gradient(operands),
+        Operator::LinearCrossEntropyGradient(_) => loss::linear_cross_entropy_gradient(operands, outputs),
         Operator::Router(a) => single::router(a, operands, outputs),
         Operator::RouterGradient(a) => single::router_gradient(a, operands),
         Operator::BalanceLoss(_) => of_outputs(outputs),
@@ -53,7 +53,7 @@ pub fn magnitudes(operator: &Operator, operands: &[Tensor], outputs: &[Tensor]) 
         Operator::Append(_) => of_outputs(outputs),
         Operator::Digest(_) => exact(outputs),
         Operator::ProductCheck(_) => exact(outputs),
-        Operator::Compare(_) | Operator::AttentionCheck(_) => exact(outputs),
+        Operator::Compare(_) | Operator::AttentionCheck(_) | Operator::LossCheck(_) => exact(outputs),
     }
 }
 

@@ -72,6 +72,7 @@ pub fn evaluate_bound(
         Operator::ProductCheck(a) => product::product_check(a, operands),
         Operator::Compare(a) => bits::compare(a, operands),
         Operator::AttentionCheck(a) => attention::attention_check(a, operands),
+        Operator::LossCheck(a) => loss::loss_check(a, operands),
     };
     for output in &mut outputs {
         if width == Width::Native || !output.dtype.is_float() {

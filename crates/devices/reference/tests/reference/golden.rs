@@ -215,7 +215,7 @@ fn linear_cross_entropy(c: &Case) {
     let [x, weight, targets] = operands;
     let dloss = Tensor::rounded(DType::F32, &[share.len()], share);
     let wanted = [row_loss, c.tensor("x_gradient"), c.tensor("weight_gradient")].map(Some);
-    let operator = LinearCrossEntropyGradient { weight_output: DType::F32 };
+    let operator = LinearCrossEntropyGradient { weight_output: DType::F32, sums: false };
     c.judge(operator, &[x, weight, targets, dloss], &wanted);
 }
 
