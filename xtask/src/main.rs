@@ -58,6 +58,14 @@ enum Chore {
         #[arg(long, default_value = "tiny-moe")]
         recipe: String,
     },
+    /// Inject faults into training steps and count which are caught: `campaign --quick`, `campaign --faults 5000`,
+    /// `campaign cost`; `campaign --help` has the rest.
+    #[command(disable_help_flag = true)]
+    Campaign {
+        /// What `toprope-campaign` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -73,6 +81,7 @@ enum Chore {
 }
 
 mod bench; // beside PyTorch
+mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
 mod worker_kills; // ends of the worker alone
 
@@ -86,6 +95,7 @@ fn main() -> ExitCode {
         Chore::Programs { count, seed } => stages::programs(&root, count, seed),
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
         Chore::WorkerKills { count, others, recipe } => worker_kills::run(&root, count, others, &recipe),
+        Chore::Campaign { arguments } => campaign::run(&root, &arguments),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

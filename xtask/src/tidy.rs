@@ -20,6 +20,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("toprope-train", &["toprope-guard", "toprope-model", "toprope-program", "toprope-world"]),
     ("toprope-guard", &["toprope-program", "toprope-world"]),
+    (
+        "toprope-campaign",
+        &[
+            "toprope-devices",
+            "toprope-guard",
+            "toprope-model",
+            "toprope-program",
+            "toprope-train",
+            "toprope-world",
+        ],
+    ),
     ("toprope-model", &["toprope-program"]),
     ("toprope-conformance", &["toprope-program"]),
     ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),

@@ -28,3 +28,4 @@ pub use parse::{SpecError, parse};
 pub use spec::{
     At, Change, Corruption, Entry, Home, Moment, RandomClass, RandomFaults, Schedule, Scheduled, Target, What,
 };
+pub use target::results;

@@ -105,13 +105,14 @@ pub(super) fn strikes(program: &Program, fault: &Scheduled) -> Vec<Strike> {
     strikes
 }
 
-/// The outputs of an instruction that hold its result; the others are checksums of it.
-pub(super) fn results(instruction: &Instruction) -> usize {
-    let all = instruction.outputs.len();
-    match &instruction.operator {
-        Operator::Matmul(matmul) if matmul.row_sums => all - 1,
-        Operator::GroupedMatmul(grouped) if grouped.row_sums => all - 1,
-        Operator::Adamw(adamw) if adamw.digest => all - 1,
-        _ => all,
-    }
+/// How many of an instruction's outputs hold its result; those behind them are checksums of it.
+pub fn results(instruction: &Instruction) -> usize {
+    let checksums = match &instruction.operator {
+        Operator::Matmul(matmul) => usize::from(matmul.row_sums),
+        Operator::GroupedMatmul(grouped) => usize::from(grouped.row_sums),
+        Operator::GroupedOuter(outer) => usize::from(outer.row_sums),
+        Operator::Adamw(adamw) => usize::from(adamw.digest),
+        _ => 0,
+    };
+    instruction.outputs.len() - checksums
 }

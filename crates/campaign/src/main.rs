@@ -1,0 +1,203 @@
+//! `toprope-campaign`: injects faults, counts what is caught, prints tables and writes JSON.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use toprope_campaign::draw::{Persistence, planned};
+use toprope_campaign::report::{Report, costs_text};
+use toprope_campaign::scene::{Scene, recipe};
+use toprope_campaign::{CampaignError, clean, cost, trial};
+use toprope_program::DType;
+use toprope_world::{Files, RealWorld, World, write_durably};
+
+#[derive(Parser)]
+#[command(about = "Injects faults into training steps and counts which are caught")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What checking costs when nothing fails.
+    Cost {
+        /// Pairs of steps with and without checks, for each level.
+        #[arg(long, default_value_t = 200)]
+        pairs: usize,
+        /// Recipes, with commas.
+        #[arg(long, value_delimiter = ',', default_value = "bench-dense,bench-moe")]
+        recipes: Vec<String>,
+        /// bf16, f32 or both.
+        #[arg(long, value_delimiter = ',', default_value = "bf16")]
+        dtypes: Vec<String>,
+        /// Threads of the device.
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Where to write JSON.
+        #[arg(long, default_value = "target/cost.json")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Faults on the tiny recipes.
+    #[arg(long, default_value_t = 5000)]
+    faults: u64,
+    /// Faults on the bench recipes.
+    #[arg(long, default_value_t = 200)]
+    bench_faults: u64,
+    /// Decides all that is random.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Clean steps of each tiny recipe and dtype.
+    #[arg(long, default_value_t = 2250)]
+    clean_steps: u64,
+    /// Clean steps of each bench recipe.
+    #[arg(long, default_value_t = 0)]
+    bench_clean_steps: u64,
+    /// Lasting faults that are run on step by step under `sampled`.
+    #[arg(long, default_value_t = 200)]
+    lasting: u64,
+    /// Threads of the device.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// A few faults of each kind, as CI runs it.
+    #[arg(long)]
+    quick: bool,
+    /// Where to write JSON.
+    #[arg(long, default_value = "target/campaign.json")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let world = RealWorld::default();
+    let done = match arguments.command {
+        Some(Command::Cost { pairs, recipes, dtypes, threads, out }) => {
+            costs(&world, pairs, &recipes, &dtypes, threads, &out)
+        }
+        None => campaign(&world, &arguments.run),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn json(files: &dyn Files, out: &Path, value: &impl serde::Serialize) -> Result<(), CampaignError> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| CampaignError::Recipe { recipe: "JSON".into(), reason: error.to_string() })?;
+    write_durably(files, out, &text)?;
+    println!("{}", out.display());
+    Ok(())
+}
+
+fn dtype_of(name: &str) -> Result<DType, CampaignError> {
+    let known = DType::from_name(name).filter(|dtype| dtype.is_float());
+    known.ok_or_else(|| CampaignError::Recipe {
+        recipe: name.into(),
+        reason: "the dtype is bf16 or f32".into(),
+    })
+}
+
+fn costs(
+    world: &dyn World,
+    pairs: usize,
+    recipes: &[String],
+    dtypes: &[String],
+    threads: usize,
+    out: &Path,
+) -> Result<bool, CampaignError> {
+    let clock = || world.clock().monotonic();
+    let mut costs = Vec::new();
+    for name in recipes {
+        for dtype in dtypes {
+            costs.extend(cost::measure(&recipe(name, dtype_of(dtype)?, &[])?, threads, pairs, 1, &clock)?);
+        }
+    }
+    print!("{}", costs_text(&costs));
+    json(world.files(), out, &costs)?;
+    Ok(true)
+}
+
+/// A recipe of the campaign: its name, dtype, the steps that are recorded.
+struct Plan {
+    name: &'static str,
+    dtype: DType,
+    freeze: &'static [u64],
+    faults: u64,
+    clean_steps: u64,
+    lasting: u64,
+}
+
+fn plans(arguments: &RunArguments) -> Vec<Plan> {
+    let quick = arguments.quick;
+    let (faults, bench) = if quick { (400, 0) } else { (arguments.faults, arguments.bench_faults) };
+    let clean = if quick { 50 } else { arguments.clean_steps };
+    let lasting = if quick { 20 } else { arguments.lasting };
+    let mut plans = Vec::new();
+    for name in ["tiny-dense", "tiny-moe"] {
+        for dtype in [DType::Bf16, DType::F32] {
+            // Before, in and behind the warm-up.
+            let (faults, lasting) = (faults.div_ceil(4), lasting.div_ceil(4));
+            plans.push(Plan { name, dtype, freeze: &[2, 12, 40], faults, clean_steps: clean, lasting });
+        }
+    }
+    for name in ["bench-dense", "bench-moe"] {
+        for dtype in [DType::Bf16, DType::F32] {
+            let (faults, clean_steps) = (bench.div_ceil(4), arguments.bench_clean_steps.div_ceil(2));
+            let clean_steps = if quick { 0 } else { clean_steps };
+            plans.push(Plan { name, dtype, freeze: &[2], faults, clean_steps, lasting: 0 });
+        }
+    }
+    plans.retain(|plan| plan.faults > 0 || plan.clean_steps > 0);
+    plans
+}
+
+/// Clean repeats of each recorded step.
+const REPEATS: usize = 5;
+
+fn campaign(world: &dyn World, arguments: &RunArguments) -> Result<bool, CampaignError> {
+    let seed = arguments.seed;
+    let mut report = Report { seed, ..Report::default() };
+    for (number, plan) in plans(arguments).iter().enumerate() {
+        let started = world.clock().monotonic();
+        let steps = 100 + plan.clean_steps;
+        let recipe = recipe(plan.name, plan.dtype, &[format!("training.steps={steps}")])?;
+        let mut scene = Scene::new(&recipe, arguments.threads, plan.freeze, REPEATS)?;
+        let (mut done, mut index, mut lasting) = (0, 0, 0);
+        while done < plan.faults {
+            index += 1;
+            let Some(planned) = planned(&scene, seed.wrapping_add(number as u64 * 1_000_003), index) else {
+                continue;
+            };
+            let mut trial = trial::run(&mut scene, &planned, seed)?;
+            let lasts = planned.persistence != Persistence::Transient;
+            if lasts && trial.harmful && trial.full && lasting < plan.lasting {
+                trial.sampled_steps = Some(trial::steps_until_caught(&mut scene, &planned, seed)?);
+                lasting += 1;
+            }
+            if done % 10 == 0 {
+                report.controls.count(trial::control_holds(&mut scene, &planned)?);
+            }
+            report.trials.push(trial);
+            done += 1;
+        }
+        if plan.clean_steps > 0 {
+            report.clean.push(clean::run(&mut scene, plan.clean_steps, recipe.model.vocab_size)?);
+        }
+        let took = world.clock().monotonic().saturating_sub(started).as_secs_f64();
+        eprintln!("{}: {done} faults, {} clean steps, {took:.0} s", scene.name, plan.clean_steps);
+    }
+    print!("{}", report.text());
+    json(world.files(), &arguments.out, &report)?;
+    // The control is what makes the rest believable.
+    Ok(report.controls.caught == report.controls.of && report.clean.iter().all(|clean| clean.alarms == 0))
+}
