@@ -19,8 +19,17 @@ struct Arguments {
 enum Chore {
     /// Everything that CI runs; prints the minutes of each stage.
     Ci,
-    /// What takes longer: everything that CI runs, and 25 kills.
+    /// What takes longer: everything that CI runs, 10,000 random programs and 25 kills.
     Full,
+    /// Random programs on every dispatch level of the cpu device, each operator against the reference device.
+    Programs {
+        /// How many in all.
+        #[arg(default_value_t = 10_000)]
+        count: u64,
+        /// Repeats them.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Write the generated pages of docs/.
     Docs,
     /// Check what a compiler does not see.
@@ -61,6 +70,7 @@ fn main() -> ExitCode {
         Chore::Full => stages::full(&root),
         Chore::Docs => docs::write(&root),
         Chore::Tidy => tidy::check(&root),
+        Chore::Programs { count, seed } => stages::programs(&root, count, seed),
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };

@@ -76,5 +76,19 @@ pub fn ci(root: &Path) -> Result<(), String> {
 /// What takes longer.
 pub fn full(root: &Path) -> Result<(), String> {
     ci(root)?;
-    run(root, &[("kills", vec!["cargo", "xtask", "kills", "25"])])
+    run(
+        root,
+        &[
+            ("programs", vec!["cargo", "xtask", "programs", "10000"]),
+            ("kills", vec!["cargo", "xtask", "kills", "25"]),
+        ],
+    )
+}
+
+/// Random programs in lockstep; the example prints counts, seeds and whatever differed.
+pub fn programs(root: &Path, count: u64, seed: u64) -> Result<(), String> {
+    let (count, seed) = (count.to_string(), seed.to_string());
+    let mut command = vec!["cargo", "run", "--quiet", "--release", "--package", "toprope-conformance"];
+    command.extend(["--example", "programs", "--", &count, &seed]);
+    run(root, &[("programs", command)])
 }

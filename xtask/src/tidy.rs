@@ -35,6 +35,9 @@ const UNSAFE_IN: &[&str] = &[
     "crates/conformance/src/memory.rs",
     "crates/devices/cpu/",
     "crates/devices/reference/src/memory.rs",
+    "crates/guard/src/remote.rs",
+    "crates/guard/src/supervisor/",
+    "crates/guard/src/worker.rs",
     "crates/program/src/device.rs",
     "crates/world/src/",
 ];

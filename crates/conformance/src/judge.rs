@@ -5,7 +5,6 @@ mod slack;
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
-use toprope_program::check::PRODUCT_CHECK_LIMIT;
 use toprope_program::operator::{Operator, digest_mix};
 use toprope_program::tensor::round;
 use toprope_program::{Concrete, DType, Tensor, Tolerance};
@@ -46,8 +45,8 @@ pub struct Judgement {
 struct Court {
     /// Magnitudes without infinite terms.
     finite: Vec<Vec<f64>>,
-    /// Whether an intermediate result may leave f32.
-    wild: bool,
+    /// Why any output may be far off, where the operands are such.
+    wild: Option<&'static str>,
     worst: Option<Worst>,
     finding: Option<String>,
     elements: u64,
@@ -117,7 +116,7 @@ pub fn judge(
 ) -> Judgement {
     let mut court = Court {
         finite: magnitudes.finite.to_vec(),
-        wild: slack::is_wild(operator, operands),
+        wild: slack::wildness(operator, operands),
         worst: None,
         finding: None,
         elements: 0,
@@ -136,7 +135,9 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
-        Operator::ProductCheck(_) => product_check(&mut court, want[0].data[0], got[0].data[0]),
+        Operator::ProductCheck(_) | Operator::AttentionCheck(_) => {
+            check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
+        }
         Operator::Adamw(_) if want.len() == 4 => {
             compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
             own_digest(&mut court, &got[..3], &got[3]);
@@ -145,6 +146,9 @@ pub fn judge(
     }
     court.close()
 }
+
+/// Why an element cannot be compared where an f32 accumulator may have overflowed.
+const OVERFLOWS: &str = "an f32 intermediate may overflow on the way";
 
 fn compare(
     court: &mut Court,
@@ -188,8 +192,9 @@ fn one(
         return;
     }
     let accepted = tolerance.accepts(got, want, magnitude);
-    if !accepted && (court.wild || may_overflow(court, place, want, magnitude)) {
-        court.cannot_compare("an f32 intermediate may overflow on the way");
+    let overflows = || may_overflow(court, place, want, magnitude).then_some(OVERFLOWS);
+    if let Some(reason) = court.wild.or_else(overflows).filter(|_| !accepted) {
+        court.cannot_compare(reason);
         return;
     }
     let bound = tolerance.bound(want, magnitude);
@@ -220,9 +225,8 @@ fn may_overflow(court: &Court, place: (usize, usize), want: f64, magnitude: f64)
     magnitude.is_nan() || magnitude >= OVERFLOW && !one_sign
 }
 
-/// A healthy product must stay below the limit, a sick one above it; between, the check's own rounding decides.
-fn product_check(court: &mut Court, want: f64, got: f64) {
-    let limit = f64::from(PRODUCT_CHECK_LIMIT);
+/// What is healthy must stay below the limit, what is sick above it; between, the check's own rounding decides.
+fn check(court: &mut Court, limit: f64, want: f64, got: f64) {
     if want <= limit / 2.0 {
         court.element(0, 0, got, want, got / limit, got <= limit);
     } else if want >= 2.0 * limit || want.is_nan() {

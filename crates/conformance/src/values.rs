@@ -142,6 +142,10 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             6 => Purpose::SegmentStart,
             _ => Purpose::Float(Tame),
         },
+        Operator::AttentionCheck(_) => match position {
+            8 => Purpose::SegmentStart,
+            _ => Purpose::Float(Tame),
+        },
         Operator::RmsNorm(_) => Purpose::Float(Moderate),
         Operator::RmsNormGradient(_) => match position {
             2 => Purpose::Positive,
@@ -188,7 +192,11 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             2 => Purpose::Small { most: size(0, 0) },
             _ => Purpose::Float(Any),
         },
-        Operator::ProductCheck(_) => Purpose::Float(Tame),
+        Operator::ProductCheck(_) => match position {
+            3 => Purpose::Offsets { rows: size(0, 0) },
+            _ => Purpose::Float(Tame),
+        },
+        Operator::Compare(_) => Purpose::Float(Any),
     }
 }
 

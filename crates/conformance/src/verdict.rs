@@ -104,6 +104,23 @@ pub struct Property {
     pub absent: Option<String>,
 }
 
+impl Tally {
+    /// Adds the counts of other instructions of the same operator.
+    fn add(&mut self, other: Tally) {
+        self.agree += other.agree;
+        self.differ += other.differ;
+        self.incomparable += other.incomparable;
+        self.refused += other.refused;
+        self.elements += other.elements;
+        self.routed_rows += other.routed_rows;
+        self.tied_rows += other.tied_rows;
+        self.worst = self.worst.max(other.worst);
+        for (reason, count) in other.incomparable_elements {
+            *self.incomparable_elements.entry(reason).or_default() += count;
+        }
+    }
+}
+
 impl Report {
     /// An empty report.
     pub fn new(device: Description, oracle: Description, seed: u64, floor: Floor) -> Report {
@@ -118,6 +135,22 @@ impl Report {
             operators,
             differences: Vec::new(),
             properties: BTreeMap::new(),
+        }
+    }
+
+    /// Adds what another run on the same device found; seed, devices and floor stay.
+    pub fn add(&mut self, other: Report) {
+        self.cases += other.cases;
+        self.programs += other.programs;
+        self.differences.extend(other.differences);
+        for (name, tally) in other.operators {
+            self.tally(&name).add(tally);
+        }
+        for (name, property) in other.properties {
+            let own = self.property(&name);
+            own.tried += property.tried;
+            own.failed += property.failed;
+            own.absent = own.absent.take().or(property.absent);
         }
     }
 
@@ -222,5 +255,47 @@ impl fmt::Display for Report {
         } else {
             writeln!(f, "failed:\n  {}", objections.join("\n  "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let device = Description {
+            name: "any".into(),
+            hardware: String::new(),
+            level: String::new(),
+            versions: Vec::new(),
+            dtypes: Vec::new(),
+            memory_bytes: None,
+            units: 1,
+            deterministic: true,
+            emulated: false,
+            health: Vec::new(),
+        };
+        Report::new(device.clone(), device, 1, Floor { agree: 2, ..Floor::default() })
+    }
+
+    #[test]
+    fn reports_add_up() {
+        let (mut all, mut more) = (report(), report());
+        for (report, worst) in [(&mut all, 0.25), (&mut more, 0.5)] {
+            report.programs = 3;
+            report.property("same bits").tried = 2;
+            let tally = report.tally("add");
+            (tally.agree, tally.elements, tally.worst) = (1, 8, worst);
+            *tally.incomparable_elements.entry("overflow".into()).or_default() = 1;
+        }
+        assert!(all.objections().iter().any(|objection| objection.starts_with("add: only 1")));
+        more.tally("scale").differ = 1;
+        all.add(more);
+        assert_eq!((all.programs, all.property("same bits").tried), (6, 4));
+        let tally = all.tally("add").clone();
+        assert_eq!((tally.agree, tally.elements, tally.worst), (2, 16, 0.5));
+        assert_eq!(tally.incomparable_elements["overflow"], 2);
+        assert!(!all.objections().iter().any(|objection| objection.starts_with("add:")));
+        assert!(all.objections().iter().any(|objection| objection.starts_with("scale: 1 of 1 differ")));
     }
 }

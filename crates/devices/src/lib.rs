@@ -88,6 +88,13 @@ const DEVICES: &[Entry] = &[
 /// [`OpenError::Unknown`] with the nearest name, [`OpenError::Option`] where an option does not fit the device, or
 /// [`OpenError::Start`] where the machine does not let it start.
 pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    // `cpu:avx2` is the cpu at that level: a device of its own in a list of fallbacks, since its bits may differ.
+    if let Some((base, level)) = name.split_once(':')
+        && base == "cpu"
+        && options.level.is_none()
+    {
+        return open(base, &OpenOptions { level: Some(level.into()), ..options.clone() });
+    }
     match DEVICES.iter().find(|entry| entry.listed.name == name) {
         Some(entry) => (entry.open)(options),
         None => Err(unknown(name)),

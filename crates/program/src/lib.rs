@@ -37,7 +37,7 @@ pub use initial::Initial;
 pub use memory::{Location, MemoryPlan, Region, Slice, StateLayout};
 pub use operator::{Definition, Invariant, OPERATORS, Operator, Record, Slot};
 pub use program::{Instruction, Phase, Program, Range};
-pub use session::{Homes, Session};
+pub use session::{Homes, Outputs, Session};
 pub use shape::{Concrete, Dim, Shape, Symbol, SymbolId, Type, View};
 pub use tensor::{MagnitudeFunction, Tensor};
 pub use tolerance::Tolerance;

@@ -8,7 +8,7 @@ use crate::program::Range;
 use crate::shape::{elements, sizes};
 use crate::tensor::Tensor;
 use crate::validate::Validated;
-use crate::value::{Role, ValueId};
+use crate::value::{Role, Value, ValueId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct Session {
     plan: Arc<MemoryPlan>,
     prepared: PreparedId,
     bindings: Bindings,
-    names: HashMap<String, ValueId>,
+    names: Arc<HashMap<String, ValueId>>,
     deadline: Duration,
     /// Whether the state's buffers belong to another session.
     borrowed: bool,
@@ -238,6 +238,46 @@ impl Session {
         Ok(self.read_f32(device, name)?.first().copied().unwrap_or(f32::NAN))
     }
 
+    /// Reads every output, and every carried scalar (losses), in as few reads as their places allow.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn read_outputs(&self, device: &mut dyn Device) -> Result<Outputs, Fault> {
+        let program = self.program.program();
+        let told = |value: &Value| match value.role {
+            Role::Output => true,
+            Role::Carried => value.shape.len() == 1 && value.shape[0].constant() == Some(1),
+            _ => false,
+        };
+        let mut places: Vec<(ValueId, Location)> = program
+            .values_with_ids()
+            .filter(|(_, value)| told(value))
+            .filter_map(|(id, _)| Some((id, self.plan.place(id)?)))
+            .collect();
+        places.sort_by_key(|(_, place)| place.offset_bytes);
+        let mut outputs = Outputs { bytes: Vec::new(), places: HashMap::new(), names: self.names.clone() };
+        let mut rest = places.as_slice();
+        while let Some((_, first)) = rest.first() {
+            let mut end = first.offset_bytes;
+            let near = rest.iter().take_while(|(_, place)| {
+                let close = place.offset_bytes <= end + READ_THROUGH_BYTES;
+                end = end.max(place.offset_bytes + place.bytes);
+                close
+            });
+            let (together, others) = rest.split_at(near.count());
+            let start = first.offset_bytes;
+            let end = together.iter().map(|(_, place)| place.offset_bytes + place.bytes).max();
+            let base = outputs.bytes.len();
+            outputs.bytes.resize(base + end.unwrap_or(start) - start, 0);
+            device.read(self.bindings.work, start, &mut outputs.bytes[base..])?;
+            for (id, place) in together {
+                outputs.places.insert(*id, (base + place.offset_bytes - start, place.bytes));
+            }
+            rest = others;
+        }
+        Ok(outputs)
+    }
+
     /// Binds the first symbol: the number of sequences, or of tokens in a window.
     pub fn bind(&mut self, number: usize) {
         if let Some(symbol) = self.bindings.symbols.first_mut() {
@@ -363,9 +403,34 @@ impl Session {
     }
 }
 
+/// Every output and carried scalar of a run, as read at once.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    bytes: Vec<u8>,
+    places: HashMap<ValueId, (usize, usize)>,
+    names: Arc<HashMap<String, ValueId>>,
+}
+
+impl Outputs {
+    /// The stored bytes of an output, at the symbols' bounds; none for what is no output.
+    pub fn bytes(&self, id: ValueId) -> Option<&[u8]> {
+        let (offset, count) = self.places.get(&id)?;
+        self.bytes.get(*offset..offset + count)
+    }
+
+    /// The first element of an output of this name, as f32.
+    pub fn scalar(&self, name: &str) -> Option<f32> {
+        let bytes = self.bytes(*self.names.get(name)?)?;
+        Some(f32::from_le_bytes(bytes.get(..4)?.try_into().ok()?))
+    }
+}
+
+/// Values this close are read together: a read costs a round trip to a worker, these bytes next to nothing.
+const READ_THROUGH_BYTES: usize = 16 << 10;
+
 /// The place of a value that has none.
 const NOWHERE: Location = Location { region: Region::Work, offset_bytes: usize::MAX, bytes: 0 };
 
-fn names(program: &Validated) -> HashMap<String, ValueId> {
-    program.program().values_with_ids().map(|(id, value)| (value.name.clone(), id)).collect()
+fn names(program: &Validated) -> Arc<HashMap<String, ValueId>> {
+    Arc::new(program.program().values_with_ids().map(|(id, value)| (value.name.clone(), id)).collect())
 }

@@ -14,7 +14,8 @@ pub struct Tolerance {
     pub relative: f64,
     /// Factor of the magnitude: roundings inside.
     pub accumulated: f64,
-    /// A floor: gradual underflow of the output's type.
+    /// A floor: gradual underflow, of the output's type on store and of f32 in each rounding inside (Higham, section 2.1:
+    /// half of the smallest number each).
     pub absolute: f64,
 }
 
@@ -36,7 +37,8 @@ impl Tolerance {
         Tolerance {
             relative: store * (1.0 + store),
             accumulated: (roundings + 1.0) * unit,
-            absolute: SMALLEST_NORMAL * 2f64.powi(if output == DType::Bf16 { -7 } else { -23 }),
+            absolute: SMALLEST_NORMAL
+                * (2f64.powi(if output == DType::Bf16 { -7 } else { -23 }) + roundings * 2f64.powi(-24)),
         }
     }
 

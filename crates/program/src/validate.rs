@@ -12,7 +12,7 @@
 //! - caches are written by `append` only, and a reader stands behind the append;
 //! - nobody writes state, inputs or constants; only train programs have an update; only train programs have next states;
 //! - in place, nothing reads a state after its next half was written;
-//! - check bits are distinct, and the outputs of a check are read by nobody.
+//! - instructions of one check share its bit; what they write is read by instructions of that check only.
 //!
 //! Rules that it does not keep yet: that every output is worth reading, that carried counters do not overflow.
 
@@ -377,22 +377,18 @@ impl Checker<'_> {
 
     fn checks(&mut self) {
         let program = self.program;
-        let mut bits = HashSet::new();
-        let mut check_outputs = HashSet::new();
-        for range in Range::ALL {
-            for (index, instruction) in program.range(range).iter().enumerate() {
-                let Some(bit) = instruction.check else { continue };
-                if !bits.insert(bit) {
-                    let spot = Spot::Instruction(range, index, instruction.operator.name());
-                    self.report(spot, format!("check bit {bit} is taken"));
-                }
-                check_outputs.extend(instruction.outputs.iter().copied());
+        let mut wrote: HashMap<ValueId, u16> = HashMap::new();
+        for instruction in program.accumulate.iter().chain(&program.update) {
+            if let Some(bit) = instruction.check {
+                wrote.extend(instruction.outputs.iter().map(|id| (*id, bit)));
             }
         }
         for range in Range::ALL {
             for (index, instruction) in program.range(range).iter().enumerate() {
-                let reads = instruction.operands.iter().any(|operand| check_outputs.contains(&operand.value));
-                if reads && instruction.check.is_none() {
+                let reads = |operand: &Operand| {
+                    wrote.get(&operand.value).is_some_and(|bit| instruction.check != Some(*bit))
+                };
+                if instruction.operands.iter().any(reads) {
                     let spot = Spot::Instruction(range, index, instruction.operator.name());
                     self.report(spot, "reads what a check wrote, which may not have fired");
                 }

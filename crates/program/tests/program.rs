@@ -110,7 +110,7 @@ fn values_alive_together_do_not_overlap() {
 fn checks_do_not_change_the_hash() {
     let mut program = linear_step(Recompute::Nothing);
     let hash = hash::program_hash(&program);
-    let sites = check::insert_product_checks(&mut program);
+    let sites = check::insert(&mut program, &check::CheckPlan { level: check::CheckLevel::Full });
     assert!(sites.len() >= 4);
     let validated = validate(program).unwrap_or_else(|defects| panic!("{defects:#?}"));
     assert_eq!(validated.hash(), hash);

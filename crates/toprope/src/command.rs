@@ -26,6 +26,9 @@ pub enum Verb {
     Status(Status),
     /// Show the devices of this machine.
     Devices,
+    /// A device behind two pipes, as `train` starts it (docs/worker-protocol.md).
+    #[command(hide = true)]
+    Worker,
     /// Print pages that are made from the program itself (for `docs/`).
     #[command(hide = true)]
     Docs {
@@ -52,6 +55,15 @@ pub struct Train {
     /// The device that trains.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Devices to go on with where the first one fails for good, in order, as in cpu:avx2,reference.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
+    pub fallback: Vec<String>,
+    /// Inject faults, as in "step 5: die in matmul; step 9: flip bit 30 in attention" or @FILE (docs/faults.md).
+    #[arg(long, value_name = "SPEC", conflicts_with = "unguarded")]
+    pub faults: Option<String>,
+    /// Run the device in this process, with nothing to guard it: a fault ends the run.
+    #[arg(long)]
+    pub unguarded: bool,
     /// Threads of the device; default all cores.
     #[arg(long)]
     pub threads: Option<usize>,
@@ -61,7 +73,7 @@ pub struct Train {
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
-    /// At the end, show where the time went, by operator.
+    /// At the end, show where the time went, by operator; the device runs in this process then, unguarded.
     #[arg(long)]
     pub profile: bool,
     /// Answer Prometheus at this address while the run goes, as in --metrics 127.0.0.1:9400.

@@ -1,7 +1,9 @@
 //! What a person sees while a run goes: a bar on a terminal, plain lines in a pipe.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::RefCell;
 use std::io::IsTerminal;
+use std::rc::Rc;
 use std::time::Duration;
 use toprope_train::trainer::{Observer, StepReport};
 
@@ -56,6 +58,28 @@ impl Progress {
         let mut sorted = self.recent.clone();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// The same progress for the training loop and for the guard's news.
+#[derive(Clone)]
+pub struct Shared(pub Rc<RefCell<Progress>>);
+
+impl Observer for Shared {
+    fn step(&mut self, report: &StepReport) {
+        self.0.borrow_mut().step(report);
+    }
+
+    fn checkpoint(&mut self, step: u64) {
+        self.0.borrow_mut().checkpoint(step);
+    }
+
+    fn evaluated(&mut self, step: u64, bits_per_byte: f64) {
+        self.0.borrow_mut().evaluated(step, bits_per_byte);
+    }
+
+    fn warning(&mut self, text: &str) {
+        self.0.borrow_mut().warning(text);
     }
 }
 

@@ -6,6 +6,7 @@ mod inspect; // what a recipe is
 pub mod recipe; // finding one
 pub mod status; // how a run stands
 mod train; // the main job
+pub mod worker; // a device behind two pipes
 
 use crate::command::{Command, Verb};
 use crate::exit::{Exit, Failure};
@@ -15,6 +16,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Worker => worker::run(),
         Verb::Status(arguments) => status::run(&arguments, command.json),
         Verb::Devices => devices::run(command.json),
         Verb::Docs { page } => docs::run(&page),

@@ -1,8 +1,9 @@
 //! Text in the model's own words: greedy or by temperature, from counter-based random numbers so that it repeats.
 
 use crate::engine::Engine;
+use crate::engine::EngineError;
 use crate::tokenizer::Tokenizer;
-use toprope_program::{Fault, philox};
+use toprope_program::philox;
 
 /// Continues a prompt by `count` tokens.
 ///
@@ -15,7 +16,7 @@ pub fn continue_text(
     count: usize,
     temperature: f64,
     seed: u64,
-) -> Result<String, Fault> {
+) -> Result<String, EngineError> {
     let end = tokenizer.end_of_document() as i32;
     // A prompt that the tokenizer has no tokens for is no prompt.
     let prompt = tokenizer.encode(prompt).unwrap_or_default();

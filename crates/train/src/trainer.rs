@@ -5,25 +5,25 @@ use crate::checkpoint::{
     BackgroundWriter, CheckpointError, DataCursor, Identity, OwnedSnapshot, SnapshotHeader, TensorView,
     state_hash,
 };
-use crate::engine::{Committed, Engine, Verdict};
+use crate::engine::{Committed, Engine, EngineError, Verdict};
 use crate::recipe::Recipe;
 use crate::run_folder::{RunFolder, RunFolderError};
 use serde::Serialize;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use toprope_program::Fault;
 use toprope_world::World;
 
 /// Why training ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The device failed and there is no guard to go on elsewhere.
-    #[error("step {step}: {fault}")]
-    Fault {
+    /// The device failed and nothing guards it, or the guard gave up.
+    #[error("step {step}: {error}")]
+    Engine {
         /// The step that was under way; it was not committed.
         step: u64,
-        /// What the device said.
-        fault: Box<Fault>,
+        /// What the engine said.
+        error: EngineError,
     },
     /// A checkpoint could not be written; the older one is still there.
     #[error(transparent)]
@@ -92,7 +92,7 @@ pub struct Trainer<'a> {
     /// Clock and files.
     pub world: &'a dyn World,
     /// Journal, metrics and checkpoints.
-    pub folder: &'a mut RunFolder,
+    pub folder: &'a RefCell<RunFolder>,
     /// Writes checkpoints behind the steps.
     pub writer: BackgroundWriter,
     /// What a checkpoint must agree with.
@@ -114,7 +114,7 @@ impl Trainer<'_> {
             let started = self.world.clock().monotonic();
             let step = outcome.steps;
             let batch = self.inputs.step(step);
-            let (verdict, committed) = self.step(step, &batch).map_err(|fault| fault_at(step, fault))?;
+            let (verdict, committed) = self.step(step, &batch).map_err(|error| failed_at(step, error))?;
             outcome.steps += 1;
             let elapsed = self.world.clock().monotonic().saturating_sub(started);
             self.report(&mut outcome, &batch, verdict, &committed, elapsed)?;
@@ -126,7 +126,7 @@ impl Trainer<'_> {
             }
             let every = self.recipe.evaluation.every;
             if every > 0 && outcome.steps.is_multiple_of(every) && !last {
-                let bits = self.bits_per_byte().map_err(|fault| fault_at(step, fault))?;
+                let bits = self.bits_per_byte().map_err(|error| failed_at(step, error))?;
                 self.observer.evaluated(outcome.steps, bits);
             }
             if outcome.interrupted {
@@ -136,13 +136,13 @@ impl Trainer<'_> {
         let written = self.writer.finish();
         self.checkpoint_written(written)?;
         if outcome.state_hash.is_empty() {
-            let state = self.engine.snapshot().map_err(|fault| fault_at(outcome.steps, fault))?;
+            let state = self.engine.snapshot().map_err(|error| failed_at(outcome.steps, error))?;
             outcome.state_hash = hash(&state);
         }
         Ok(outcome)
     }
 
-    fn step(&mut self, step: u64, batch: &StepBatch) -> Result<(Verdict, Committed), Fault> {
+    fn step(&mut self, step: u64, batch: &StepBatch) -> Result<(Verdict, Committed), EngineError> {
         self.engine.begin(step, batch)?;
         let verdict = self.engine.verdict()?;
         let committed = self.engine.commit()?;
@@ -170,19 +170,19 @@ impl Trainer<'_> {
             tokens: batch.tokens,
             seconds: elapsed.as_secs_f64(),
         };
-        self.folder.metric(self.world, &report)?;
+        self.folder.borrow_mut().metric(self.world, &report)?;
         self.observer.step(&report);
         Ok(())
     }
 
     fn checkpoint(&mut self, outcome: &mut Outcome, last: bool) -> Result<(), TrainError> {
-        let tensors = self.engine.snapshot().map_err(|fault| fault_at(outcome.steps, fault))?;
+        let tensors = self.engine.snapshot().map_err(|error| failed_at(outcome.steps, error))?;
         if last {
             outcome.state_hash = hash(&tensors);
         }
         let description = self.engine.describe();
         let header = SnapshotHeader {
-            run_id: self.folder.run_id().to_string(),
+            run_id: self.folder.borrow().run_id().to_string(),
             step: outcome.steps,
             data_cursor: DataCursor { seed: self.recipe.seed, next_step: outcome.steps },
             identity: self.identity.clone(),
@@ -199,8 +199,11 @@ impl Trainer<'_> {
     ) -> Result<(), TrainError> {
         let Some(outcome) = written else { return Ok(()) };
         let (written, kept) = outcome?;
-        self.folder.event(self.world, &serde_json::json!({ "event": "checkpoint", "step": written.step }))?;
-        self.folder.sync(self.world)?;
+        self.folder
+            .borrow_mut()
+            .event(self.world, &serde_json::json!({ "event": "checkpoint", "step": written.step }))?;
+        self.folder.borrow_mut().sync(self.world)?;
+        self.engine.checkpointed(written.step);
         self.observer.checkpoint(written.step);
         for problem in kept.problems() {
             self.observer.warning(&problem);
@@ -208,7 +211,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn bits_per_byte(&mut self) -> Result<f64, Fault> {
+    fn bits_per_byte(&mut self) -> Result<f64, EngineError> {
         bits_per_byte(self.engine, self.inputs, self.recipe)
     }
 }
@@ -217,15 +220,19 @@ impl Trainer<'_> {
 ///
 /// # Errors
 /// A fault of the device.
-pub fn bits_per_byte(engine: &mut dyn Engine, inputs: &StepInputs, recipe: &Recipe) -> Result<f64, Fault> {
+pub fn bits_per_byte(
+    engine: &mut dyn Engine,
+    inputs: &StepInputs,
+    recipe: &Recipe,
+) -> Result<f64, EngineError> {
     let validation = inputs.validation(recipe.evaluation.tokens);
     let bytes = validation.bytes;
     let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
     Ok(nats / std::f64::consts::LN_2 / bytes.max(1.0))
 }
 
-fn fault_at(step: u64, fault: Fault) -> TrainError {
-    TrainError::Fault { step, fault: Box::new(fault) }
+fn failed_at(step: u64, error: EngineError) -> TrainError {
+    TrainError::Engine { step, error }
 }
 
 fn hash(state: &[crate::checkpoint::OwnedTensor]) -> String {

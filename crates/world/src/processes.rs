@@ -36,6 +36,9 @@ pub struct Launch {
     pub output: Stream,
     /// Its standard error.
     pub error: Stream,
+    /// Whether the system ends it (SIGKILL) when the thread that started it ends, with its process or alone; where the
+    /// system knows how (Linux).
+    pub dies_with_parent: bool,
 }
 
 /// Where a standard stream of a started process leads.

@@ -88,6 +88,8 @@ fn is_linear(operator: &Operator) -> bool {
         | Operator::CombineGradient(_)
         | Operator::BiasUpdate(_)
         | Operator::Append(_)
-        | Operator::ProductCheck(_) => false,
+        | Operator::ProductCheck(_)
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }

@@ -97,7 +97,8 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             let a = d.float("a", left, &[rows, k.into()]);
             let b = d.float("b", right, &[rows, n.into()]);
             let offsets = d.integers("offsets", &[(experts + 1).into()]);
-            d.add("outer", GroupedOuter { output }, vec![a, b, offsets])
+            let row_sums = d.random.chance(0.2);
+            d.add("outer", GroupedOuter { output, row_sums }, vec![a, b, offsets])
         }
         Operator::Attention(_) => attention(d, true).map(|attention| attention.1),
         Operator::AttentionGradient(_) => attention_gradient(d),
@@ -233,6 +234,8 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             d.add("digest", Digest {}, vec![x])
         }
         Operator::ProductCheck(_) => product_check(d),
+        Operator::Compare(_) => compare(d),
+        Operator::AttentionCheck(_) => attention_check(d),
     }
 }
 
@@ -286,19 +289,53 @@ fn matmul(d: &mut Draft) -> Outcome {
 fn product_check(d: &mut Draft) -> Outcome {
     let (left, right, output) = (d.float_dtype(), d.float_dtype(), d.float_dtype());
     let (rows, k, n) = (d.rows(), d.size(), d.size());
+    let experts = 1 + d.random.below(4);
     let a = d.float("a", left, &[rows, k.into()]);
-    let b = transposable(d, "b", right, &[k.into(), n.into()]);
-    let product = d.add("product", Matmul { output, row_sums: true }, vec![a.clone(), b.clone()])?;
+    let (form, b, product): (_, _, Operator) = match d.random.below(3) {
+        0 => {
+            let b = transposable(d, "b", right, &[k.into(), n.into()]);
+            (ProductForm::Matmul, b, Matmul { output, row_sums: true }.into())
+        }
+        1 => {
+            let b = transposable(d, "b", right, &[experts.into(), k.into(), n.into()]);
+            (ProductForm::GroupedMatmul, b, GroupedMatmul { output, row_sums: true }.into())
+        }
+        _ => {
+            let b = d.float("b", right, &[rows, n.into()]);
+            (ProductForm::GroupedOuter, b, GroupedOuter { output, row_sums: true }.into())
+        }
+    };
+    let mut operands = vec![a.clone(), b.clone()];
+    let mut offsets = Vec::new();
+    if form != ProductForm::Matmul {
+        offsets.push(Operand::from(d.builder.input("offsets", DType::I32, [experts + 1])));
+        operands.extend(offsets.iter().cloned());
+    }
+    let product = d.add("product", product, operands)?;
     // Now and then the row sums are somebody else's, and the check must say so.
-    let row_sums =
-        if d.random.chance(0.3) { d.dense("row_sums", DType::F32, &[rows]) } else { product[1].into() };
+    let row_sums = if d.random.chance(0.3) {
+        let shape = d.builder.operand_type(&product[1].into()).shape;
+        d.dense("row_sums", DType::F32, &shape)
+    } else {
+        product[1].into()
+    };
+    let mut operands = vec![a, b, row_sums];
+    operands.extend(offsets);
     if d.random.chance(0.5) {
-        return d.add("check", ProductCheck {}, vec![a, b, row_sums]);
+        return d.add("check", ProductCheck { form }, operands);
     }
     // As the pass over a program puts it in: fired by a bit of the mask.
     let worst = d.builder.declare("check.worst", Type::new(DType::F32, [1]), Role::Output);
-    d.add_check(ProductCheck {}, vec![a, b, row_sums], worst)?;
+    d.add_check(ProductCheck { form }, operands, worst)?;
     Ok(vec![worst])
+}
+
+fn compare(d: &mut Draft) -> Outcome {
+    let (shape, dtype) = (d.shape(), d.float_dtype());
+    let x = d.float("x", dtype, &shape);
+    // A value against itself, or against another, which nearly always differs.
+    let other = if d.random.chance(0.5) { x.clone() } else { d.float("other", dtype, &shape) };
+    d.add("differing", Compare {}, vec![x, other])
 }
 
 fn assemble(d: &mut Draft) -> Outcome {
@@ -374,6 +411,24 @@ fn attention_gradient(d: &mut Draft) -> Outcome {
     let [q, k, v, segment_start] = [0, 1, 2, 3].map(|at| forward[at].clone());
     let operands = vec![q, k, v, outputs[0].into(), outputs[1].into(), dout, segment_start];
     d.add("dattention", AttentionGradient { scale }, operands)
+}
+
+fn attention_check(d: &mut Draft) -> Outcome {
+    let (forward, outputs, scale) = attention(d, false)?;
+    let (shape, dtype) = {
+        let out = d.builder.program().value(outputs[0]);
+        (out.shape.clone(), out.dtype)
+    };
+    let dout = d.float("dout", dtype, &shape);
+    let [q, k, v, segment_start] = [0, 1, 2, 3].map(|at| forward[at].clone());
+    let [out, lse] = [0, 1].map(|at| Operand::from(outputs[at]));
+    let operands =
+        vec![q.clone(), k.clone(), v.clone(), out.clone(), lse, dout.clone(), segment_start.clone()];
+    let gradients = d.add("dattention", AttentionGradient { scale }, operands)?;
+    let mut operands = vec![q, k, v, out, dout];
+    operands.extend(gradients.iter().map(|id| Operand::from(*id)));
+    operands.push(segment_start);
+    d.add("check", AttentionCheck { scale }, operands)
 }
 
 fn norm_operands(d: &mut Draft) -> (Operand, Operand) {

@@ -23,7 +23,7 @@ pub fn exemplars() -> Vec<Operator> {
         Dot {}.into(),
         Matmul { output, row_sums: false }.into(),
         GroupedMatmul { output, row_sums: false }.into(),
-        GroupedOuter { output }.into(),
+        GroupedOuter { output, row_sums: false }.into(),
         Attention { scale: 1.0 }.into(),
         AttentionGradient { scale: 1.0 }.into(),
         RmsNorm { epsilon: 1e-6 }.into(),
@@ -54,7 +54,9 @@ pub fn exemplars() -> Vec<Operator> {
         RandomBits { stream: 0, shape: one() }.into(),
         Append {}.into(),
         Digest {}.into(),
-        ProductCheck {}.into(),
+        ProductCheck::default().into(),
+        Compare {}.into(),
+        AttentionCheck { scale: 1.0 }.into(),
     ]
 }
 

@@ -233,6 +233,8 @@ fn has_gradient(operator: &Operator) -> bool {
         | Operator::Increment(_)
         | Operator::Accumulate(_)
         | Operator::Append(_)
-        | Operator::ProductCheck(_) => false,
+        | Operator::ProductCheck(_)
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }

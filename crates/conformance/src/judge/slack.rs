@@ -1,7 +1,7 @@
 //! What hangs on the data and cannot stand in a tolerance: gradual underflow that later factors make larger, and
 //! intermediate results beyond f32.
 
-use super::OVERFLOW;
+use super::{OVERFLOW, OVERFLOWS};
 use toprope_program::operator::{Operator, Router};
 use toprope_program::{DType, Tensor, Tolerance};
 
@@ -52,7 +52,9 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::RandomBits(_)
         | Operator::Append(_)
         | Operator::Digest(_)
-        | Operator::ProductCheck(_) => false,
+        | Operator::ProductCheck(_)
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => false,
     }
 }
 
@@ -60,16 +62,34 @@ fn floats(operands: &[Tensor]) -> impl Iterator<Item = f64> {
     operands.iter().filter(|tensor| tensor.dtype.is_float()).flat_map(|tensor| tensor.data.iter().copied())
 }
 
-/// Whether an intermediate result may leave f32 although the outputs do not.
-pub(super) fn is_wild(operator: &Operator, operands: &[Tensor]) -> bool {
+/// An exponent from here on may be off by so much that `e` to it is off by more than its tolerance, which takes such an
+/// error to first order: 2^20 and the roundings of a few products are an error of one.
+const EXPONENT: f64 = 1_048_576.0;
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()))
+}
+
+/// Why an output may be anything, where the operands are such that arithmetic in f32 leaves what tolerances cover:
+/// an intermediate result beyond f32 although the outputs are not, or exponents whose rounding is more than small.
+pub(super) fn wildness(operator: &Operator, operands: &[Tensor]) -> Option<&'static str> {
+    let exponent = "an exponent's rounding is not small";
+    let attends = |scale: f64| {
+        let (q, k) = (&operands[0], &operands[1]);
+        scale * q.sizes[2] as f64 * largest(&q.data) * largest(&k.data) > EXPONENT
+    };
+    let wild = |operator| is_compound(operator) && floats(operands).any(|x| x.abs() > WILD);
     match operator {
         // A norm that is not finite has a meaning; one whose square alone leaves f32 has not.
         Operator::GlobalNorm(_) => {
             let sum: f64 = floats(operands).map(|x| x * x).sum();
-            sum.is_finite() && sum >= OVERFLOW
+            (sum.is_finite() && sum >= OVERFLOW).then_some(OVERFLOWS)
         }
-        Operator::Activation(_) => false,
-        _ => is_compound(operator) && floats(operands).any(|x| x.abs() > WILD),
+        Operator::Activation(_) => None,
+        operator if wild(operator) => Some(OVERFLOWS),
+        Operator::Attention(attention) => attends(attention.scale).then_some(exponent),
+        Operator::AttentionGradient(attention) => attends(attention.scale).then_some(exponent),
+        _ => None,
     }
 }
 

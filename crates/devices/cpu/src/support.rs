@@ -53,5 +53,7 @@ pub(crate) fn support(operator: &Operator) -> Result<&dyn Execute, Unsupported> 
         Operator::Append(it) => it,
         Operator::Digest(it) => it,
         Operator::ProductCheck(it) => it,
+        Operator::Compare(it) => it,
+        Operator::AttentionCheck(it) => it,
     })
 }

@@ -8,7 +8,7 @@ use support::{Run, device, small_program};
 use toprope_cpu::{CpuDevice, Level, Options};
 use toprope_program::{
     Allocation, DType, Device, FaultKind, HostRegion, MemoryPlan, Program, Progress, ProgressPlace,
-    ProgressWord, Range, Role, StateLayout, Width, text, validate,
+    ProgressWord, Range, Role, StateLayout, Tensor, Width, check, text, validate,
 };
 
 const LONG: Duration = Duration::from_secs(300);
@@ -129,17 +129,14 @@ fn a_span_behind_the_end_is_the_callers_bug() {
 #[test]
 fn checks_fire_only_where_their_bit_is_set_and_pass_on_a_healthy_device() {
     let mut program = small_program(DType::Bf16);
-    let sites = toprope_program::check::insert_product_checks(&mut program);
+    let plan = check::CheckPlan { level: check::CheckLevel::Full };
+    let sites = check::insert(&mut program, &plan);
     assert!(sites.len() > 10);
     let mut run = Run::new(device(None, 2), program, StateLayout::Double);
     run.step();
-    let results: Vec<&str> = sites.iter().map(|site| site.product.as_str()).collect();
-    let outputs = run.bytes(|role| matches!(role, Role::Output));
-    let checks: Vec<_> = outputs.iter().filter(|(name, _)| name.ends_with(".check")).collect();
-    assert_eq!(checks.len(), results.len());
-    for (name, bytes) in checks {
-        let worst = f32::from_le_bytes(bytes[..4].try_into().unwrap());
-        assert!((0.0..=toprope_program::check::PRODUCT_CHECK_LIMIT).contains(&worst), "{name}: {worst}");
+    for site in sites.iter().filter(|site| site.against.is_empty()) {
+        let results: Vec<Tensor> = site.results.iter().map(|id| run.tensor(*id)).collect();
+        assert_eq!(check::judge(site, &results), None, "{site:?} {results:?}");
     }
     let mut plain = Run::new(device(None, 2), small_program(DType::Bf16), StateLayout::Double);
     plain.step();

@@ -120,6 +120,15 @@ pub enum Event {
         /// Its digest as the worker's side computed it.
         state: Digest,
     },
+    /// There is no such state to take in, or it is not whole. The worker lives.
+    RestoreFailed {
+        /// Which.
+        worker: Worker,
+        /// The step that was asked for.
+        step: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// `accumulate` is done for all micro-batches.
     Accumulated {
         /// Who.
@@ -189,6 +198,8 @@ pub enum Event {
         step: u64,
         /// Why.
         reason: String,
+        /// Whether it was the state that was not the one to be written, and not the disk.
+        damaged: bool,
     },
     /// A quarantined device was tested again.
     Retested {
@@ -222,13 +233,14 @@ pub enum Duty {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// The committed half in memory that outlives workers (double state in shared memory).
+    /// The committed half in memory that outlives workers.
     Committed,
     /// The half of one step earlier, still whole while no `update` of a later step has begun.
     Previous,
-    /// The newest verified copy in the host's memory.
+    /// A verified copy in the host's memory; the two newest steps are kept. The state that the run began with is the
+    /// first.
     Snapshot,
-    /// The newest intact durable checkpoint.
+    /// The newest intact durable checkpoint; the recipe's initial state counts as the one of step 0.
     Checkpoint,
 }
 
@@ -268,12 +280,16 @@ pub enum Action {
         /// Which.
         worker: Worker,
     },
-    /// Give a worker its state. Answered by `Restored`.
+    /// Give a worker its state; a standby becomes active by it. Answered by `Restored` or `RestoreFailed`.
+    /// States and snapshots of later steps are forgotten: they are of a future that did not come.
     Restore {
         /// Which.
         worker: Worker,
         /// From where.
         source: Source,
+        /// Committed steps that the state is to be of: exactly for halves and snapshots (asking again gives the same
+        /// bits), at most for checkpoints, whose newest intact one is taken.
+        step: u64,
     },
     /// Run `accumulate` over the step's micro-batches. Answered by `Accumulated`.
     Accumulate {
@@ -301,9 +317,17 @@ pub enum Action {
         /// Whose.
         worker: Worker,
     },
-    /// Write a durable checkpoint of the committed state. Answered by `CheckpointWritten` or `CheckpointFailed`.
+    /// Write a durable checkpoint of the committed state. Answered by `CheckpointWritten` or `CheckpointFailed`; no
+    /// `Update` is asked for before.
     Checkpoint {
         /// Committed steps.
+        step: u64,
+        /// What the bits written must digest to, by rank; where they do not, no file gets its name.
+        states: Vec<Digest>,
+    },
+    /// Leave a batch out: the state of `step` steps counts as that of `step + 1` from now on, with no flip. Cannot fail.
+    Skip {
+        /// The step whose batch is left out.
         step: u64,
     },
     /// Run the suspected operator again from its kept inputs on the same device. Answered by `Replayed`.
@@ -409,6 +433,17 @@ pub enum Entry {
         to: u64,
         /// Where the state came from.
         source: Source,
+    },
+    /// A state was not taken in: it was not the committed one, or not whole.
+    StateRefused {
+        /// The rank.
+        rank: Rank,
+        /// Where it came from.
+        source: Source,
+        /// Committed steps.
+        step: u64,
+        /// Why.
+        reason: String,
     },
     /// A device is not to be used until it is tested again.
     Quarantined {

@@ -79,7 +79,7 @@ impl Definition for GroupedMatmul {
             gradients.set(0, gradient);
         }
         if gradients.wants(1) {
-            let operator = GroupedOuter { output: gradients.dtype(1) };
+            let operator = GroupedOuter { output: gradients.dtype(1), row_sums: false };
             let rows = gradients.operand(0);
             if gradients.is_transposed(1) {
                 let gradient = gradients.emit(operator, [incoming, rows, offsets])?[0];

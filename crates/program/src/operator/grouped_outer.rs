@@ -8,22 +8,25 @@ use super::*;
 pub struct GroupedOuter {
     /// The dtype of the result.
     pub output: DType,
+    /// Whether the row sums come as a second output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub row_sums: bool,
 }
 
 pub(super) const RECORD: Record = Record {
     name: "grouped_outer",
     summary: "Per expert, the sum of outer products of its rows: the weight gradient of grouped_matmul.",
-    formula: "y[e,k,n] = Σ_{offsets[e] ≤ r < offsets[e+1]} a[r,k]·b[r,n]; 0 for an expert without rows",
+    formula: "y[e,k,n] = Σ_{offsets[e] ≤ r < offsets[e+1]} a[r,k]·b[r,n]; 0 for an expert without rows; row_sums[e,k] = Σ_n Σ_r a[r,k]·b[r,n]",
     source: "MegaBlocks, arXiv 2211.15841, section 4",
     operands: &[
         slot("a", "[R, K]", Accepts::Float),
         slot("b", "[R, N]", Accepts::Float),
         slot("offsets", "[E+1]", Accepts::I32),
     ],
-    outputs: &[slot("y", "[E, K, N]", Accepts::Float)],
-    numerics: "f32 accumulation over rows in any order, one rounding on store; magnitude Σ|a·b|.",
+    outputs: &[slot("y", "[E, K, N]", Accepts::Float), optional("row_sums", "[E, K]", Accepts::F32)],
+    numerics: "f32 accumulation over rows in any order, one rounding on store; row sums from the f32 accumulator before rounding; magnitude Σ|a·b|.",
     gradient: "none",
-    invariant: Invariant::Identity("Σ_n y[e,k,n] = Σ_r a[r,k]·(Σ_n b[r,n])"),
+    invariant: Invariant::Identity("row_sums[e,k] = Σ_r a[r,k]·(Σ_n b[r,n])"),
 };
 
 impl Definition for GroupedOuter {
@@ -46,7 +49,12 @@ impl Definition for GroupedOuter {
         if !self.output.is_float() {
             return Err(format!("output must be f32 or bf16, it is {}", self.output));
         }
-        Ok(vec![Type { dtype: self.output, shape: vec![experts.into(), a.shape[1], b.shape[1]] }])
+        let mut outputs =
+            vec![Type { dtype: self.output, shape: vec![experts.into(), a.shape[1], b.shape[1]] }];
+        if self.row_sums {
+            outputs.push(Type { dtype: DType::F32, shape: vec![experts.into(), a.shape[1]] });
+        }
+        Ok(outputs)
     }
 
     fn flops(&self, operands: &[Concrete], _: &[Concrete]) -> u64 {
@@ -55,6 +63,11 @@ impl Definition for GroupedOuter {
 
     fn tolerances(&self, operands: &[Concrete], outputs: &[Concrete]) -> Vec<Tolerance> {
         let bf16 = operands[..2].iter().any(|operand| operand.dtype == DType::Bf16);
-        vec![Tolerance::product(outputs[0].dtype, bf16, operands[0].sizes[0])]
+        let (rows, columns) = (operands[0].sizes[0], operands[1].sizes[1]);
+        let mut tolerances = vec![Tolerance::product(outputs[0].dtype, bf16, rows)];
+        if self.row_sums {
+            tolerances.push(Tolerance::product(DType::F32, bf16, rows + columns));
+        }
+        tolerances
     }
 }

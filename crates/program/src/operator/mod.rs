@@ -193,10 +193,14 @@ operators! {
     append::Append,
     digest::Digest,
     product_check::ProductCheck,
+    compare::Compare,
+    attention_check::AttentionCheck,
 }
 
 pub use activation::ActivationKind;
+pub use attention_check::attention_limit;
 pub use digest::mix as digest_mix;
+pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;
 
 impl Operator {

@@ -2,23 +2,51 @@
 
 use super::*;
 
-/// Attributes of `product_check`: none.
+/// The largest result of a check of a product on a healthy device, in units of its bound: the calibrated constant of
+/// f32 accumulation with its margin (docs/checks.md).
+pub const PRODUCT_LIMIT: f64 = 24.0;
+
+/// Which product is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProductForm {
+    /// `matmul`.
+    #[default]
+    Matmul,
+    /// `grouped_matmul`.
+    GroupedMatmul,
+    /// `grouped_outer`.
+    GroupedOuter,
+}
+
+impl ProductForm {
+    fn is_matmul(&self) -> bool {
+        *self == ProductForm::Matmul
+    }
+}
+
+/// Attributes of `product_check`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProductCheck {}
+pub struct ProductCheck {
+    /// The product whose row sums these are.
+    #[serde(default, skip_serializing_if = "ProductForm::is_matmul")]
+    pub form: ProductForm,
+}
 
 pub(super) const RECORD: Record = Record {
     name: "product_check",
     summary: "Compares a product's row sums with a·(b·1): the largest distance in units of its bound.",
-    formula: "s[k] = Σ_n b[k,n], q[k] = Σ_n |b[k,n]|; worst = max_m |row_sums[m] - Σ_k a[m,k]·s[k]| / (2^-24·(K + N + 4)·Σ_k |a[m,k]|·q[k] + 2^-120), NaN counting as +∞",
-    source: "Huang and Abraham (1984); bound: Higham, section 3.1",
+    formula: "s[k] = Σ_n b[k,n], q[k] = Σ_n b[k,n]²; worst = max_m |row_sums[m] - Σ_k a[m,k]·s[k]| / (2^-24·(Σ_k |a[m,k]·s[k]| + √(K+N)·√(Σ_k a[m,k]²·q[k])) + 2^-70), NaN counting as +∞; the same for each expert with its rows (form grouped_matmul: its matrix; grouped_outer: aᵀ, b its rows, K their number)",
+    source: "Huang and Abraham (1984); bound: docs/checks.md, after V-ABFT",
     operands: &[
         slot("a", "[M, K]", Accepts::Float),
-        slot("b", "[K, N]", Accepts::Float),
-        slot("row_sums", "[M]", Accepts::F32),
+        slot("b", "[K, N]; [E, K, N]; [M, N]", Accepts::Float),
+        slot("row_sums", "[M]; [M]; [E, K]", Accepts::F32),
+        optional("offsets", "[E+1]", Accepts::I32),
     ],
     outputs: &[slot("worst", "[1]", Accepts::F32)],
-    numerics: "f32 or wider inside. At most 2 on a healthy device: one bound for the product, one for the check. Judged against 2, not across devices.",
+    numerics: "f32 or wider inside, any order. At most 24 on a healthy device. Judged against that, not across devices.",
     gradient: "none",
     invariant: Invariant::Recompute,
 };
@@ -29,22 +57,28 @@ impl Definition for ProductCheck {
     }
 
     fn infer(&self, operands: &[Type]) -> Result<Vec<Type>, String> {
-        let (a, b) = (&operands[0], &operands[1]);
-        rank("a", a, 2)?;
-        rank("b", b, 2)?;
-        if a.shape[1] != b.shape[0] {
-            return Err("the columns of a must equal the rows of b".into());
-        }
-        dims("row_sums", &operands[2], &a.shape[..1])?;
+        let types = &operands[..2];
+        let product: &dyn Definition = match self.form {
+            ProductForm::Matmul => &Matmul { output: DType::F32, row_sums: true },
+            ProductForm::GroupedMatmul => &GroupedMatmul { output: DType::F32, row_sums: true },
+            ProductForm::GroupedOuter => &GroupedOuter { output: DType::F32, row_sums: true },
+        };
+        let outputs = match (self.form, operands.get(3)) {
+            (ProductForm::Matmul, None) => product.infer(types)?,
+            (ProductForm::Matmul, Some(_)) => return Err("a matmul has no offsets".into()),
+            (_, Some(offsets)) => product.infer(&[types[0].clone(), types[1].clone(), offsets.clone()])?,
+            (_, None) => return Err("a grouped product has offsets".into()),
+        };
+        dims("row_sums", &operands[2], &outputs[1].shape)?;
         Ok(vec![Type::new(DType::F32, [1])])
     }
 
     fn flops(&self, operands: &[Concrete], _: &[Concrete]) -> u64 {
-        4 * (operands[0].elements() + operands[1].elements()) as u64
+        6 * (operands[0].elements() + operands[1].elements()) as u64
     }
 
     fn tolerances(&self, _: &[Concrete], _: &[Concrete]) -> Vec<Tolerance> {
-        // Both sides must be below 2; see the numerics line.
-        vec![Tolerance { relative: 0.0, accumulated: 0.0, absolute: 2.0 }]
+        // Both sides must be below the limit; see the numerics line.
+        vec![Tolerance { relative: 0.0, accumulated: 0.0, absolute: PRODUCT_LIMIT }]
     }
 }

@@ -1,25 +1,30 @@
 //! `toprope train`: from a recipe to a model.
 
+mod guarded; // the engine of a guarded run
+
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::metrics::{Metrics, Server, Watched};
-use crate::progress::{Progress, bytes, duration};
+use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
 use crate::verb::recipe;
 use serde::Serialize;
+use std::cell::RefCell;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use toprope_devices::OpenOptions;
+use toprope_guard::inject::FillingDisk;
 use toprope_guard::journal::RunRecord;
 use toprope_model::{deepseek_v3, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
 use toprope_train::batch::StepInputs;
-use toprope_train::checkpoint::{BackgroundWriter, Identity, KeepPolicy, newest_intact};
+use toprope_train::checkpoint::{BackgroundWriter, Identity, KeepPolicy, OwnedTensor, newest_intact};
 use toprope_train::data::{Corpus, Tokens};
-use toprope_train::engine::{Engine, Local, LocalOptions};
+use toprope_train::engine::{Engine, EngineError, Guarded, Local, LocalOptions};
 use toprope_train::recipe::Recipe;
 use toprope_train::run_folder::RunFolder;
 use toprope_train::tokenizer::Tokenizer;
@@ -55,12 +60,15 @@ struct Summary {
 
 /// Trains.
 pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
-    let world: Arc<dyn World> = Arc::new(RealWorld::new());
+    let disk = FillingDisk::new(Arc::new(RealWorld::new()));
+    let disk_full = disk.full();
+    let world: Arc<dyn World> = Arc::new(disk);
     let started = world.clock().monotonic();
     let recipe = chosen_recipe(arguments, &*world)?;
     let path = run_path(arguments, &recipe, &*world)?;
     let programs = Programs::build(&recipe)?;
-    let mut device = open_device(arguments)?;
+    let guarded = !(arguments.unguarded || arguments.profile);
+    let mut device = if guarded { probe(arguments, &*world)? } else { open_device(arguments)? };
     let threads = device.describe().units;
     check_memory(&programs, &recipe, &*device)?;
     let stop = stop_on_interrupt()?;
@@ -85,16 +93,6 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let budget = Duration::from_millis(150);
     let peak_flops = peak::measure_flops(&mut *device, recipe.training.dtype, world.clock(), budget)
         .or_exit(Exit::Device)?;
-    let options = LocalOptions {
-        train: programs.train.clone(),
-        evaluate: Some(programs.evaluate.clone()),
-        logits: Some(programs.logits.clone()),
-        layout: recipe.training.state.into(),
-        seed: recipe.seed,
-        profile: arguments.profile.then(|| world.clone()),
-    };
-    let mut engine = Local::open(device, options).or_exit(Exit::Device)?;
-
     let identity = Identity {
         model_name: recipe.name.clone(),
         recipe_hash: recipe.hash(),
@@ -102,26 +100,68 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         tokenizer_hash: tokenizer.hash(),
         corpus_hash: corpus.hash.clone(),
     };
-    let (mut folder, from) = open_folder(arguments, &recipe, &path, &*world, &identity, &mut engine)?;
+    let (folder, from, state) = open_folder(arguments, &recipe, &path, &*world, &identity)?;
+    let folder = Rc::new(RefCell::new(folder));
+    let inputs = Arc::new(inputs);
+    let flops = step_flops(&programs.train, &recipe);
+    let planned = planned_bytes(&programs.train, &recipe);
+    let progress = Progress::new(recipe.training.steps, from, flops / peak_flops, planned);
+    let progress = Rc::new(RefCell::new(progress));
+    let mut engine = if guarded {
+        // The probe has done its work, and its memory is wanted.
+        drop(device);
+        let parts = guarded::Parts {
+            arguments,
+            recipe: &recipe,
+            world: &world,
+            programs: &programs,
+            inputs: &inputs,
+            folder: &folder,
+            identity: &identity,
+            progress: &progress,
+            disk_full,
+            step_estimate: Duration::from_secs_f64(flops / peak_flops),
+        };
+        let mut engine = guarded::engine(parts)?;
+        engine.restored_at(from);
+        Running::Guarded(Box::new(engine))
+    } else {
+        let options = LocalOptions {
+            train: programs.train.clone(),
+            evaluate: Some(programs.evaluate.clone()),
+            logits: Some(programs.logits.clone()),
+            layout: recipe.training.state.into(),
+            seed: recipe.seed,
+            profile: arguments.profile.then(|| world.clone()),
+        };
+        Running::Local(Box::new(Local::open(device, options).or_exit(Exit::Device)?))
+    };
+    if let Some(state) = state {
+        engine.engine().restore(&state).or_exit(Exit::Device)?;
+        eprintln!("going on from step {from}");
+    }
+    if let Running::Guarded(engine) = &mut engine {
+        engine.start().map_err(|error| gave_up(&error, &path))?;
+    }
     if let Some(json) = tokenizer.to_json().filter(|_| !saved.exists()) {
         toprope_world::write_durably(world.files(), &saved, json.as_bytes()).or_exit(Exit::Run)?;
     }
-    let description = engine.describe();
+    let description = engine.engine().describe();
+    let devices: Vec<&str> =
+        std::iter::once(&arguments.device).chain(&arguments.fallback).map(String::as_str).collect();
     folder
+        .borrow_mut()
         .event(
             &*world,
             &serde_json::json!({
-                "event": "start", "step": from, "device": description.name, "level": description.level,
+                "event": "start", "step": from, "devices": devices, "device": description.name, "level": description.level,
                 "program": identity.program_hash, "corpus": identity.corpus_hash,
             }),
         )
         .or_exit(Exit::Run)?;
 
-    let flops = step_flops(&programs.train, &recipe);
-    let planned = engine.plan().total_bytes() as u64;
-    let mut progress = Progress::new(recipe.training.steps, from, flops / peak_flops, planned);
-    progress.line(&format!("{}: {}", recipe.name, recipe.description));
-    progress.line(&format!(
+    progress.borrow().line(&format!("{}: {}", recipe.name, recipe.description));
+    progress.borrow().line(&format!(
         "{} parameters, {:.2} GFLOP and {} tokens a step, {} planned, {} of text ({:.2} epochs)",
         totals.main,
         flops / 1e9,
@@ -130,7 +170,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         bytes(corpus.training_bytes()),
         inputs.epochs()
     ));
-    progress.line(&format!(
+    progress.borrow().line(&format!(
         "{} ({}), level {}, {} thread(s), measured peak {:.0} GFLOP/s in {}",
         description.name,
         description.hardware,
@@ -139,32 +179,36 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         peak_flops / 1e9,
         recipe.training.dtype
     ));
-    progress.line(&format!("run folder {}", path.display()));
+    progress.borrow().line(&format!("run folder {}", path.display()));
+
     if let Some(server) = &server {
-        progress.line(&format!("metrics at http://{}/metrics", server.address()));
+        progress.borrow().line(&format!("metrics at http://{}/metrics", server.address()));
     }
 
     let began = world.clock().monotonic();
     let metrics = server.is_some().then_some(metrics);
-    let mut watched = Watched { observer: &mut progress, metrics, world: &*world, began };
-    let writer = BackgroundWriter::new(world.clone(), folder.checkpoints(), keep_policy(&recipe));
+    let mut observer = Shared(progress.clone());
+    let mut watched = Watched { observer: &mut observer, metrics, world: &*world, began };
+    let writer = BackgroundWriter::new(world.clone(), folder.borrow().checkpoints(), keep_policy(&recipe));
     let trainer = Trainer {
         recipe: &recipe,
         inputs: &inputs,
-        engine: &mut engine,
+        engine: engine.engine(),
         world: &*world,
-        folder: &mut folder,
+        folder: &folder,
         writer,
         identity,
         observer: &mut watched,
         stop: &stop,
     };
     let outcome = trainer.run(from).map_err(|error| {
-        let exit = if matches!(error, TrainError::Fault { .. }) { Exit::Device } else { Exit::Run };
-        let hint = format!("hint: go on with `toprope train --run {} --resume`", path.display());
-        Failure::new(exit, format!("{error}\n{hint}"))
+        progress.borrow_mut().finish();
+        match error {
+            TrainError::Engine { error, .. } => gave_up(&error, &path),
+            other => Failure::new(Exit::Run, format!("{other}\n{}", go_on(&path))),
+        }
     })?;
-    progress.finish();
+    progress.borrow_mut().finish();
 
     let wall = || world.clock().monotonic().saturating_sub(started).as_secs_f64();
     if outcome.interrupted {
@@ -177,7 +221,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let learnt = if outcome.interrupted {
         Learnt::default()
     } else {
-        learnt(&mut engine, &inputs, &recipe, &corpus, &tokenizer)?
+        learnt(engine.engine(), &inputs, &recipe, &corpus, &tokenizer)?
     };
     let median = median(&outcome.step_seconds);
     let rate = median.map(|seconds| (recipe.training.batch * recipe.training.sequence) as f64 / seconds);
@@ -192,8 +236,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             bytes(peak_memory_bytes())
         );
     }
-    if arguments.profile {
-        show_profile(&engine, &recipe);
+    if let (Running::Local(engine), true) = (&engine, arguments.profile) {
+        show_profile(engine, &recipe);
     }
     let summary = Summary {
         steps: outcome.steps,
@@ -218,14 +262,54 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         run: path,
         interrupted: outcome.interrupted,
     };
-    folder.event(&*world, &serde_json::json!({ "event": "end", "summary": summary })).or_exit(Exit::Run)?;
-    folder.sync(&*world).or_exit(Exit::Run)?;
+    folder
+        .borrow_mut()
+        .event(&*world, &serde_json::json!({ "event": "end", "summary": summary }))
+        .or_exit(Exit::Run)?;
+    folder.borrow_mut().sync(&*world).or_exit(Exit::Run)?;
     write_report(&*world, &summary.run);
     println!("state {}", summary.state_hash);
     if json {
         println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
     }
     Ok(if summary.interrupted { Exit::Interrupted } else { Exit::Done })
+}
+
+/// What runs the steps.
+enum Running {
+    Local(Box<Local>),
+    Guarded(Box<Guarded>),
+}
+
+impl Running {
+    fn engine(&mut self) -> &mut dyn Engine {
+        match self {
+            Running::Local(engine) => &mut **engine,
+            Running::Guarded(engine) => &mut **engine,
+        }
+    }
+}
+
+fn go_on(path: &Path) -> String {
+    format!("hint: go on with `toprope train --run {} --resume`", path.display())
+}
+
+/// An engine's last word.
+fn gave_up(error: &EngineError, path: &Path) -> Failure {
+    Failure::new(Exit::Device, format!("{error}\n{}", go_on(path)))
+}
+
+/// Bytes of state and work by the plan.
+fn planned_bytes(program: &Validated, recipe: &Recipe) -> u64 {
+    let layout: StateLayout = recipe.training.state.into();
+    toprope_program::MemoryPlan::new(program, toprope_program::Width::Native, layout).total_bytes() as u64
+}
+
+/// A worker that only says what its device is and measures it: no vendor's code runs in this process.
+fn probe(arguments: &Train, world: &dyn World) -> Result<Box<dyn Device>, Failure> {
+    let spec = guarded::spec(&arguments.device, arguments);
+    let device = toprope_guard::supervisor::probe(world, &guarded::worker_command()?, &spec);
+    Ok(Box::new(device.or_exit(Exit::Device)?))
 }
 
 /// Writes the run's report. A run without one is whole, so what goes wrong is a warning.
@@ -381,18 +465,17 @@ fn keep_policy(recipe: &Recipe) -> KeepPolicy {
     }
 }
 
-/// Makes the folder, or opens it and takes the newest intact checkpoint in. Gives the step to go on from.
+/// Makes the folder, or opens it and reads the newest intact checkpoint. Gives the step to go on from, and the state.
 fn open_folder(
     arguments: &Train,
     recipe: &Recipe,
     path: &Path,
     world: &dyn World,
     identity: &Identity,
-    engine: &mut dyn Engine,
-) -> Result<(RunFolder, u64), Failure> {
+) -> Result<(RunFolder, u64, Option<Vec<OwnedTensor>>), Failure> {
     if !arguments.resume {
         let text = recipe.to_toml().or_exit(Exit::Internal)?;
-        return Ok((RunFolder::create(world, path, &text).or_exit(Exit::Run)?, 0));
+        return Ok((RunFolder::create(world, path, &text).or_exit(Exit::Run)?, 0, None));
     }
     let folder = RunFolder::open_for_resume(world, path).or_exit(Exit::Run)?;
     for line in folder.bad_lines() {
@@ -405,7 +488,7 @@ fn open_folder(
     let Some(loaded) = loaded else {
         if skipped.is_empty() {
             eprintln!("no checkpoint yet: the run begins anew");
-            return Ok((folder, 0));
+            return Ok((folder, 0, None));
         }
         return Err(Failure::new(
             Exit::Run,
@@ -416,9 +499,7 @@ fn open_folder(
         ));
     };
     let snapshot = loaded.read_all().or_exit(Exit::Run)?;
-    engine.restore(&snapshot.tensors).or_exit(Exit::Device)?;
-    eprintln!("going on from step {}", snapshot.header.step);
-    Ok((folder, snapshot.header.step))
+    Ok((folder, snapshot.header.step, Some(snapshot.tensors)))
 }
 
 /// FLOPs of a step. Attention is counted within sequences: no token sees beyond its own.

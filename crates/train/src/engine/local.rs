@@ -1,13 +1,13 @@
 //! Runs steps on a device of this process.
 
-use super::{Committed, Engine, Verdict};
-use crate::batch::{MicroBatch, StepBatch};
+use super::{Committed, Engine, EngineError, Verdict, inputs};
+use crate::batch::StepBatch;
 use crate::checkpoint::{OwnedTensor, TensorDtype};
 use std::sync::Arc;
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
-    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, Session, StateLayout, Tensor,
-    Validated, Width,
+    DType, Description, Device, Fault, FaultKind, MemoryPlan, Program, Range, Role, Session, StateLayout,
+    Tensor, Validated, Width,
 };
 use toprope_world::World;
 
@@ -25,6 +25,23 @@ pub struct LocalOptions {
     pub seed: u64,
     /// Whose clock times each instruction, where the run is profiled.
     pub profile: Option<Arc<dyn World>>,
+}
+
+/// The state before the first step: each value's name and its stored bytes.
+pub(super) fn initial_state(program: &Program, seed: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
+    program.state().filter_map(move |(_, value)| {
+        let Role::State { initial } = &value.role else { return None };
+        let shape = sizes(&value.shape, &[]);
+        let bytes = match value.dtype {
+            // Integers start at zero.
+            DType::I32 | DType::U32 => vec![0; elements(&shape) * 4],
+            DType::F32 | DType::Bf16 => {
+                let drawn = initial.draw(seed, &value.name, elements(&shape));
+                Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from)).to_bytes(Width::Native)
+            }
+        };
+        Some((value.name.clone(), bytes))
+    })
 }
 
 /// Seconds of each instruction of the step, summed over runs.
@@ -60,20 +77,8 @@ impl Local {
     /// The device's fault.
     pub fn open(mut device: Box<dyn Device>, options: LocalOptions) -> Result<Local, Fault> {
         let train = Session::open(&mut *device, options.train.clone(), Width::Native, options.layout)?;
-        let program = options.train.program();
-        for (_, value) in program.state() {
-            let Role::State { initial } = &value.role else { continue };
-            let shape = sizes(&value.shape, &[]);
-            let bytes = match value.dtype {
-                // Integers start at zero.
-                DType::I32 | DType::U32 => vec![0; elements(&shape) * 4],
-                DType::F32 | DType::Bf16 => {
-                    let drawn = initial.draw(options.seed, &value.name, elements(&shape));
-                    Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from))
-                        .to_bytes(Width::Native)
-                }
-            };
-            train.write(&mut *device, &value.name, &bytes)?;
+        for (name, bytes) in initial_state(options.train.program(), options.seed) {
+            train.write(&mut *device, &name, &bytes)?;
         }
         Ok(Local {
             device,
@@ -109,24 +114,6 @@ impl Local {
         ran.map_err(|fault| self.at_step(fault))
     }
 
-    fn write_inputs(device: &mut dyn Device, session: &Session, inputs: &MicroBatch) -> Result<(), Fault> {
-        for (name, numbers) in &inputs.integers {
-            if session.has(name) {
-                session.write_i32(device, name, numbers)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_scales(device: &mut dyn Device, session: &Session, batch: &StepBatch) -> Result<(), Fault> {
-        for (name, number) in &batch.scalars {
-            if session.has(name) {
-                session.write_f32(device, name, number)?;
-            }
-        }
-        Ok(())
-    }
-
     fn fault(&self, kind: FaultKind) -> Fault {
         let mut fault = Fault::new(self.device.describe().name, kind);
         fault.step = Some(self.step);
@@ -152,19 +139,18 @@ impl Engine for Local {
         self.train.plan()
     }
 
-    fn begin(&mut self, step: u64, batch: &StepBatch) -> Result<(), Fault> {
+    fn begin(&mut self, step: u64, batch: &StepBatch) -> Result<(), EngineError> {
         self.step = step;
-        Self::write_scales(&mut *self.device, &self.train, batch)?;
+        inputs::write_scalars(&mut *self.device, &self.train, batch)?;
         for (index, micro) in batch.micro.iter().enumerate() {
             self.train.set_first(index == 0);
-            self.train.bind(micro.sequences);
-            Self::write_inputs(&mut *self.device, &self.train, micro)?;
+            inputs::write_micro_batch(&mut *self.device, &mut self.train, micro)?;
             self.run(Range::Accumulate)?;
         }
         Ok(())
     }
 
-    fn verdict(&mut self) -> Result<Verdict, Fault> {
+    fn verdict(&mut self) -> Result<Verdict, EngineError> {
         let loss = f64::from(self.train.read_scalar(&mut *self.device, "loss")?);
         let mut parts = Vec::new();
         for part in ["main", "mtp", "balance"] {
@@ -174,22 +160,22 @@ impl Engine for Local {
             }
         }
         if !loss.is_finite() {
-            return Err(self.fault(FaultKind::NonFinite { value: "loss".into() }));
+            return Err(self.fault(FaultKind::NonFinite { value: "loss".into() }).into());
         }
         Ok(Verdict { loss, parts })
     }
 
-    fn commit(&mut self) -> Result<Committed, Fault> {
+    fn commit(&mut self) -> Result<Committed, EngineError> {
         self.run(Range::Update)?;
         let gradient_norm = f64::from(self.train.read_scalar(&mut *self.device, "gradient_norm")?);
         if !gradient_norm.is_finite() {
-            return Err(self.fault(FaultKind::NonFinite { value: "gradient_norm".into() }));
+            return Err(self.fault(FaultKind::NonFinite { value: "gradient_norm".into() }).into());
         }
         self.train.flip();
         Ok(Committed { gradient_norm })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, Fault> {
+    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, EngineError> {
         let values: Vec<_> = self
             .train
             .program()
@@ -206,11 +192,11 @@ impl Engine for Local {
         Ok(tensors)
     }
 
-    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), Fault> {
+    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), EngineError> {
         let expected = self.train.program().program().state().count();
         if state.len() != expected {
             let message = format!("the state has {} tensors, the program {expected}", state.len());
-            return Err(self.fault(FaultKind::Driver { code: 0, message }));
+            return Err(self.fault(FaultKind::Driver { code: 0, message }).into());
         }
         for tensor in state {
             let program = self.train.program().program();
@@ -223,7 +209,7 @@ impl Engine for Local {
             });
             if !fits {
                 let message = format!("the state's `{}` does not fit the program", tensor.name);
-                return Err(self.fault(FaultKind::Driver { code: 0, message }));
+                return Err(self.fault(FaultKind::Driver { code: 0, message }).into());
             }
             self.train.write(&mut *self.device, &tensor.name, &tensor.bytes)?;
         }
@@ -231,25 +217,13 @@ impl Engine for Local {
         Ok(())
     }
 
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), Fault> {
+    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError> {
         let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
-        let mut session = self.train.open_over(&mut *self.device, program)?;
-        let (mut total, mut targets) = (0.0, 0);
-        for batch in batches {
-            Self::write_scales(&mut *self.device, &session, &batch)?;
-            for micro in &batch.micro {
-                session.bind(micro.sequences);
-                Self::write_inputs(&mut *self.device, &session, micro)?;
-                session.run(&mut *self.device, Range::Accumulate)?;
-                total += f64::from(session.read_scalar(&mut *self.device, "loss_sum")?);
-                targets += micro.targets;
-            }
-        }
-        session.close(&mut *self.device)?;
-        Ok((total, targets))
+        let batches: Vec<StepBatch> = batches.collect();
+        Ok(inputs::evaluate(&mut *self.device, &self.train, program, &mut batches.iter())?)
     }
 
-    fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, Fault> {
+    fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, EngineError> {
         let Some(program) = self.logits.clone() else { return Ok(Vec::new()) };
         // The state's halves change places at each commit, so a session over an older step's is of no use.
         let mut session = match self.sampler.take() {
@@ -261,21 +235,13 @@ impl Engine for Local {
                 self.train.open_over(&mut *self.device, program)?
             }
         };
-        let used = window.len().min(session.bound()).max(1);
-        let window = &window[window.len().saturating_sub(used)..];
-        session.bind(used);
-        session.write_i32(&mut *self.device, "tokens", window)?;
-        session.write_i32(&mut *self.device, "segment_start", &vec![0; used])?;
-        session.write_i32(&mut *self.device, "positions", &(0..used as i32).collect::<Vec<_>>())?;
-        session.run(&mut *self.device, Range::Accumulate)?;
-        let all = session.read_f32(&mut *self.device, "logits")?;
-        let vocabulary = all.len() / used;
+        let logits = inputs::logits(&mut *self.device, &mut session, window)?;
         self.sampler = Some((self.step, session));
-        Ok(all[(used - 1) * vocabulary..used * vocabulary].to_vec())
+        Ok(logits)
     }
 }
 
-fn stored(dtype: DType) -> TensorDtype {
+pub(super) fn stored(dtype: DType) -> TensorDtype {
     match dtype {
         DType::F32 => TensorDtype::F32,
         DType::Bf16 => TensorDtype::BF16,

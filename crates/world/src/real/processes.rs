@@ -54,6 +54,15 @@ impl Processes for RealProcesses {
             // takes a lock.
             unsafe { command.pre_exec(keep_open) };
         }
+        #[cfg(target_os = "linux")]
+        if launch.dies_with_parent {
+            let die = || {
+                let signal = Some(rustix::process::Signal::KILL);
+                Ok(rustix::process::set_parent_process_death_signal(signal)?)
+            };
+            // SAFETY: one `prctl` call between fork and exec; it neither allocates nor takes a lock.
+            unsafe { command.pre_exec(die) };
+        }
         let child = command.spawn().map_err(|source| ProcessError {
             operation: "start",
             process: launch.program.display().to_string(),

@@ -6,11 +6,14 @@
 //! touched.
 
 mod elementwise;
+mod fold;
 pub mod peak;
 mod product;
 mod view;
 mod workspace;
 
+pub use fold::{Folded, fold, fold_scratch_values, largest_distance};
+pub(crate) use product::groups;
 pub use product::{
     GroupedOuter, GroupedProduct, Product, grouped_outer, grouped_product, grouped_workspace_bytes, product,
     product_workspace_bytes,

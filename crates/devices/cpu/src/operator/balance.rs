@@ -56,12 +56,14 @@ impl Execute for BalanceLoss {
                 affinity.fill(0.0);
                 for scores in scores[sequence * length * experts..][..length * experts].chunks_exact(experts)
                 {
-                    let unit = 1.0 / (scores.iter().sum::<f32>() * length as f32);
-                    affinity.iter_mut().zip(scores).for_each(|(affinity, score)| *affinity += score * unit);
+                    // A quotient each: the reciprocal of a sum that is nearly subnormal is infinite.
+                    let sum = scores.iter().sum::<f32>();
+                    affinity.iter_mut().zip(scores).for_each(|(affinity, score)| *affinity += score / sum);
                 }
                 // SAFETY: one element for each sequence.
                 let loss = unsafe { loss.part(sequence, 1) };
-                loss[0] = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
+                let sum: f32 = loads.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
+                loss[0] = sum / length as f32;
             },
         );
     }

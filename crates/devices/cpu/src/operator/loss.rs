@@ -1,7 +1,8 @@
 //! The linear head with its cross-entropy, a block of rows at a time out of whole products: logits are made once, turned
-//! into their gradient in place, and thrown away.
+//! into their gradient in place, and thrown away. Where both operands are bf16, so is the logits' gradient.
 
 use super::floats::{with_floats, with_floats_mut};
+use super::narrow::{narrow_matrix, narrow_row};
 use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
 use crate::bind::View;
@@ -210,6 +211,7 @@ impl Execute for LinearCrossEntropyGradient {
             panic!("the loss's gradient has three outputs")
         };
         let loss = Parts::new(loss.f32());
+        let narrow = head.x.values.is_bf16() && head.weight.values.is_bf16();
         let mut blocks = |sums: &mut [f32]| {
             for start in (0..rows).step_by(own.each) {
                 let height = own.each.min(rows - start);
@@ -231,8 +233,15 @@ impl Execute for LinearCrossEntropyGradient {
                     let at_target = dloss[row] * (z[target] / sum - 1.0);
                     scale_row(context.level, z, dloss[row] / sum);
                     z[target] = at_target;
+                    if narrow {
+                        narrow_row(context.level, z);
+                    }
                 });
-                let g = Matrix::dense(Floats::F32(logits), height, vocabulary);
+                let g = if narrow {
+                    narrow_matrix(logits, height, vocabulary)
+                } else {
+                    Matrix::dense(Floats::F32(logits), height, vocabulary)
+                };
                 let place = start * columns..(start + height) * columns;
                 let out = match dx.floats() {
                     FloatsMut::F32(dx) => FloatsMut::F32(&mut dx[place.clone()]),
@@ -265,7 +274,12 @@ impl Execute for LinearCrossEntropyGradient {
                             None => masked.fill(0.0),
                         }
                     });
-                    Matrix::dense(Floats::F32(&*masked), height, columns)
+                    if narrow {
+                        masked.chunks_exact_mut(columns).for_each(|row| narrow_row(context.level, row));
+                        narrow_matrix(masked, height, columns)
+                    } else {
+                        Matrix::dense(Floats::F32(&*masked), height, columns)
+                    }
                 } else {
                     rows_of(&head.x, block)
                 };

@@ -2,13 +2,16 @@
 
 mod assemble;
 mod attention;
+mod attention_check;
 mod balance;
+mod compare;
 pub(crate) mod copy;
 mod counter;
 mod digest;
 mod elementwise;
 pub(crate) mod floats;
 mod loss;
+mod narrow;
 mod norm;
 mod optimizer;
 mod parallel;

@@ -81,17 +81,20 @@ impl Execute for GroupedOuter {
 
     fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
         let (a, b) = (sizes.inputs[0].shape.sizes(), sizes.inputs[1].shape.sizes());
+        let experts = sizes.inputs[2].shape.elements().saturating_sub(1);
         // One expert may have all rows.
-        kernel::grouped_workspace_bytes(a[1], b[1], a[0], sizes.threads)
+        kernel::grouped_workspace_bytes(experts * a[1], b[1], a[0], sizes.threads)
     }
 
     fn run(&self, task: &mut Task<'_, '_>) {
+        let Some((y, sums)) = task.outputs.split_first_mut() else { panic!("grouped_outer has an output") };
         let outer = kernel::GroupedOuter {
             a: task.inputs[0].matrix(),
             b: task.inputs[1].matrix(),
             offsets: task.inputs[2].i32(),
-            out: task.outputs[0].floats(),
+            out: y.floats(),
             accumulate: task.adds,
+            row_sums: sums.first_mut().map(|sums| sums.f32()),
         };
         kernel::grouped_outer(&task.context, outer, task.workspace);
     }

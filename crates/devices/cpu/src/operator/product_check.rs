@@ -1,27 +1,37 @@
-//! `product_check`: row sums against a·(b·1), in f64 so that only the product itself can be at fault.
+//! `product_check`: row sums against a·(b·1), each operand read once.
 
-use super::parallel::{parts, parts2};
 use super::{Execute, Sizes, Task};
 use crate::bind::Layout;
-use crate::kernel::{Floats, Matrix};
-use toprope_program::operator::ProductCheck;
+use crate::kernel::{Context, Folded, Matrix, fold, fold_scratch_values, groups, largest_distance};
+use toprope_program::operator::{ProductCheck, ProductForm};
 
-/// Rows that one thread takes at a time.
-const ROWS: usize = 16;
+/// 2^-24 and 2^-70, the factors of the bound.
+const UNIT: f32 = f32::EPSILON / 2.0;
+const FLOOR: f32 = f32::from_bits((127 - 70) << 23);
 
-fn at(values: &Floats<'_>, index: usize) -> f64 {
-    match values {
-        Floats::F32(values) => f64::from(values[index]),
-        Floats::Bf16(values) => f64::from(values[index].to_f32()),
-    }
+/// f32 values that the check of a product of `[M, K]` and `[K, N]` needs.
+fn values(m: usize, k: usize, n: usize) -> usize {
+    let scratch = fold_scratch_values(k, n).max(fold_scratch_values(m, k));
+    n + 3 * k + 3 * m + scratch
 }
 
-/// `Σ f(row[c])` over a row of a matrix.
-fn fold_row(matrix: &Matrix<'_>, row: usize, mut work: impl FnMut(usize, f64)) {
-    let start = row * matrix.row_stride;
-    for column in 0..matrix.columns {
-        work(column, at(&matrix.values, start + column * matrix.column_stride));
-    }
+fn take<'w>(rest: &mut &'w mut [f32], count: usize) -> &'w mut [f32] {
+    let (part, behind) = std::mem::take(rest).split_at_mut(count);
+    *rest = behind;
+    part
+}
+
+/// The largest distance of one product's row sums.
+fn distance(context: &Context<'_>, a: &Matrix<'_>, b: &Matrix<'_>, got: &[f32], mut rest: &mut [f32]) -> f32 {
+    let (m, k, n) = (a.rows, b.rows, b.columns);
+    let ones = take(&mut rest, n);
+    ones.fill(1.0);
+    let (s, absolute, q) = (take(&mut rest, k), take(&mut rest, k), take(&mut rest, k));
+    fold(context, b, (ones, ones), Folded { sum: s, absolute, square: q }, rest);
+    let (sum, absolute, square) = (take(&mut rest, m), take(&mut rest, m), take(&mut rest, m));
+    fold(context, a, (s, q), Folded { sum, absolute, square }, rest);
+    let want = Folded { sum, absolute, square };
+    largest_distance(context.level, got, want, ((k + n) as f32).sqrt(), UNIT, FLOOR)
 }
 
 impl Execute for ProductCheck {
@@ -31,43 +41,57 @@ impl Execute for ProductCheck {
 
     fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
         let (a, b) = (sizes.inputs[0].shape.sizes(), sizes.inputs[1].shape.sizes());
-        (2 * b[0] + a[0]) * size_of::<f64>() + size_of::<f64>()
+        let n = b.last().copied().unwrap_or(1);
+        let values = match self.form {
+            ProductForm::Matmul | ProductForm::GroupedMatmul => values(a[0], a[1], n),
+            ProductForm::GroupedOuter => values(a[1], a[0], n),
+        };
+        (values + 1) * size_of::<f32>()
     }
 
     fn run(&self, task: &mut Task<'_, '_>) {
-        let (a, b, row_sums) = (task.inputs[0].matrix(), task.inputs[1].matrix(), task.inputs[2].f32());
-        let (rows, depth, columns) = (a.rows, a.columns, b.columns);
-        let pool = task.context.pool;
-        // SAFETY: every bit pattern is an f64, and the middle part is aligned for it.
-        let (_, workspace, _) = unsafe { task.workspace.align_to_mut::<f64>() };
-        let (sums, rest) = workspace.split_at_mut(depth);
-        let (sizes, rest) = rest.split_at_mut(depth);
-        let worst = &mut rest[..rows];
-        parts2(pool, (sums, ROWS), (sizes, ROWS), |index, sums, sizes| {
-            for (row, (sum, size)) in sums.iter_mut().zip(sizes).enumerate() {
-                (*sum, *size) = (0.0, 0.0);
-                fold_row(&b, index * ROWS + row, |_, value| {
-                    *sum += value;
-                    *size += value.abs();
-                });
+        let a = task.inputs[0].matrix();
+        let (b, got) = (task.inputs[1], task.inputs[2].f32());
+        let context = task.context;
+        // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
+        let (_, workspace, _) = unsafe { task.workspace.align_to_mut::<f32>() };
+        let largest = match self.form {
+            ProductForm::Matmul => distance(&context, &a, &b.matrix(), got, workspace),
+            ProductForm::GroupedMatmul => {
+                let each = Matrix {
+                    values: b.floats(),
+                    rows: b.sizes()[1],
+                    columns: b.sizes()[2],
+                    row_stride: b.strides()[1],
+                    column_stride: b.strides()[2],
+                };
+                let experts = groups(task.inputs[3].i32(), a.rows);
+                let distances = experts.into_iter().enumerate().filter(|(_, (_, count))| *count > 0).map(
+                    |(expert, (start, count))| {
+                        let weight = each.from_element(expert * b.strides()[0]);
+                        distance(
+                            &context,
+                            &a.some_rows(start, count),
+                            &weight,
+                            &got[start..][..count],
+                            workspace,
+                        )
+                    },
+                );
+                distances.fold(0.0, f32::max)
             }
-        });
-        let (sums, sizes) = (&*sums, &*sizes);
-        let unit = 2f64.powi(-24) * (depth + columns + 4) as f64;
-        parts(pool, worst, ROWS, |index, part| {
-            for (row, worst) in part.iter_mut().enumerate() {
-                let row = index * ROWS + row;
-                let (mut sum, mut size) = (0.0, 0.0);
-                fold_row(&a, row, |column, value| {
-                    sum += value * sums[column];
-                    size += value.abs() * sizes[column];
+            ProductForm::GroupedOuter => {
+                let b = b.matrix();
+                let experts = groups(task.inputs[3].i32(), a.rows);
+                let distances = experts.into_iter().enumerate().map(|(expert, (start, count))| {
+                    let left = a.some_rows(start, count).transposed();
+                    let got = &got[expert * a.columns..][..a.columns];
+                    distance(&context, &left, &b.some_rows(start, count), got, workspace)
                 });
-                let distance = (f64::from(row_sums[row]) - sum).abs() / (unit * size + 2f64.powi(-120));
-                *worst = if distance.is_nan() { f64::INFINITY } else { distance };
+                distances.fold(0.0, f32::max)
             }
-        });
-        let largest = worst.iter().copied().fold(0.0, f64::max);
+        };
         let [y] = task.outputs();
-        y.f32()[0] = largest as f32;
+        y.f32()[0] = largest;
     }
 }

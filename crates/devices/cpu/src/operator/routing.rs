@@ -2,7 +2,8 @@
 
 use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
-use crate::lanes::exp_scalar;
+use crate::lanes::{Element, WIDTH, exp_scalar, sigmoid_pair};
+use crate::level::{Level, kernel};
 use toprope_program::operator::{ExpertSort, Router, RouterGradient, Scoring};
 
 /// Tokens that one thread routes at a time.
@@ -33,33 +34,50 @@ fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, best: &mut [
     }
 }
 
-/// Scores of one token's logits.
-fn score(scoring: Scoring, logits: &[f32], scores: &mut [f32]) {
-    match scoring {
-        Scoring::Sigmoid => {
-            for (score, x) in scores.iter_mut().zip(logits) {
-                // Each branch is accurate where its result is small.
-                let small = exp_scalar(-x.abs());
-                *score = if *x < 0.0 { small / (1.0 + small) } else { 1.0 / (1.0 + small) };
+kernel! {
+    /// `1/(1+e^-x)`, accurate where it is small.
+    fn sigmoids[](x: &'a [f32], y: &'a mut [f32]) {
+        let count = y.len().min(x.len());
+        let mut start = 0;
+        while start < count {
+            let width = (count - start).min(WIDTH);
+            // SAFETY: start + width ≤ count.
+            unsafe {
+                let value = sigmoid_pair(f32::load_first::<L>(x.as_ptr().add(start), width)).0;
+                f32::store_first::<L>(value, y.as_mut_ptr().add(start), width);
             }
-        }
-        Scoring::Softmax => {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for (score, x) in scores.iter_mut().zip(logits) {
-                // The difference's rounding counts where it is large: it is found exactly (Knuth's two-sum) and put back.
-                let difference = x - largest;
-                let part = difference - x;
-                let rest = (x - (difference - part)) - (largest + part);
-                *score = exp_scalar(difference);
-                if rest.is_finite() {
-                    *score += *score * rest;
-                }
-                sum += *score;
-            }
-            scores.iter_mut().for_each(|score| *score /= sum);
+            start += WIDTH;
         }
     }
+}
+
+/// Scores of whole tokens' logits, `experts` each.
+fn score(level: Level, scoring: Scoring, experts: usize, logits: &[f32], scores: &mut [f32]) {
+    match scoring {
+        Scoring::Sigmoid => sigmoids(level, logits, scores),
+        Scoring::Softmax => {
+            for (logits, scores) in logits.chunks_exact(experts).zip(scores.chunks_exact_mut(experts)) {
+                softmax(logits, scores);
+            }
+        }
+    }
+}
+
+fn softmax(logits: &[f32], scores: &mut [f32]) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for (score, x) in scores.iter_mut().zip(logits) {
+        // The difference's rounding counts where it is large: it is found exactly (Knuth's two-sum) and put back.
+        let difference = x - largest;
+        let part = difference - x;
+        let rest = (x - (difference - part)) - (largest + part);
+        *score = exp_scalar(difference);
+        if rest.is_finite() {
+            *score += *score * rest;
+        }
+        sum += *score;
+    }
+    scores.iter_mut().for_each(|score| *score /= sum);
 }
 
 /// Scratch of a thread: biased scores of all experts, scores of all groups, the best groups, which are chosen.
@@ -77,7 +95,7 @@ impl Execute for Router {
         let (logits, bias) = (task.inputs[0].f32(), task.inputs[1].f32());
         let experts = bias.len();
         let each = thread_values(experts, self);
-        let pool = task.context.pool;
+        let (pool, level) = (task.context.pool, task.context.level);
         // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
         let (_, scratch, _) = unsafe { task.workspace.align_to_mut::<f32>() };
         let scratch = Parts::new(&mut scratch[..each * pool.threads()]);
@@ -92,16 +110,19 @@ impl Execute for Router {
             pool.for_each_thread(tokens.div_ceil(TOKENS), |thread, block| {
                 // SAFETY: one thread's scratch memory.
                 let scratch = unsafe { scratch.part(thread * each, each) };
-                for token in block * TOKENS..((block + 1) * TOKENS).min(tokens) {
-                    // SAFETY: each token's parts belong to the one block that it is in.
-                    let (scores, indices, weights) = unsafe {
+                let place = block * TOKENS * experts;
+                // SAFETY: each token's parts belong to the one block that it is in.
+                let scores = unsafe { scores.part(place, TOKENS * experts) };
+                score(level, self.scoring, experts, &logits[place..][..scores.len()], scores);
+                for (index, scores) in scores.chunks_exact(experts).enumerate() {
+                    let token = block * TOKENS + index;
+                    // SAFETY: as above.
+                    let (indices, weights) = unsafe {
                         (
-                            scores.part(token * experts, experts),
                             indices.part(token * self.top_k, self.top_k),
                             weights.part(token * self.top_k, self.top_k),
                         )
                     };
-                    score(self.scoring, &logits[token * experts..][..experts], scores);
                     self.choose(scores, bias, scratch, indices);
                     self.weigh(scores, indices, weights);
                 }

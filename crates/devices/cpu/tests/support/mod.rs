@@ -10,7 +10,7 @@ use toprope_model::{DeepseekV3Config, TrainingOptions};
 use toprope_program::shape::sizes;
 use toprope_program::{
     Allocation, Bindings, BufferId, CheckMask, DType, Device, MemoryPlan, PreparedId, Program, Progress,
-    Range, Role, Span, StateLayout, Tensor, Ticket, Validated, Value, Width, validate,
+    Range, Role, Span, StateLayout, Tensor, Ticket, Validated, Value, ValueId, Width, validate,
 };
 
 /// Long enough for any step here.
@@ -54,6 +54,7 @@ pub struct Run<D> {
     pub prepared: PreparedId,
     pub buffers: [BufferId; 3],
     pub symbols: Vec<usize>,
+    pub checks: CheckMask,
 }
 
 /// Uniform bits, the same in every run (Knuth's MMIX generator).
@@ -79,7 +80,15 @@ impl<D: Device> Run<D> {
         };
         let work = device.allocate(Allocation::Own(plan.work_bytes)).unwrap();
         let symbols = program.program().bounds();
-        let mut run = Run { device, program, plan, prepared, buffers: [current, next, work], symbols };
+        let mut run = Run {
+            device,
+            program,
+            plan,
+            prepared,
+            buffers: [current, next, work],
+            symbols,
+            checks: CheckMask::all(4096),
+        };
         let program = run.program.clone();
         for value in &program.program().values {
             let sizes = sizes(&value.shape, &run.symbols);
@@ -127,7 +136,7 @@ impl<D: Device> Run<D> {
     /// Queues a span.
     pub fn queue(&mut self, range: Range, from: usize, to: usize, first: bool) -> Ticket {
         let [current, next, work] = self.buffers;
-        let checks = CheckMask::all(256);
+        let checks = self.checks.clone();
         let bindings = Bindings { current, next, work, symbols: self.symbols.clone(), first, checks };
         self.device.run(self.prepared, Span { range, from, to }, &bindings).unwrap()
     }
@@ -155,6 +164,23 @@ impl<D: Device> Run<D> {
         self.feed(2, 96, 67);
         self.all(Range::Accumulate, false);
         self.all(Range::Update, false);
+    }
+
+    /// Makes the next state the current one.
+    pub fn flip(&mut self) {
+        self.buffers.swap(0, 1);
+    }
+
+    /// A stored value.
+    pub fn tensor(&mut self, id: ValueId) -> Tensor {
+        let program = self.program.clone();
+        let value = program.program().value(id);
+        let sizes = sizes(&value.shape, &self.symbols);
+        let place = self.plan.place(id).unwrap();
+        let count: usize = sizes.iter().product();
+        let mut bytes = vec![0; count * value.dtype.size_bytes(Width::Native)];
+        self.device.read(self.buffers[place.region as usize], place.offset_bytes, &mut bytes).unwrap();
+        Tensor::from_bytes(value.dtype, &sizes, Width::Native, &bytes).unwrap()
     }
 
     /// The stored bytes of every value of these roles, by name.

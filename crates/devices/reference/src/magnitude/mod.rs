@@ -6,7 +6,6 @@ mod loss; // linear head with cross-entropy
 mod single; // operators that are not sums of products
 
 use crate::operator::{place, product};
-use toprope_program::operator::ProductCheck;
 use toprope_program::{MagnitudeFunction, Operator, Tensor};
 
 /// `Σ|contributions|` and the like for each element of each output; zeros where the tolerance is exact.
@@ -53,7 +52,8 @@ pub fn magnitudes(operator: &Operator, operands: &[Tensor], outputs: &[Tensor]) 
         Operator::RandomBits(_) => exact(outputs),
         Operator::Append(_) => of_outputs(outputs),
         Operator::Digest(_) => exact(outputs),
-        Operator::ProductCheck(ProductCheck {}) => exact(outputs),
+        Operator::ProductCheck(_) => exact(outputs),
+        Operator::Compare(_) | Operator::AttentionCheck(_) => exact(outputs),
     }
 }
 

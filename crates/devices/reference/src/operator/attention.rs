@@ -2,7 +2,7 @@
 
 use super::{add_scaled, attribute, inner, tensor};
 use std::ops::Range;
-use toprope_program::operator::{Attention, AttentionGradient};
+use toprope_program::operator::{Attention, AttentionCheck, AttentionGradient};
 use toprope_program::{DType, Tensor, Width};
 
 /// Operands of attention by head.
@@ -126,4 +126,65 @@ pub(crate) fn attention_gradient(
         }
     }
     vec![dq, dk, dv]
+}
+
+/// The runs of rows that see nothing of each other.
+fn runs(heads: &Heads<'_>) -> Vec<Range<usize>> {
+    let rows = heads.q.sizes[0];
+    let border = |row: usize| {
+        (row..rows).all(|later| heads.visible(later).is_empty() || heads.visible(later).start >= row)
+    };
+    let starts: Vec<usize> = (0..rows).filter(|row| border(*row)).collect();
+    let ends = starts.iter().skip(1).copied().chain([rows]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
+pub(crate) fn attention_check(attributes: &AttentionCheck, operands: &[Tensor]) -> Vec<Tensor> {
+    let heads = Heads::new(&operands[..3], &operands[8], &[]);
+    let [out, dout, dq, dk, dv] = [3, 4, 5, 6, 7].map(|index: usize| &operands[index]);
+    let mut worst = 0.0f64;
+    for run in runs(&heads) {
+        let unit = out.dtype.unit_roundoff() + 2f64.powi(-24) * (run.len() as f64).sqrt();
+        let keys = run.start..run.end.min(heads.k.sizes[0]).max(run.start);
+        for g in 0..heads.k.sizes[1] {
+            let group: Vec<usize> = (0..heads.q.sizes[1]).filter(|h| heads.key_head(*h) == g).collect();
+            let queries = || run.clone().flat_map(|i| group.iter().map(move |h| (i, *h)));
+            let mut meet = |total: f64, first: f64, second: f64| {
+                let distance = total.abs() / (unit * (first.sqrt() + second.sqrt()) + 2f64.powi(-70));
+                worst = if distance.is_nan() { f64::INFINITY } else { worst.max(distance) };
+            };
+            let square = |terms: &[f64]| terms.iter().map(|x| x * x).sum::<f64>();
+            // Σ (x·y)² over columns.
+            let products = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).collect::<Vec<f64>>();
+            for c in 0..dv.sizes[2] {
+                let have: Vec<f64> = keys.clone().map(|j| row(dv, j, g)[c]).collect();
+                let seeing = queries().filter(|(i, _)| !heads.visible(*i).is_empty());
+                let want: Vec<f64> = seeing.map(|(i, h)| row(dout, i, h)[c]).collect();
+                let total = have.iter().sum::<f64>() - want.iter().sum::<f64>();
+                meet(total, square(&have), square(&want));
+            }
+            for c in 0..dk.sizes[2] {
+                let have: Vec<f64> = keys.clone().map(|j| row(dk, j, g)[c]).collect();
+                let errors = queries().map(|(i, h)| {
+                    let along = square(&products(row(dout, i, h), row(out, i, h)));
+                    (attributes.scale * heads.query(i, h)[c]).powi(2) * along
+                });
+                meet(have.iter().sum(), square(&have), errors.sum());
+            }
+            let of_queries = |x: &Tensor, y: &Tensor| -> Vec<f64> {
+                queries().flat_map(|(i, h)| products(row(x, i, h), row(y, i, h))).collect()
+            };
+            let of_keys = |x: &Tensor, y: &Tensor| -> Vec<f64> {
+                keys.clone().flat_map(|j| products(row(x, j, g), row(y, j, g))).collect()
+            };
+            for (first, second) in [
+                (of_queries(heads.q, dq), of_keys(heads.k, dk)),
+                (of_queries(out, dout), of_keys(heads.v, dv)),
+            ] {
+                let total = first.iter().sum::<f64>() - second.iter().sum::<f64>();
+                meet(total, square(&first), square(&second));
+            }
+        }
+    }
+    vec![tensor(DType::F32, &[1], vec![worst])]
 }

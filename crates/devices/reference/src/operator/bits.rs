@@ -2,7 +2,7 @@
 
 use super::tensor;
 use half::bf16;
-use toprope_program::operator::{Digest, RandomBits, digest_mix};
+use toprope_program::operator::{Compare, Digest, RandomBits, digest_mix};
 use toprope_program::tensor::round;
 use toprope_program::{DType, Tensor, philox, shape};
 
@@ -38,4 +38,13 @@ pub(crate) fn digest_words(x: &Tensor) -> u64 {
 /// A 64-bit number as two words, low word first.
 pub(crate) fn words(sum: u64) -> Tensor {
     tensor(DType::U32, &[2], vec![f64::from(sum as u32), f64::from((sum >> 32) as u32)])
+}
+
+pub(crate) fn compare(_: &Compare, operands: &[Tensor]) -> Vec<Tensor> {
+    let (first, second) = operands.split_at(operands.len() / 2);
+    let same = |a: f64, b: f64| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    let differing =
+        |a: &Tensor, b: &Tensor| a.data.iter().zip(&b.data).filter(|(a, b)| !same(**a, **b)).count();
+    let count: usize = first.iter().zip(second).map(|(a, b)| differing(a, b)).sum();
+    vec![tensor(DType::F32, &[1], vec![count as f64])]
 }

@@ -70,6 +70,8 @@ pub fn evaluate_bound(
         Operator::Append(a) => place::append(a, operands),
         Operator::Digest(a) => bits::digest(a, operands),
         Operator::ProductCheck(a) => product::product_check(a, operands),
+        Operator::Compare(a) => bits::compare(a, operands),
+        Operator::AttentionCheck(a) => attention::attention_check(a, operands),
     };
     for output in &mut outputs {
         if width == Width::Native || !output.dtype.is_float() {

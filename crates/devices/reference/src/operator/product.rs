@@ -2,7 +2,9 @@
 
 use super::{add_scaled, inner, tensor};
 use std::ops::Range;
-use toprope_program::operator::{ColumnSum, Dot, GroupedMatmul, GroupedOuter, Matmul, ProductCheck};
+use toprope_program::operator::{
+    ColumnSum, Dot, GroupedMatmul, GroupedOuter, Matmul, ProductCheck, ProductForm,
+};
 use toprope_program::{DType, Tensor};
 
 pub(crate) fn column_sum(attributes: &ColumnSum, operands: &[Tensor]) -> Vec<Tensor> {
@@ -84,20 +86,50 @@ pub(crate) fn grouped_outer(attributes: &GroupedOuter, operands: &[Tensor]) -> V
             }
         }
     }
-    vec![tensor(attributes.output, &[experts, k, n], y)]
+    let sums = attributes.row_sums.then(|| Tensor { sizes: vec![experts, k], ..row_sums(&y, n) });
+    let mut outputs = vec![tensor(attributes.output, &[experts, k, n], y)];
+    outputs.extend(sums);
+    outputs
 }
 
-pub(crate) fn product_check(_: &ProductCheck, operands: &[Tensor]) -> Vec<Tensor> {
-    let (a, b, row_sums) = (&operands[0], &operands[1], &operands[2]);
-    let (k, n) = (a.sizes[1], b.sizes[1]);
-    let s: Vec<f64> = b.data.chunks_exact(n).map(|row| row.iter().sum()).collect();
-    let q: Vec<f64> = b.data.chunks_exact(n).map(|row| row.iter().map(|x| x.abs()).sum()).collect();
+/// The largest distance of one product's row sums, in units of the bound; `a` is `[M, K]`, `b` is `[K, N]`.
+fn row_sum_distance(a: &[f64], b: &[f64], row_sums: &[f64], n: usize) -> f64 {
+    let k = b.len() / n;
+    let s: Vec<f64> = b.chunks_exact(n).map(|row| row.iter().sum()).collect();
+    let q: Vec<f64> = b.chunks_exact(n).map(|row| row.iter().map(|x| x * x).sum()).collect();
     let mut worst = 0.0f64;
-    for (a, row_sum) in a.data.chunks_exact(k).zip(&row_sums.data) {
-        let size: f64 = a.iter().zip(&q).map(|(a, q)| a.abs() * q).sum();
-        let bound = 2f64.powi(-24) * (k + n + 4) as f64 * size + 2f64.powi(-120);
+    for (row, row_sum) in row_sums.iter().enumerate() {
+        let a = &a[row * k..][..k];
+        let absolute: f64 = a.iter().zip(&s).map(|(a, s)| (a * s).abs()).sum();
+        let square: f64 = a.iter().zip(&q).map(|(a, q)| a * a * q).sum();
+        let bound = 2f64.powi(-24) * (absolute + ((k + n) as f64).sqrt() * square.sqrt()) + 2f64.powi(-70);
         let distance = (row_sum - inner(a, &s)).abs() / bound;
         worst = if distance.is_nan() { f64::INFINITY } else { worst.max(distance) };
     }
-    vec![tensor(DType::F32, &[1], vec![worst])]
+    worst
+}
+
+pub(crate) fn product_check(attributes: &ProductCheck, operands: &[Tensor]) -> Vec<Tensor> {
+    let (a, b, row_sums) = (&operands[0], &operands[1], &operands[2]);
+    let (rows, k) = (a.sizes[0], a.sizes[1]);
+    let n = b.sizes.last().copied().unwrap_or(1);
+    let experts = operands.get(3).map_or(1, |offsets| offsets.sizes[0] - 1);
+    let of = |e: usize| operands.get(3).map_or(0..rows, |offsets| rows_of(offsets, e, rows));
+    let distances = (0..experts).map(|e| {
+        let rows = of(e);
+        let a = &a.data[rows.start * k..rows.end * k];
+        match attributes.form {
+            ProductForm::Matmul => row_sum_distance(a, &b.data, &row_sums.data, n),
+            ProductForm::GroupedMatmul => {
+                row_sum_distance(a, &b.data[e * k * n..][..k * n], &row_sums.data[rows], n)
+            }
+            ProductForm::GroupedOuter => {
+                let count = rows.len();
+                let transposed: Vec<f64> = (0..count * k).map(|at| a[at % count * k + at / count]).collect();
+                let b = &b.data[rows.start * n..rows.end * n];
+                row_sum_distance(&transposed, b, &row_sums.data[e * k..][..k], n)
+            }
+        }
+    });
+    vec![tensor(DType::F32, &[1], vec![distances.fold(0.0, f64::max)])]
 }

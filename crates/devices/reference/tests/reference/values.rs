@@ -2,7 +2,8 @@
 
 use crate::numbers::{Numbers, floats, integers};
 use crate::session::Session;
-use toprope_program::check::{PRODUCT_CHECK_LIMIT, insert_product_checks};
+use toprope_program::check::{CheckLevel, CheckPlan, insert};
+use toprope_program::operator::PRODUCT_LIMIT;
 use toprope_program::operator::*;
 use toprope_program::{
     Builder, CheckMask, DType, Dim, Operator, Phase, Program, Range, Role, Tensor, Type, View, Width,
@@ -270,7 +271,7 @@ fn checked_product() -> Program {
     let y = b.one("y", Matmul { output: DType::F32, row_sums: false }, [a.into(), turned]).unwrap();
     b.accumulate("kept", y).unwrap();
     let mut program = b.finish();
-    assert_eq!(insert_product_checks(&mut program).len(), 1);
+    assert_eq!(insert(&mut program, &CheckPlan { level: CheckLevel::Full }).len(), 1);
     program
 }
 
@@ -288,7 +289,7 @@ fn checks_fire_by_their_bit_and_pass_on_good_data() {
     session.bindings.checks = CheckMask::all(1);
     session.run(Range::Accumulate);
     let worst = session.read("y.check").data[0];
-    assert!((0.0..=f64::from(PRODUCT_CHECK_LIMIT)).contains(&worst), "{worst}");
+    assert!((0.0..=PRODUCT_LIMIT).contains(&worst), "{worst}");
     assert_eq!(session.read("kept"), product, "a check changes nothing");
 }
 
@@ -300,12 +301,12 @@ fn a_flipped_bit_is_far_above_the_limit() {
     let row_sums = evaluate(&product, &[a.clone(), b.clone()], true, Width::Native).remove(1);
     let worst = |row_sums: Tensor| {
         let operands = [a.clone(), b.clone(), row_sums];
-        evaluate(&ProductCheck {}.into(), &operands, true, Width::Native)[0].data[0]
+        evaluate(&ProductCheck::default().into(), &operands, true, Width::Native)[0].data[0]
     };
-    assert!(worst(row_sums.clone()) <= f64::from(PRODUCT_CHECK_LIMIT));
+    assert!(worst(row_sums.clone()) <= PRODUCT_LIMIT);
     let mut flipped = row_sums.clone();
     flipped.data[3] = f64::from(f32::from_bits((flipped.data[3] as f32).to_bits() ^ 1 << 20));
-    assert!(worst(flipped) > 100.0 * f64::from(PRODUCT_CHECK_LIMIT));
+    assert!(worst(flipped) > 100.0 * PRODUCT_LIMIT);
     let mut lost = row_sums;
     lost.data[0] = f64::NAN;
     assert_eq!(worst(lost), f64::INFINITY);

@@ -233,11 +233,42 @@ unsafe fn register_block<L: Lanes, O: Element, const R: usize, const V: usize>(
     // SAFETY: the caller's promise; carries are padded to whole panels.
     unsafe {
         let carry = finish.carry.wrapping_add(row * finish.carry_stride + column);
+        let before = (!finish.first).then_some((carry.cast_const(), finish.carry_stride));
+        if !finish.last {
+            return chains::<L, R, V>(a, b, depth, before, carry, finish.carry_stride);
+        }
+        // Through memory, which the first-level cache holds: with an index that is not known when compiling, no
+        // accumulator could stay in a register.
+        let mut sums = [[0.0f32; PANEL_MAX]; R];
+        let first = sums.as_mut_ptr().cast::<f32>();
+        chains::<L, R, V>(a, b, depth, before, first, PANEL_MAX);
+        for (v, start) in (column..columns).step_by(WIDTH).take(V).enumerate() {
+            let width = (columns - start).min(WIDTH);
+            for (r, row_sums) in sums.iter().enumerate() {
+                let value = L::load(row_sums.as_ptr().add(v * WIDTH));
+                finish_vector::<L, O>(value, row + r, start, width, columns, finish);
+            }
+        }
+    }
+}
+
+/// The chains of `R × 16V` outputs over a chunk of depth, from what was `before` (rows by a stride) or zero, to `after`.
+#[inline(always)]
+unsafe fn chains<L: Lanes, const R: usize, const V: usize>(
+    a: *const f32,
+    b: *const f32,
+    depth: usize,
+    before: Option<(*const f32, usize)>,
+    after: *mut f32,
+    after_stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         let mut sums = [[L::splat(0.0); V]; R];
-        if !finish.first {
+        if let Some((before, stride)) = before {
             for (r, row_sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in row_sums.iter_mut().enumerate() {
-                    *sum = L::load(carry.add(r * finish.carry_stride + v * WIDTH));
+                    *sum = L::load(before.add(r * stride + v * WIDTH));
                 }
             }
         }
@@ -252,22 +283,9 @@ unsafe fn register_block<L: Lanes, O: Element, const R: usize, const V: usize>(
             }
             b = b.add(V * WIDTH);
         }
-        if !finish.last {
-            for (r, row_sums) in sums.iter().enumerate() {
-                for (v, sum) in row_sums.iter().enumerate() {
-                    sum.store(carry.add(r * finish.carry_stride + v * WIDTH));
-                }
-            }
-            return;
-        }
-        for (v, _) in sums[0].iter().enumerate() {
-            let first = column + v * WIDTH;
-            if first >= columns {
-                break;
-            }
-            let width = (columns - first).min(WIDTH);
-            for (r, row_sums) in sums.iter().enumerate() {
-                finish_vector::<L, O>(row_sums[v], row + r, first, width, columns, finish);
+        for (r, row_sums) in sums.iter().enumerate() {
+            for (v, sum) in row_sums.iter().enumerate() {
+                sum.store(after.add(r * after_stride + v * WIDTH));
             }
         }
     }

@@ -46,10 +46,12 @@ pub struct GroupedOuter<'a> {
     pub out: FloatsMut<'a>,
     /// Whether the result is added to `out` (one f32 sum) instead of replacing it.
     pub accumulate: bool,
+    /// `row_sums[e, k] = Σ_n` of the f32 accumulators, before old value and rounding.
+    pub row_sums: Option<&'a mut [f32]>,
 }
 
 /// Bytes of workspace for a [`GroupedProduct`] (`rows`, `k`, `n`, and `depth = k`) or a [`GroupedOuter`] (`depth` the
-/// number of rows that one expert may have at most).
+/// number of rows that one expert may have at most; its `rows` are those of all experts' results).
 pub fn grouped_workspace_bytes(rows: usize, n: usize, depth: usize, threads: usize) -> usize {
     let scratch = thread_scratch(depth);
     workspace_bytes(&[scratch * threads, rows.saturating_mul(n.div_ceil(SUM_COLUMNS))])
@@ -61,7 +63,7 @@ fn thread_scratch(depth: usize) -> usize {
 
 /// Each group's first row and number of rows. Offsets are data: they are clipped to the rows that are there and to
 /// where the group before ended, so that groups never overlap.
-fn groups(offsets: &[i32], rows: usize) -> Vec<(usize, usize)> {
+pub(crate) fn groups(offsets: &[i32], rows: usize) -> Vec<(usize, usize)> {
     let mut behind = 0;
     offsets
         .windows(2)
@@ -187,7 +189,7 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
 /// # Panics
 /// When shapes don't fit, or the workspace is smaller than [`grouped_workspace_bytes`].
 pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &mut [u8]) {
-    let GroupedOuter { a, b, offsets, out, accumulate } = task;
+    let GroupedOuter { a, b, offsets, out, accumulate, row_sums } = task;
     let (rows, k, n) = (a.rows, a.columns, b.columns);
     let groups = groups(offsets, rows);
     assert_eq!(rows, b.rows, "grouped outer: the rows of a and of b");
@@ -201,7 +203,11 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
     let split = Split { rows: k.clamp(1, GROUP_ROWS), columns: n.clamp(1, GROUP_COLUMNS) };
     let blocks = split.blocks(k, n);
     let scratch_each = thread_scratch(groups.iter().map(|(_, count)| *count).max().unwrap_or(0));
-    let scratch = Target::new(Workspace::new(workspace).take(scratch_each * threads));
+    let mut workspace = Workspace::new(workspace);
+    let scratch = Target::new(workspace.take(scratch_each * threads));
+    let chunks = n.div_ceil(SUM_COLUMNS);
+    let takes_sums = row_sums.is_some();
+    let sums = Target::new(workspace.take(if takes_sums { groups.len() * k * chunks } else { 0 }));
     // The largest groups first, so that no thread is left with one at the end.
     let mut order: Vec<usize> = (0..groups.len()).collect();
     order.sort_by_key(|group| std::cmp::Reverse(groups[*group].1));
@@ -221,8 +227,12 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
                     row_stride: n,
                     bias: std::ptr::null(),
                     accumulate,
-                    sums: std::ptr::null_mut(),
-                    sums_stride: 0,
+                    sums: if takes_sums {
+                        sums.pointer().add((group * k + row) * chunks + column / SUM_COLUMNS)
+                    } else {
+                        std::ptr::null_mut()
+                    },
+                    sums_stride: chunks,
                 };
                 multiply::<A, B, O>(
                     unit,
@@ -238,4 +248,12 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
             }
         });
     })));
+    if let Some(row_sums) = row_sums {
+        assert_eq!(row_sums.len(), groups.len() * k, "grouped outer: row_sums");
+        for (row, sum) in row_sums.iter_mut().enumerate() {
+            // SAFETY: every block is done.
+            let parts = unsafe { sums.slice(row * chunks, chunks) };
+            *sum = parts.iter().fold(0.0, |sum, part| sum + part);
+        }
+    }
 }

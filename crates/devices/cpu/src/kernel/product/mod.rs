@@ -6,6 +6,7 @@ mod pack;
 mod pairs;
 mod split;
 
+pub(crate) use grouped::groups;
 pub use grouped::{GroupedOuter, GroupedProduct, grouped_outer, grouped_product, grouped_workspace_bytes};
 
 use super::view::{Source, Target, extent, with_floats, with_floats_mut};

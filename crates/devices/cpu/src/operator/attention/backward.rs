@@ -6,12 +6,13 @@
 use super::exact;
 use super::softmax::{all_finite, gradient_row};
 use super::{
-    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes,
-    thread_part,
+    Heads, KEYS, Mask, QUERIES, aligned, chunks, inside, multiply, multiply_bytes, probabilities, take,
+    thread_bytes, thread_part,
 };
 use crate::bind::Layout;
 use crate::kernel::{Context, FloatsMut};
 use crate::lanes::Element;
+use crate::operator::narrow::narrow_row;
 use crate::operator::parallel::Parts;
 use crate::operator::{Execute, Sizes, Task};
 use std::ops::Range;
@@ -63,6 +64,7 @@ impl Backward<'_> {
         dq.fill(0.0);
         let q = self.q.matrix(queries.clone(), head);
         let dout = self.dout.matrix(queries.clone(), head);
+        let narrow = self.k.values.is_bf16();
         for keys in chunks(self.mask.reach(queries.clone())) {
             let count = keys.len();
             let (scores, slopes) = scratch.split_at_mut(rows * count);
@@ -89,8 +91,13 @@ impl Backward<'_> {
                     lse,
                     along,
                 );
+                if narrow {
+                    narrow_row(alone.level, scores);
+                    narrow_row(alone.level, slopes);
+                }
             }
-            let (scores, slopes) = (dense(scores, rows, count), dense(slopes, rows, count));
+            let scores = probabilities(scores, rows, count, narrow);
+            let slopes = probabilities(slopes, rows, count, narrow);
             let place = keys.start - first_key;
             multiply(alone, slopes, k, dq, true, workspace);
             multiply(
@@ -108,7 +115,7 @@ impl Backward<'_> {
 }
 
 /// The first row of each run, and the end of the last: no row at or behind such a place sees a key before it.
-fn runs(mask: &Mask<'_>, rows: usize, first: &mut [i32]) -> usize {
+pub(in crate::operator) fn runs(mask: &Mask<'_>, rows: usize, first: &mut [i32]) -> usize {
     let mut lowest = i64::MAX;
     let mut count = 0;
     for row in (0..rows).rev() {

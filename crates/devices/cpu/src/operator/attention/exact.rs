@@ -2,7 +2,8 @@
 
 use super::backward::Backward;
 use super::forward::Forward;
-use crate::lanes::{exp_scalar, ln};
+use super::softmax::exponential as weight;
+use crate::lanes::ln;
 use std::ops::Range;
 
 /// As the blocked forward pass: `out` holds the queries' rows, `lse` one value each.
@@ -23,7 +24,7 @@ pub(super) fn forward(
             continue;
         }
         let largest = visible.clone().map(|key| it.scale * product(key)).fold(f32::NEG_INFINITY, f32::max);
-        let exponential = |key: usize| exp_scalar(product(key).mul_add(it.scale, -largest));
+        let exponential = |key: usize| weight(product(key), it.scale, largest);
         let sum: f32 = visible.clone().map(exponential).sum();
         *lse = largest + ln(sum);
         for key in visible {
@@ -53,7 +54,7 @@ pub(super) fn backward(
             let along = it.dout.dot(query, head, &it.out, query, head);
             let lse = it.lse[query * it.q.heads + head];
             let slope = |key: usize| {
-                let p = exp_scalar(it.q.dot(query, head, &it.k, key, key_head).mul_add(it.scale, -lse));
+                let p = weight(it.q.dot(query, head, &it.k, key, key_head), it.scale, lse);
                 let dp = it.dout.dot(query, head, &it.v, key, key_head);
                 (p, it.scale * p * (dp - along))
             };

@@ -3,12 +3,13 @@
 use super::exact;
 use super::softmax::{all_finite, scale_row, step};
 use super::{
-    Heads, KEYS, Mask, QUERIES, aligned, chunks, dense, inside, multiply, multiply_bytes, take, thread_bytes,
-    thread_part,
+    Heads, KEYS, Mask, QUERIES, aligned, chunks, inside, multiply, multiply_bytes, probabilities, take,
+    thread_bytes, thread_part,
 };
 use crate::bind::Layout;
 use crate::kernel::FloatsMut;
 use crate::lanes::{Element, ln};
+use crate::operator::narrow::narrow_row;
 use crate::operator::parallel::Parts;
 use crate::operator::{Execute, Sizes, Task};
 use std::ops::Range;
@@ -58,6 +59,7 @@ impl Forward<'_> {
         sums.fill(0.0);
         let key_head = self.key_head(head);
         let q = self.q.matrix(queries.clone(), head);
+        let narrow = self.v.values.is_bf16();
         for keys in chunks(self.mask.reach(queries.clone())) {
             let scores = &mut scratch[..rows * keys.len()];
             multiply(task, q, self.k.matrix(keys.clone(), key_head).transposed(), scores, false, workspace);
@@ -65,17 +67,19 @@ impl Forward<'_> {
                 let seen = inside(&self.mask.visible(queries.start + row), &keys);
                 scores[..seen.start].fill(0.0);
                 scores[seen.end..].fill(0.0);
-                if seen.is_empty() {
-                    continue;
+                if !seen.is_empty() {
+                    let correction =
+                        step(task.level, &mut scores[seen], self.scale, &mut largest[row], &mut sums[row]);
+                    if correction != 1.0 {
+                        scale_row(task.level, &mut out[row * columns..][..columns], correction);
+                    }
                 }
-                let correction =
-                    step(task.level, &mut scores[seen], self.scale, &mut largest[row], &mut sums[row]);
-                if correction != 1.0 {
-                    scale_row(task.level, &mut out[row * columns..][..columns], correction);
+                if narrow {
+                    narrow_row(task.level, scores);
                 }
             }
             let v = self.v.matrix(keys.clone(), key_head);
-            multiply(task, dense(scores, rows, keys.len()), v, out, true, workspace);
+            multiply(task, probabilities(scores, rows, keys.len(), narrow), v, out, true, workspace);
         }
         for row in 0..rows {
             let visible = !self.mask.visible(queries.start + row).is_empty();

@@ -8,6 +8,9 @@ mod exact;
 mod forward;
 mod softmax;
 
+pub(super) use backward::runs;
+
+use super::narrow::narrow_matrix;
 use crate::bind::View;
 use crate::kernel::{Context, Floats, FloatsMut, Matrix, Product, product, product_workspace_bytes};
 use std::ops::Range;
@@ -72,14 +75,14 @@ impl<'a> Heads<'a> {
 
 /// Which keys a query sees.
 #[derive(Clone, Copy)]
-struct Mask<'a> {
-    segment_start: &'a [i32],
-    query_offset: i64,
-    keys: i64,
+pub(super) struct Mask<'a> {
+    pub(super) segment_start: &'a [i32],
+    pub(super) query_offset: i64,
+    pub(super) keys: i64,
 }
 
 impl Mask<'_> {
-    fn visible(&self, query: usize) -> Range<usize> {
+    pub(super) fn visible(&self, query: usize) -> Range<usize> {
         let start = i64::from(self.segment_start[query]).max(0);
         let end = (query as i64 + self.query_offset + 1).min(self.keys).max(start);
         start as usize..end as usize
@@ -106,8 +109,12 @@ fn chunks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     keys.step_by(KEYS).map(move |start| start..end.min(start + KEYS))
 }
 
-/// Dense rows in f32.
-fn dense(values: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
+/// Dense rows of probabilities or of scores' gradients; `narrow`: rounded to bf16 in place, as the contract allows
+/// beside bf16 operands.
+fn probabilities(values: &[f32], rows: usize, columns: usize, narrow: bool) -> Matrix<'_> {
+    if narrow {
+        return narrow_matrix(values, rows, columns);
+    }
     Matrix::dense(Floats::F32(values), rows, columns)
 }
 

@@ -1,0 +1,125 @@
+//! The same work once more: on the same device, which tells a transient fault from one that repeats, and on another one,
+//! since a repeatable fault repeats on its own chip.
+
+use super::Supervisor;
+use super::worker::{Crew, Start, ready_now};
+use crate::decide::{Attempt, DeviceIndex, Event, Finding, Generation, Rank, Worker};
+use toprope_program::{CheckMask, Device, Fault, FaultKind, Place, Progress, Range};
+
+/// What a range gave when it was run again.
+struct Again {
+    /// Operators whose checks did not hold.
+    suspects: Vec<Place>,
+    loss: f64,
+}
+
+/// Losses of two devices that compute the same lie this close, relatively: the curve tolerance of bf16 (DESIGN,
+/// "Numerics"), which f32 is well within.
+const LOSS_TOLERANCE: f64 = 2e-3;
+
+impl Supervisor {
+    /// Runs the step's first range again on the worker that ran it, with every check.
+    pub(super) fn replay(&mut self, worker: Worker, attempt: Attempt, place: Option<Place>) {
+        let before = self.loss_under_way();
+        let Some(mut crew) = self.crews.remove(&worker) else { return };
+        let again = self.again(&mut crew, attempt.step);
+        self.crews.insert(worker, crew);
+        match again {
+            Ok(again) => {
+                let same = match &place {
+                    Some(place) => again.suspects.iter().any(|other| same_operator(other, place)),
+                    // The same bits give the same loss, NaN among them.
+                    None => again.loss.to_bits() == before.to_bits(),
+                };
+                let finding = if same { Finding::Agrees } else { Finding::Differs };
+                self.event(Event::Replayed { worker, attempt, finding });
+            }
+            Err(fault) => self.failed(worker, fault),
+        }
+    }
+
+    /// Runs it on another device, from the same state and the same batch.
+    pub(super) fn confirm(&mut self, attempt: Attempt, place: Option<Place>, device: Option<DeviceIndex>) {
+        let before = self.loss_under_way();
+        let active = self.active.and_then(|worker| self.crews.get(&worker)).map(|crew| crew.index);
+        let others = 0..self.options.devices.len() as u16;
+        let other = device.or_else(|| others.map(DeviceIndex).find(|index| Some(*index) != active));
+        let unknown =
+            Event::Confirmed { attempt, device: other, other_chip: false, finding: Finding::Unknown };
+        let Some(index) = other else { return self.event(unknown) };
+        let hardware = self.describe().map(|description| description.hardware);
+        match self.elsewhere(index, attempt.step) {
+            Ok((again, other_hardware)) => {
+                let agrees = match &place {
+                    // The other device's own check of the same operator, on the same inputs: where it holds there, the
+                    // suspect computed something else.
+                    Some(place) => again.suspects.iter().any(|other| same_operator(other, place)),
+                    None if before.is_finite() && again.loss.is_finite() => {
+                        (again.loss - before).abs() <= LOSS_TOLERANCE * before.abs().max(1e-12)
+                    }
+                    None => before.is_finite() == again.loss.is_finite(),
+                };
+                let finding = if agrees { Finding::Agrees } else { Finding::Differs };
+                let other_chip = hardware.is_some_and(|own| own != other_hardware);
+                self.event(Event::Confirmed { attempt, device: Some(index), other_chip, finding });
+            }
+            Err(fault) => {
+                self.last_fault = Some(fault);
+                self.event(unknown);
+            }
+        }
+    }
+
+    fn loss_under_way(&self) -> f64 {
+        let loss = self.result.scalars.iter().find(|(name, _)| name == "loss");
+        loss.map_or(f64::NAN, |(_, loss)| *loss)
+    }
+
+    /// A worker that is started for this alone, with memory of its own, on a copy of the committed state.
+    fn elsewhere(&mut self, index: DeviceIndex, step: u64) -> Result<(Again, String), Fault> {
+        let lost = |reason: String| Fault::new("confirmation", FaultKind::Lost { reason });
+        let spec = self.options.devices.get(usize::from(index.0)).cloned();
+        let spec = spec.ok_or_else(|| lost(format!("there is no device {}", index.0)))?;
+        let state = self.snapshot().map_err(|error| lost(error.to_string()))?;
+        self.confirmations += 1;
+        // Numbers from the top: the guard's own count up from 1.
+        let generation = Generation(u64::MAX - self.confirmations);
+        let worker = Worker { rank: Rank(0), generation };
+        let start = Start { state: None, work: None, ..self.start.clone() };
+        let mut crew = ready_now(&*self.options.world, &start, worker, (index, &spec))?;
+        crew.session.write_constants(&mut crew.device)?;
+        for (name, bytes) in state {
+            crew.session.write(&mut crew.device, &name, &bytes)?;
+        }
+        let again = self.again(&mut crew, step)?;
+        let hardware = crew.device.describe().hardware;
+        Ok((again, hardware))
+    }
+
+    /// Runs the first range of a step with every check that concerns computing.
+    fn again(&mut self, crew: &mut Crew, step: u64) -> Result<Again, Fault> {
+        let mask = CheckMask::all(self.judge.sites().len());
+        let program = self.options.program.clone();
+        let mut again = Again { suspects: Vec::new(), loss: f64::NAN };
+        crew.device.set_step(step);
+        for micro_batch in 0..self.options.steps.micro_batches(step) {
+            crew.session.set_checks(mask.clone());
+            crew.session.set_first(micro_batch == 0);
+            self.options.steps.write(step, micro_batch, &mut crew.session, &mut crew.device)?;
+            let ticket = crew.session.queue(&mut crew.device, Range::Accumulate)?;
+            if let Progress::Running { .. } = crew.device.wait(ticket, super::COPY_LIMIT)? {
+                let waited_ms = super::COPY_LIMIT.as_millis() as u64;
+                return Err(Fault::new("replay", FaultKind::Hang { waited_ms }));
+            }
+            let outputs = crew.session.read_outputs(&mut crew.device)?;
+            let alarms = self.judge.judge(program.program(), Range::Accumulate, &mask, &outputs);
+            again.suspects.extend(alarms.into_iter().filter_map(|alarm| alarm.place));
+            again.loss = outputs.scalar("loss").map_or(f64::NAN, f64::from);
+        }
+        Ok(again)
+    }
+}
+
+fn same_operator(a: &Place, b: &Place) -> bool {
+    a.range == b.range && a.index == b.index
+}

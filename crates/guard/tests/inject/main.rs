@@ -1,0 +1,6 @@
+//! The language of faults, and a device in which they happen.
+
+mod device; // faults that happen
+mod language; // schedules as text
+mod refusals; // schedules that cannot happen
+mod support; // a small training step

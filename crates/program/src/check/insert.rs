@@ -1,0 +1,292 @@
+//! The pass that puts checks in.
+
+use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
+use crate::cost::{self, Cost};
+use crate::dtype::DType;
+use crate::operator::{
+    AttentionCheck, Compare, Operator, PRODUCT_LIMIT, ProductCheck, ProductForm, attention_limit,
+};
+use crate::order;
+use crate::program::{Instruction, Program, Range};
+use crate::shape::Type;
+use crate::value::{Operand, Role, Value, ValueId};
+use std::collections::{HashMap, HashSet};
+
+/// Puts checks into both ranges and says where. A program that has checks already is left as it is.
+///
+/// Values are numbered anew, as the printed form does, so that the sites stay right for the parsed text of the program.
+pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
+    let has_checks = program.accumulate.iter().chain(&program.update).any(|i| i.check.is_some());
+    if plan.level == CheckLevel::Off || has_checks {
+        return Vec::new();
+    }
+    let mut pass = Pass::new(program);
+    for range in Range::ALL {
+        pass.range(range);
+    }
+    let drafts = pass.drafts;
+    settle(program, drafts)
+}
+
+/// How an operator is checked. No wildcard: a new operator is a decision.
+enum Way {
+    /// Row sums against its operands.
+    Product,
+    /// A second run.
+    Replay,
+    /// The identities of attention, at its gradient.
+    Attention,
+    /// Not by itself; docs/checks.md says why.
+    Nothing,
+}
+
+fn way(operator: &Operator) -> Way {
+    match operator {
+        Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => Way::Product,
+        Operator::AttentionGradient(_) => Way::Attention,
+        Operator::RmsNorm(_)
+        | Operator::RmsNormGradient(_)
+        | Operator::Router(_)
+        | Operator::RouterGradient(_)
+        | Operator::BalanceLoss(_)
+        | Operator::BalanceLossGradient(_)
+        | Operator::ExpertSort(_)
+        | Operator::ColumnSum(_)
+        | Operator::Dot(_)
+        | Operator::GlobalNorm(_)
+        | Operator::Adamw(_)
+        | Operator::BiasUpdate(_)
+        | Operator::Increment(_)
+        | Operator::RandomBits(_) => Way::Replay,
+        Operator::Cast(_)
+        | Operator::Add(_)
+        | Operator::Multiply(_)
+        | Operator::Scale(_)
+        | Operator::Activation(_)
+        | Operator::ActivationGradient(_)
+        | Operator::Swiglu(_)
+        | Operator::SwigluGradient(_)
+        | Operator::Assemble(_)
+        | Operator::Gather(_)
+        | Operator::ScatterAdd(_)
+        | Operator::Attention(_)
+        | Operator::Rope(_)
+        | Operator::LinearCrossEntropy(_)
+        | Operator::LinearCrossEntropyGradient(_)
+        | Operator::Combine(_)
+        | Operator::CombineGradient(_)
+        | Operator::Accumulate(_)
+        | Operator::Append(_)
+        | Operator::Digest(_)
+        | Operator::ProductCheck(_)
+        | Operator::Compare(_)
+        | Operator::AttentionCheck(_) => Way::Nothing,
+    }
+}
+
+/// A site before its values and instructions have their last numbers.
+struct Draft {
+    kind: CheckKind,
+    range: Range,
+    /// The name of the checked instruction's first output.
+    output: String,
+    results: Vec<String>,
+    against: Vec<String>,
+    limit: f64,
+}
+
+struct Pass<'a> {
+    program: &'a mut Program,
+    names: HashSet<String>,
+    drafts: Vec<Draft>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(program: &'a mut Program) -> Pass<'a> {
+        let names = program.values.iter().map(|value| value.name.clone()).collect();
+        Pass { program, names, drafts: Vec::new() }
+    }
+
+    fn range(&mut self, range: Range) {
+        let instructions = match range {
+            Range::Accumulate => std::mem::take(&mut self.program.accumulate),
+            Range::Update => std::mem::take(&mut self.program.update),
+        };
+        let mut checked = Vec::with_capacity(instructions.len() * 2);
+        for instruction in instructions {
+            if self.drafts.len() >= usize::from(u16::MAX) {
+                checked.push(instruction);
+                continue;
+            }
+            match way(&instruction.operator) {
+                Way::Product => self.product(range, instruction, &mut checked),
+                Way::Attention => self.attention(range, instruction, &mut checked),
+                Way::Replay => self.replay(range, instruction, &mut checked),
+                Way::Nothing => checked.push(instruction),
+            }
+        }
+        match range {
+            Range::Accumulate => self.program.accumulate = checked,
+            Range::Update => self.program.update = checked,
+        }
+    }
+
+    fn name(&self, id: ValueId) -> String {
+        self.program.value(id).name.clone()
+    }
+
+    fn declare(&mut self, name: &str, r#type: Type, role: Role) -> ValueId {
+        let mut unique = name.to_string();
+        let mut number = 1;
+        while !self.names.insert(unique.clone()) {
+            number += 1;
+            unique = format!("{name}.{number}");
+        }
+        self.program.values.push(Value { name: unique, dtype: r#type.dtype, shape: r#type.shape, role });
+        ValueId(self.program.values.len() as u32 - 1)
+    }
+
+    fn scratch(&mut self, name: &str, r#type: Type) -> ValueId {
+        self.declare(name, r#type, Role::Scratch)
+    }
+
+    /// Ends a site whose check gives one distance: the instruction that computes it, and the next bit.
+    fn distance(
+        &mut self,
+        (kind, range, limit): (CheckKind, Range, f64),
+        checked: &Instruction,
+        operator: impl Into<Operator>,
+        operands: Vec<Operand>,
+    ) -> Instruction {
+        let output = checked.outputs.first().map(|id| self.name(*id)).unwrap_or_default();
+        let result = self.declare(&format!("{output}.check"), Type::new(DType::F32, [1]), Role::Output);
+        let bit = self.drafts.len() as u16;
+        let results = vec![self.name(result)];
+        self.drafts.push(Draft { kind, range, output, results, against: Vec::new(), limit });
+        Instruction {
+            operator: operator.into(),
+            operands,
+            outputs: vec![result],
+            part: checked.part.clone(),
+            check: Some(bit),
+        }
+    }
+
+    /// Asks the product for its row sums and puts their check behind it.
+    fn product(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let (sums, form) = match &mut instruction.operator {
+            Operator::Matmul(matmul) => (&mut matmul.row_sums, ProductForm::Matmul),
+            Operator::GroupedMatmul(grouped) => (&mut grouped.row_sums, ProductForm::GroupedMatmul),
+            Operator::GroupedOuter(outer) => (&mut outer.row_sums, ProductForm::GroupedOuter),
+            _ => return checked.push(instruction),
+        };
+        if !std::mem::replace(sums, true) {
+            let product = self.program.value(instruction.outputs[0]).clone();
+            let shape = product.shape[..product.shape.len() - 1].to_vec();
+            let sums = self.scratch(&format!("{}.row_sums", product.name), Type { dtype: DType::F32, shape });
+            instruction.outputs.push(sums);
+        }
+        let (a, b) = (instruction.operands[0].clone(), instruction.operands[1].clone());
+        let mut operands = vec![a, b, instruction.outputs[1].into()];
+        if form != ProductForm::Matmul {
+            operands.push(instruction.operands[2].clone());
+        }
+        let site = (CheckKind::Product, range, PRODUCT_LIMIT);
+        let check = self.distance(site, &instruction, ProductCheck { form }, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// Puts the identities of attention and its gradient behind the gradient.
+    fn attention(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::AttentionGradient(gradient) = &instruction.operator else {
+            return checked.push(instruction);
+        };
+        let scale = gradient.scale;
+        let dtype = self.program.operand_type(&instruction.operands[0]).dtype;
+        if self.program.operand_type(&instruction.operands[5]).dtype != dtype {
+            return self.replay(range, instruction, checked);
+        }
+        let read = [0, 1, 2, 3, 5].map(|at| instruction.operands[at].clone());
+        let made = [0, 1, 2].map(|at| Operand::from(instruction.outputs[at]));
+        let mut operands: Vec<Operand> = read.into_iter().chain(made).collect();
+        operands.push(instruction.operands[6].clone());
+        let site = (CheckKind::Attention, range, attention_limit(dtype));
+        let check = self.distance(site, &instruction, AttentionCheck { scale }, operands);
+        checked.push(instruction);
+        checked.push(check);
+    }
+
+    /// Runs the instruction twice and compares the bits. The second run stands before the first, where the state that an
+    /// update reads has not been overwritten even if it is in place.
+    fn replay(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let mut again = instruction.clone();
+        if let Operator::Adamw(adamw) = &mut again.operator {
+            adamw.digest = false;
+            again.outputs.truncate(3);
+        }
+        for output in &mut again.outputs {
+            let value = self.program.value(*output).clone();
+            *output = self.scratch(&format!("{}.again", value.name), value.r#type());
+        }
+        let count = again.outputs.len();
+        let first = instruction.outputs.iter().take(count).map(|id| Operand::from(*id));
+        let operands = first.chain(again.outputs.iter().map(|id| Operand::from(*id))).collect();
+        let site = (CheckKind::Replay, range, 0.0);
+        let compare = self.distance(site, &instruction, Compare {}, operands);
+        again.check = compare.check;
+        checked.extend([again, instruction, compare]);
+    }
+}
+
+/// Numbers values as the printed form does, and finds everything again by its name.
+fn settle(program: &mut Program, drafts: Vec<Draft>) -> Vec<CheckSite> {
+    order::prune(program);
+    let ids: HashMap<&str, ValueId> =
+        program.values_with_ids().map(|(id, value)| (value.name.as_str(), id)).collect();
+    let symbols = program.bounds();
+    let mut spent = vec![0.0f64; drafts.len()];
+    let mut plain = 0.0f64;
+    let mut writer = HashMap::new();
+    for range in Range::ALL {
+        for (index, instruction) in program.range(range).iter().enumerate() {
+            let seconds = seconds(cost::instruction_cost(program, instruction, &symbols));
+            match instruction.check {
+                Some(bit) => spent[usize::from(bit)] += seconds,
+                None => {
+                    plain += seconds;
+                    for id in &instruction.outputs {
+                        writer.insert(*id, (range, index));
+                    }
+                }
+            }
+        }
+    }
+    let find = |names: &[String]| names.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect();
+    let sites = drafts.into_iter().enumerate().filter_map(|(bit, draft)| {
+        let (range, index) = *writer.get(ids.get(draft.output.as_str())?)?;
+        let instruction = &program.range(range)[index];
+        Some(CheckSite {
+            bit: bit as u16,
+            kind: draft.kind,
+            range: draft.range,
+            checked: Checked {
+                operator: instruction.operator.name().into(),
+                range,
+                index,
+                part: instruction.part.clone(),
+                output: draft.output,
+            },
+            results: find(&draft.results),
+            against: find(&draft.against),
+            limit: draft.limit,
+            cost_share: spent[bit] / plain.max(f64::MIN_POSITIVE),
+        })
+    });
+    sites.collect()
+}
+
+/// A rough time: only shares are made of it. A processor does about 20 FLOPs in the time of a byte from memory.
+fn seconds(cost: Cost) -> f64 {
+    (cost.flops as f64 / 20.0 + cost.bytes as f64) * 1e-10
+}

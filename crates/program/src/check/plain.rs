@@ -1,0 +1,47 @@
+//! A program without its checks: what the hash is of.
+
+use crate::operator::Operator;
+use crate::program::Program;
+use crate::value::Role;
+
+/// The program without its checks and without row sums that nobody reads: what the hash is of.
+pub fn without_checks(program: &Program) -> Program {
+    let mut plain = program.clone();
+    let mut results = Vec::new();
+    for range in [&mut plain.accumulate, &mut plain.update] {
+        range.retain(|instruction| {
+            if instruction.check.is_some() {
+                results.extend(instruction.outputs.iter().copied());
+            }
+            instruction.check.is_none()
+        });
+    }
+    let mut read = vec![false; plain.values.len()];
+    for instruction in plain.accumulate.iter().chain(&plain.update) {
+        for operand in &instruction.operands {
+            read[operand.value.0 as usize] = true;
+        }
+    }
+    for instruction in plain.accumulate.iter_mut().chain(&mut plain.update) {
+        let row_sums = match &mut instruction.operator {
+            Operator::Matmul(matmul) => &mut matmul.row_sums,
+            Operator::GroupedMatmul(grouped) => &mut grouped.row_sums,
+            Operator::GroupedOuter(outer) => &mut outer.row_sums,
+            _ => continue,
+        };
+        let unread = instruction
+            .outputs
+            .get(1)
+            .is_some_and(|id| !read[id.0 as usize] && plain.values[id.0 as usize].role == Role::Scratch);
+        if *row_sums && unread {
+            *row_sums = false;
+            instruction.outputs.truncate(1);
+        }
+    }
+    // A check's result is an output that nothing else writes; without its check it is nobody's.
+    for id in results {
+        plain.values[id.0 as usize].role = Role::Scratch;
+    }
+    crate::order::prune(&mut plain);
+    plain
+}
