@@ -21,7 +21,7 @@ use crate::checkpoint::CHECKPOINTS_FOLDER;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-use toprope_guard::journal::JOURNAL_VERSION;
+use toprope_guard::journal::{JOURNAL_VERSION, JournalIdentity};
 use toprope_world::{EntryKind, FileError, FileLock, Files, LockError, World, utc_timestamp, write_durably};
 
 const RECIPE_FILE: &str = "recipe.toml";
@@ -109,14 +109,13 @@ impl RunFolder {
         if files.inspect(&checkpoints)?.is_none() {
             files.create_folder(&checkpoints)?;
         }
-        let (mut run_id, mut attempt) = (None, 0);
+        let (mut attempt, mut identity) = (0, JournalIdentity::default());
         let journal_path = path.join(JOURNAL_FILE);
         let mut bad_lines = read_lines(files, &journal_path, |line| {
             attempt = attempt.max(line.attempt());
-            if run_id.is_none() {
-                run_id = line.value.get("run_id").and_then(Value::as_str).map(str::to_owned);
-            }
+            identity.line(line);
         })?;
+        let run_id = identity.run_id(&journal_path)?;
         // The attempt that counts is the last that wrote anything, also where the disk was too full for its journal.
         bad_lines.extend(read_lines(files, &path.join(METRICS_FILE), |line| {
             attempt = attempt.max(line.attempt());

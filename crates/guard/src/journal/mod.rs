@@ -6,6 +6,7 @@
 
 mod accounts; // goodput, where the time went, the summary
 mod fault; // a fault as people see it
+mod identity; // whose journal it is
 mod ledger; // which batch was committed by whom, exactly once
 mod line_log; // append-only files of JSON lines
 mod record; // a line's meaning
@@ -15,6 +16,7 @@ mod timeline; // what each device was doing when
 
 pub use accounts::{Accounts, GuardSummary};
 pub use fault::{FaultRecord, fault_line, one_line};
+pub use identity::JournalIdentity;
 pub use ledger::{Commit, Ledger, Proof, Violation};
 pub use line_log::{BadLine, LineLog, LogLine, read_lines};
 pub use record::{Record, What};

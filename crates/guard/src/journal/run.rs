@@ -1,7 +1,10 @@
 //! A whole run, read from its folder.
 
 use super::timeline::{self, Segment};
-use super::{BadLine, FaultRecord, JOURNAL_VERSION, Ledger, LogLine, Record, What, one_line, read_lines};
+use super::{
+    BadLine, FaultRecord, JOURNAL_VERSION, JournalIdentity, Ledger, LogLine, Record, What, one_line,
+    read_lines,
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -297,9 +300,7 @@ struct Reader {
     path: PathBuf,
     records: Vec<Record>,
     not_understood: Vec<BadLine>,
-    run_id: Option<String>,
-    version: String,
-    error: Option<JournalError>,
+    identity: JournalIdentity,
 }
 
 impl Reader {
@@ -308,21 +309,14 @@ impl Reader {
             path: path.to_owned(),
             records: Vec::new(),
             not_understood: Vec::new(),
-            run_id: None,
-            version: "unknown".to_owned(),
-            error: None,
+            identity: JournalIdentity::default(),
         }
     }
 
     fn line(&mut self, line: &LogLine) {
-        if self.error.is_some() {
-            return;
-        }
+        self.identity.line(line);
         match Record::of_line(line) {
-            Ok(record) => {
-                self.error = self.check(&record);
-                self.records.push(record);
-            }
+            Ok(record) => self.records.push(record),
             Err(reason) => self.not_understood.push(BadLine {
                 path: self.path.clone(),
                 number: line.number,
@@ -332,37 +326,9 @@ impl Reader {
         }
     }
 
-    fn check(&mut self, record: &Record) -> Option<JournalError> {
-        let What::Begin { run_id, version, journal_version, .. } = &record.what else { return None };
-        if *journal_version > JOURNAL_VERSION {
-            return Some(JournalError::Version {
-                path: self.path.clone(),
-                line: record.line,
-                found: *journal_version,
-                by: one_line(version),
-            });
-        }
-        self.version.clone_from(version);
-        match &self.run_id {
-            None => self.run_id = Some(run_id.clone()),
-            Some(expected) if expected != run_id => {
-                return Some(JournalError::OtherRun {
-                    path: self.path.clone(),
-                    line: record.line,
-                    found: one_line(run_id),
-                    expected: one_line(expected),
-                });
-            }
-            Some(_) => {}
-        }
-        None
-    }
-
     fn finish(self, folder: &Path, bad: Vec<BadLine>) -> Result<RunRecord, JournalError> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        let Some(run_id) = self.run_id else {
+        let version = self.identity.version.clone().unwrap_or_else(|| "unknown".to_owned());
+        let Some(run_id) = self.identity.run_id(&self.path)? else {
             let first = bad.first().or(self.not_understood.first());
             let reason = first.map_or_else(
                 || "it has no such line".to_owned(),
@@ -373,7 +339,7 @@ impl Reader {
         let mut run = RunRecord {
             folder: folder.to_owned(),
             run_id,
-            version: self.version,
+            version,
             state: RunState::Died,
             attempts: Vec::new(),
             ledger: Ledger::default(),

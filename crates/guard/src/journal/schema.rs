@@ -103,6 +103,16 @@ pub const EVENTS: &[EventSchema] = &[
         ],
     },
     EventSchema {
+        event: "injected",
+        meaning: "A fault of the schedule was carried out, on purpose. What the guard saw of it is a `fault` of its own, \
+                  or nothing.",
+        fields: &[
+            STEP,
+            field("id", "number", "which fault of the schedule, from 0"),
+            field("what", "text or object", "what was done, in the words of docs/faults.md"),
+        ],
+    },
+    EventSchema {
         event: "recovered",
         meaning: "The run is past a fault: the step that failed, or the first one after it, is committed.",
         fields: &[
@@ -143,6 +153,16 @@ pub const EVENTS: &[EventSchema] = &[
             field("from", "number", "committed steps before"),
             field("to", "number", "committed steps now"),
             field("source", "text", "where the state came from: committed, previous, snapshot or checkpoint"),
+        ],
+    },
+    EventSchema {
+        event: "state_refused",
+        meaning: "A state was not taken in: it was not the committed one, or not whole. An older one is tried next.",
+        fields: &[
+            RANK,
+            field("source", "text", "where it came from: committed, previous, snapshot or checkpoint"),
+            STEPS,
+            REASON,
         ],
     },
     EventSchema {

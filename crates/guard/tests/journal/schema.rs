@@ -47,6 +47,7 @@ fn entries() -> Vec<Entry> {
         Entry::Retried { attempt },
         Entry::Evidence { attempt, before: Some(Digest(1)), now: None },
         Entry::RolledBack { from: 5, to: 3, source: Source::Snapshot },
+        Entry::StateRefused { rank: Rank(0), source: Source::Snapshot, step: 3, reason: text() },
         Entry::Quarantined { device: from, reason: text() },
         Entry::FailedOver { rank: Rank(0), from, to },
         Entry::FailedBack { rank: Rank(0), from: to, to: from },
@@ -61,7 +62,7 @@ fn entries() -> Vec<Entry> {
         missing.remove(name(entry));
     }
     // What others than the state machine write.
-    let others = BTreeSet::from(["created", "resumed", "start", "recovered", "snapshot_interval", "end"]);
+    let others = BTreeSet::from(["created", "resumed", "start", "injected", "recovered", "snapshot_interval", "end"]);
     assert_eq!(
         missing, others,
         "an event of the page that nobody writes, or an entry that is not tried here"
@@ -78,6 +79,7 @@ fn name(entry: &Entry) -> &'static str {
         Entry::Retried { .. } => "retried",
         Entry::Evidence { .. } => "evidence",
         Entry::RolledBack { .. } => "rolled_back",
+        Entry::StateRefused { .. } => "state_refused",
         Entry::Quarantined { .. } => "quarantined",
         Entry::FailedOver { .. } => "failed_over",
         Entry::FailedBack { .. } => "failed_back",

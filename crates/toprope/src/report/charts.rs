@@ -14,9 +14,24 @@ pub struct Axis {
 impl Axis {
     /// From `low` to `high` with about `count` round marks, each shown by `label`. An empty range is widened.
     pub fn new(low: f64, high: f64, count: usize, label: impl Fn(f64) -> String) -> Axis {
+        Axis::stepped(low, high, count, round_step, label)
+    }
+
+    /// Seconds from 0, with marks at round minutes, hours or days where there are so many.
+    pub fn time(high: f64, count: usize) -> Axis {
+        Axis::stepped(0.0, high, count, round_time, clock)
+    }
+
+    fn stepped(
+        low: f64,
+        high: f64,
+        count: usize,
+        step: fn(f64) -> f64,
+        label: impl Fn(f64) -> String,
+    ) -> Axis {
         let (low, high) = if low.is_finite() && high.is_finite() { (low, high) } else { (0.0, 1.0) };
         let high = if high > low { high } else { low + low.abs().max(1.0) * 1e-3 };
-        let step = round_step((high - low) / count.max(1) as f64);
+        let step = step((high - low) / count.max(1) as f64);
         let first = (low / step).ceil();
         let ticks = (0..=2 * count).map(|index| (first + index as f64) * step);
         let ticks = ticks.take_while(|tick| *tick <= high + step * 1e-9);
@@ -73,6 +88,31 @@ fn round_step(least: f64) -> f64 {
     let power = 10f64.powf(least.max(f64::MIN_POSITIVE).log10().floor());
     let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= least * (1.0 - 1e-9));
     factor.unwrap_or(10.0) * power
+}
+
+/// A step of seconds that people count in, at least `least`.
+fn round_time(least: f64) -> f64 {
+    const STEPS: [f64; 15] = [
+        10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 10_800.0, 21_600.0,
+        43_200.0, 86_400.0,
+    ];
+    if least < 5.0 {
+        return round_step(least);
+    }
+    let days = || round_step(least / 86_400.0).max(1.0) * 86_400.0;
+    STEPS.into_iter().find(|step| *step >= least).unwrap_or_else(days)
+}
+
+/// Seconds since the start, as a clock shows them.
+fn clock(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds == 0.0 => "0".to_owned(),
+        0..60 => format!("{} s", short(seconds)),
+        60..3_600 => format!("{}:{:02} min", whole / 60, whole % 60),
+        3_600..172_800 => format!("{}:{:02} h", whole / 3_600, whole / 60 % 60),
+        _ => format!("{} d", short(seconds / 86_400.0)),
+    }
 }
 
 /// A number with as many digits as tell neighbouring marks apart.
@@ -134,6 +174,17 @@ mod tests {
             assert!(!axis.ticks.is_empty() && axis.ticks.len() <= 11, "{low} {high}: {axis:?}");
             assert!(axis.places().all(|(percent, _)| (0.0..=100.0).contains(&percent)));
         }
+    }
+
+    #[test]
+    fn times_have_marks_that_people_count_in() {
+        let labels = |seconds: f64| -> Vec<String> {
+            Axis::time(seconds, 6).ticks.into_iter().map(|(_, label)| label).collect()
+        };
+        assert_eq!(labels(1.2), ["0", "0.2 s", "0.4 s", "0.6 s", "0.8 s", "1 s", "1.2 s"]);
+        assert_eq!(labels(460.0), ["0", "2:00 min", "4:00 min", "6:00 min"]);
+        assert_eq!(labels(40_000.0), ["0", "2:00 h", "4:00 h", "6:00 h", "8:00 h", "10:00 h"]);
+        assert_eq!(labels(1e6), ["0", "2 d", "4 d", "6 d", "8 d", "10 d"]);
     }
 
     #[test]

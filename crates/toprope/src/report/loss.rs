@@ -52,7 +52,7 @@ pub fn section(page: &mut Html, run: &RunRecord) {
     for (class, words) in &mut keys {
         page.raw("<li class=\"").raw(class).raw("\"><i></i>").raw(words).raw("</li>");
     }
-    page.raw("<li>loss in nats a token, by step</li></ul>\n");
+    page.raw("<li style=\"--mark:var(--blue)\"><i></i>loss in nats a token, by step</li></ul>\n");
     if run.faults.len() > MARKS_MAX {
         page.raw("<p class=\"muted\">The last ").text(MARKS_MAX.to_string()).raw(" faults are marked.</p>\n");
     }

@@ -117,3 +117,6 @@ fn tiles(
     }
     page.raw("</div>\n");
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,7 @@ section { padding: 18px 20px; margin-top: 16px; min-width: 0; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
 .plot { display: grid; grid-template-columns: auto 1fr; grid-template-rows: auto auto; column-gap: 8px; }
 .area { position: relative; height: 260px; border-left: 1px solid var(--line); border-bottom: 1px solid var(--line); }
-.area.low { height: 170px; }
+.area.low { height: 220px; }
 .area svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
 .axis-y { position: relative; min-width: 44px; }
 .axis-y span { position: absolute; right: 0; transform: translateY(50%); }
@@ -56,12 +56,13 @@ section { padding: 18px 20px; margin-top: 16px; min-width: 0; }
   border: 1px solid var(--card); transform: translateY(50%); }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--muted); margin: 12px 0 0; padding: 0; list-style: none; }
 .key i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; background: var(--mark); }
+.key i.quarantined { background: repeating-linear-gradient(135deg, var(--amber) 0 2px, transparent 2px 4px); }
 .lanes { display: grid; grid-template-columns: minmax(70px, auto) 1fr; gap: 8px 12px; align-items: center; }
 .lanes .name { font-size: 13px; overflow-wrap: anywhere; max-width: 180px; }
 .lane { position: relative; height: 24px; background: var(--grid); border-radius: 4px; overflow: hidden; }
 .lane div { position: absolute; top: 0; bottom: 0; min-width: 1px; }
 .serving { background: var(--blue); } .quarantined { background: repeating-linear-gradient(135deg, var(--amber) 0 4px, transparent 4px 8px); }
-.lane .mark { border-left-width: 2px; opacity: 1; min-width: 0; }
+.lane .mark { border-left-width: 2px; opacity: 1; min-width: 0; box-shadow: 1px 0 0 var(--card), -1px 0 0 var(--card); }
 .lanes .axis-x { margin-top: -4px; }
 .stack { display: flex; height: 26px; border-radius: 5px; overflow: hidden; background: var(--grid); }
 .stack div { min-width: 1px; }
@@ -74,6 +75,7 @@ th { text-align: left; font-weight: 600; color: var(--muted); font-size: 12.5px;
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--grid); vertical-align: top; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.device { min-width: 92px; } th { white-space: nowrap; }
 td.when { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .scroll { max-height: 640px; overflow-y: auto; }
 .class { font-size: 12.5px; font-weight: 600; color: var(--mark); white-space: nowrap; }
@@ -90,6 +92,7 @@ dt { color: var(--muted); } dd { margin: 0; text-align: right; font-variant-nume
   .area { height: 200px; }
   .lanes { grid-template-columns: 1fr; gap: 2px; } .lanes .name { margin-top: 6px; max-width: none; }
   .lanes .axis-x { grid-column: 1; margin-top: 2px; } .lanes .corner { display: none; }
+  .scroll { max-height: none; }
   .cards thead { display: none; }
   .cards tr { display: block; border-bottom: 1px solid var(--line); padding: 8px 0; }
   .cards tr:last-child { border-bottom: 0; }

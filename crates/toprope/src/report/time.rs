@@ -19,7 +19,7 @@ pub fn timeline(page: &mut Html, run: &RunRecord) {
         return;
     };
     let since = |time: std::time::Duration| time.saturating_sub(began).as_secs_f64();
-    let x = Axis::new(0.0, since(ended), 6, duration_label);
+    let x = Axis::time(since(ended), 6);
     page.raw("<div class=\"lanes\">\n");
     let segments = &run.timeline[run.timeline.len().saturating_sub(SEGMENTS_MAX)..];
     for device in run.devices() {
@@ -52,10 +52,6 @@ pub fn timeline(page: &mut Html, run: &RunRecord) {
     page.raw("</div>\n<ul class=\"key\"><li style=\"--mark:var(--blue)\"><i></i>serving</li>");
     page.raw("<li><i class=\"quarantined\"></i>in quarantine</li>");
     page.raw("<li style=\"--mark:var(--red)\"><i style=\"width:2px\"></i>fault</li></ul>\n</section>\n");
-}
-
-fn duration_label(seconds: f64) -> String {
-    if seconds == 0.0 { "0".to_owned() } else { duration(seconds) }
 }
 
 /// Goodput, and what took the rest of the time.

@@ -1,6 +1,7 @@
 //! Why a run's folder is not given, with the mend.
 
 use std::path::PathBuf;
+use toprope_guard::journal::JournalError;
 use toprope_world::{FileError, LockError};
 
 /// A run's folder could not be made or opened.
@@ -62,6 +63,9 @@ pub enum RunFolderError {
         /// The journal.
         path: PathBuf,
     },
+    /// The journal is another run's, or of a newer version.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The recipe is not text.
     #[error("{}: not UTF-8 at byte {offset}: it was damaged; put the resolved recipe back", path.display())]
     RecipeNotText {
