@@ -19,6 +19,13 @@ fn number(argument: Option<String>, default: u64) -> Result<u64, Box<dyn std::er
     text.parse().map_err(|_| format!("{text:?} is not a number; usage: programs [COUNT [SEED]]").into())
 }
 
+fn names(levels: &[Level]) -> String {
+    if levels.is_empty() {
+        return "none".into();
+    }
+    levels.iter().map(Level::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let count = number(arguments.next(), 10_000)?;
@@ -60,6 +67,8 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         programs += total.programs;
         objections.extend(total.objections().into_iter().map(|objection| format!("{level}: {objection}")));
     }
+    let (there, absent): (Vec<Level>, Vec<Level>) = Level::ALL.iter().partition(|level| level.is_available());
+    println!("dispatch levels: ran on {}; not on this machine: {}", names(&there), names(&absent));
     if objections.is_empty() {
         println!("{programs} random programs: every operator that could be compared agreed");
         return Ok(ExitCode::SUCCESS);

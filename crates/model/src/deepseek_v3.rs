@@ -16,6 +16,7 @@
 //! Outputs of the update: `gradient_norm` (before clipping) and `clip_factor`, f32\[1\].
 
 use crate::config::DeepseekV3Config;
+use crate::cost::SEQUENCES;
 use crate::error::{ModelError, key};
 use crate::parameters::parameters;
 use crate::parts::network::Network;
@@ -97,7 +98,7 @@ struct Rows {
 impl Rows {
     fn sequences(options: &TrainingOptions) -> Rows {
         let (sequence, bound) = (options.sequence, options.micro_batch_sequences);
-        Rows { symbol: "sequences", bound, each: sequence, positions: sequence }
+        Rows { symbol: SEQUENCES, bound, each: sequence, positions: sequence }
     }
 }
 

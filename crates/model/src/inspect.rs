@@ -3,10 +3,10 @@
 mod display;
 
 use crate::config::DeepseekV3Config;
+use crate::cost::packed_cost;
 use crate::error::ModelError;
 use crate::totals::{Totals, group, totals};
 use serde::Serialize;
-use toprope_program::cost::instruction_cost;
 use toprope_program::memory::Breakdown;
 use toprope_program::shape::ShapeText;
 use toprope_program::{MemoryPlan, Operand, Program, Range, StateLayout, Validated, Width};
@@ -113,7 +113,6 @@ pub fn summarize(
 ) -> Result<Summary, ModelError> {
     let program = validated.program();
     let totals = totals(config)?;
-    let bounds = program.bounds();
     let mut parts: Vec<PartSummary> =
         totals.parts.iter().map(|total| PartSummary::new(&total.part, total.parameters)).collect();
     let (mut ranges, mut largest) = (Vec::new(), Vec::new());
@@ -122,7 +121,7 @@ pub fn summarize(
         let mut summary =
             RangeSummary { range: range.name().into(), operators: instructions.len(), flops: 0, bytes: 0 };
         for (index, instruction) in instructions.iter().enumerate() {
-            let cost = instruction_cost(program, instruction, &bounds);
+            let cost = packed_cost(program, instruction);
             summary.flops = summary.flops.saturating_add(cost.flops);
             summary.bytes = summary.bytes.saturating_add(cost.bytes);
             let name = group(&instruction.part);

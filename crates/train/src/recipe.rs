@@ -171,7 +171,7 @@ impl Default for Checkpoint {
 pub struct Evaluation {
     /// Steps between two; 0 evaluates at the end only.
     pub every: u64,
-    /// Tokens looked at; 0 looks at all.
+    /// Tokens looked at between; 0 looks at all, as the end does.
     pub tokens: u64,
 }
 

@@ -18,12 +18,9 @@ pub fn continue_text(
     seed: u64,
 ) -> Result<String, EngineError> {
     let end = tokenizer.end_of_document() as i32;
-    // A prompt that the tokenizer has no tokens for is no prompt.
-    let prompt = tokenizer.encode(prompt).unwrap_or_default();
-    let mut tokens: Vec<i32> = prompt.into_iter().map(|token| token as i32).collect();
-    if tokens.is_empty() {
-        tokens.push(end);
-    }
+    // The end of the document before comes first, as in training. A prompt that the tokenizer has no tokens for is none.
+    let mut tokens = vec![end];
+    tokens.extend(tokenizer.encode(prompt).unwrap_or_default().into_iter().map(|token| token as i32));
     let first = tokens.len();
     for index in 0..count {
         let logits = engine.logits(&tokens)?;

@@ -212,20 +212,16 @@ impl Trainer<'_> {
     }
 
     fn bits_per_byte(&mut self) -> Result<f64, EngineError> {
-        bits_per_byte(self.engine, self.inputs, self.recipe)
+        bits_per_byte(self.engine, self.inputs, self.recipe.evaluation.tokens)
     }
 }
 
-/// Held-out loss in bits per byte of text.
+/// Held-out loss in bits per byte of text, over at most about `tokens` of it; 0 for all.
 ///
 /// # Errors
 /// A fault of the device.
-pub fn bits_per_byte(
-    engine: &mut dyn Engine,
-    inputs: &StepInputs,
-    recipe: &Recipe,
-) -> Result<f64, EngineError> {
-    let validation = inputs.validation(recipe.evaluation.tokens);
+pub fn bits_per_byte(engine: &mut dyn Engine, inputs: &StepInputs, tokens: u64) -> Result<f64, EngineError> {
+    let validation = inputs.validation(tokens);
     let bytes = validation.bytes;
     let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
     Ok(nats / std::f64::consts::LN_2 / bytes.max(1.0))

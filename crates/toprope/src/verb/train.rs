@@ -21,8 +21,8 @@ use toprope_guard::decide::StopReason;
 use toprope_guard::inject::FillingDisk;
 use toprope_guard::journal::{GuardSummary, RunRecord};
 use toprope_guard::supervisor::GuardError;
-use toprope_model::{deepseek_v3, totals};
-use toprope_program::{Device, Program, Range, StateLayout, Validated, cost, validate};
+use toprope_model::{deepseek_v3, packed_cost, totals};
+use toprope_program::{Device, Program, Range, StateLayout, Validated, validate};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::{BackgroundWriter, Identity, KeepPolicy, OwnedTensor, newest_intact};
 use toprope_train::data::{Corpus, Tokens};
@@ -242,7 +242,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         );
     }
     if let (Running::Local(engine), true) = (&engine, arguments.profile) {
-        show_profile(engine, &recipe);
+        show_profile(engine);
     }
     let summary = Summary {
         steps: outcome.steps,
@@ -514,26 +514,18 @@ fn open_folder(
     Ok((folder, snapshot.header.step, Some(snapshot.tensors)))
 }
 
-/// FLOPs of a step. Attention is counted within sequences: no token sees beyond its own.
+/// FLOPs of a step.
 fn step_flops(program: &Validated, recipe: &Recipe) -> f64 {
     let program = program.program();
-    let bounds = program.bounds();
     let micro_batches = (recipe.training.batch / recipe.micro_batch()) as f64;
     let mut flops = 0.0;
     for range in Range::ALL {
+        let times = if range == Range::Accumulate { micro_batches } else { 1.0 };
         for instruction in program.range(range) {
-            let own = cost::instruction_cost(program, instruction, &bounds).flops as f64;
-            let within = within_sequences(instruction.operator.name(), recipe);
-            let times = if range == Range::Accumulate { micro_batches } else { 1.0 };
-            flops += own * within * times;
+            flops += packed_cost(program, instruction).flops as f64 * times;
         }
     }
     flops
-}
-
-/// The part of an operator's pairs of tokens that lie within one sequence.
-fn within_sequences(operator: &str, recipe: &Recipe) -> f64 {
-    if operator.starts_with("attention") { 1.0 / recipe.micro_batch() as f64 } else { 1.0 }
 }
 
 /// What the model learnt, beside compressors.
@@ -554,7 +546,8 @@ fn learnt(
     if corpus.validation.is_empty() {
         return Ok(Learnt::default());
     }
-    let model = bits_per_byte(engine, inputs, recipe).or_exit(Exit::Device)?;
+    // All of it: the compressors' figures are of the same bytes.
+    let model = bits_per_byte(engine, inputs, 0).or_exit(Exit::Device)?;
     let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
     let (gzip, xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
     println!(
@@ -590,9 +583,8 @@ fn peak_memory_bytes() -> u64 {
 }
 
 /// Where the time went, by operator.
-fn show_profile(engine: &Local, recipe: &Recipe) {
+fn show_profile(engine: &Local) {
     let (program, profile) = (engine.program().program(), engine.profile());
-    let bounds = program.bounds();
     let mut rows: Vec<ProfileRow> = Vec::new();
     let ranges = [
         (Range::Accumulate, profile.runs, &profile.accumulate),
@@ -601,7 +593,7 @@ fn show_profile(engine: &Local, recipe: &Recipe) {
     for (range, runs, times) in ranges {
         for (instruction, seconds) in program.range(range).iter().zip(times) {
             let name = instruction.operator.name();
-            let cost = cost::instruction_cost(program, instruction, &bounds);
+            let cost = packed_cost(program, instruction);
             let at = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
                 rows.push(ProfileRow { name, ..ProfileRow::default() });
                 rows.len() - 1
@@ -609,7 +601,7 @@ fn show_profile(engine: &Local, recipe: &Recipe) {
             let row = &mut rows[at];
             row.calls += runs;
             row.seconds += seconds;
-            row.flops += cost.flops as f64 * runs as f64 * within_sequences(name, recipe);
+            row.flops += cost.flops as f64 * runs as f64;
             row.bytes += cost.bytes as f64 * runs as f64;
         }
     }

@@ -4,11 +4,12 @@
 //! otherwise one thread adds part after part. Either way an element's contributions are added in the order of the parts,
 //! each in row-major order.
 
+use super::elementwise::{add_to, convert_part};
 use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
 use crate::bind::{Layout, View};
 use crate::kernel::{Floats, FloatsMut};
-use half::bf16;
+use crate::level::Level;
 use toprope_program::operator::Assemble;
 use toprope_program::shape::View as Place;
 
@@ -31,7 +32,9 @@ fn row_elements<'a>(views: &[Place], sizes_of: impl Fn(usize) -> &'a [usize], to
 }
 
 /// Adds a part's elements `source..`, of these sizes and strides, from `target` on.
+#[allow(clippy::too_many_arguments)]
 fn add(
+    level: Level,
     part: &Floats<'_>,
     sizes: &[usize],
     from: &[usize],
@@ -42,10 +45,10 @@ fn add(
 ) {
     match (sizes, from, to) {
         ([], ..) => y[target] += at(part, source),
-        ([size], [from], [to]) => add_run(part, *size, *from, *to, source, target, y),
+        ([size], [from], [to]) => add_run(level, part, *size, *from, *to, source, target, y),
         ([size, sizes @ ..], [step, from @ ..], [stride, to @ ..]) => {
             for index in 0..*size {
-                add(part, sizes, from, to, source + index * step, target + index * stride, y);
+                add(level, part, sizes, from, to, source + index * step, target + index * stride, y);
             }
         }
         _ => {}
@@ -59,7 +62,9 @@ fn at(part: &Floats<'_>, index: usize) -> f32 {
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 fn add_run(
+    level: Level,
     part: &Floats<'_>,
     count: usize,
     from: usize,
@@ -71,8 +76,8 @@ fn add_run(
     if from == 1 && to == 1 {
         let y = &mut y[target..target + count];
         match part {
-            Floats::F32(values) => y.iter_mut().zip(&values[source..]).for_each(|(y, x)| *y += x),
-            Floats::Bf16(values) => y.iter_mut().zip(&values[source..]).for_each(|(y, x)| *y += x.to_f32()),
+            Floats::F32(values) => add_to(level, &values[source..][..count], y),
+            Floats::Bf16(values) => add_to(level, &values[source..][..count], y),
         }
         return;
     }
@@ -83,6 +88,7 @@ fn add_run(
 
 /// What both ways need of the operator under its binding.
 struct Plan<'a, 'm> {
+    level: Level,
     places: &'a [Place],
     parts: &'a [View<'m>],
 }
@@ -92,7 +98,7 @@ impl Plan<'_, '_> {
     fn all(&self, y: &mut [f32]) {
         y.fill(0.0);
         for (place, part) in self.places.iter().zip(self.parts) {
-            add(&part.floats(), part.sizes(), part.strides(), &place.strides, 0, place.offset, y);
+            add(self.level, &part.floats(), part.sizes(), part.strides(), &place.strides, 0, place.offset, y);
         }
     }
 
@@ -103,7 +109,16 @@ impl Plan<'_, '_> {
             let index = row.checked_sub(place.offset / width).filter(|index| *index < part.sizes()[0]);
             let Some(index) = index else { continue };
             let (sizes, from, to) = (&part.sizes()[1..], &part.strides()[1..], &place.strides[1..]);
-            add(&part.floats(), sizes, from, to, index * part.strides()[0], place.offset % width, y);
+            add(
+                self.level,
+                &part.floats(),
+                sizes,
+                from,
+                to,
+                index * part.strides()[0],
+                place.offset % width,
+                y,
+            );
         }
     }
 }
@@ -126,7 +141,8 @@ impl Execute for Assemble {
 
     fn run(&self, task: &mut Task<'_, '_>) {
         let pool = task.context.pool;
-        let plan = Plan { places: &self.views, parts: task.inputs };
+        let level = task.context.level;
+        let plan = Plan { level, places: &self.views, parts: task.inputs };
         let total = task.outputs[0].elements();
         let row = row_elements(&self.views, |part| task.inputs[part].sizes(), total);
         // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
@@ -135,7 +151,7 @@ impl Execute for Assemble {
             (FloatsMut::F32(y), None) => plan.all(y),
             (FloatsMut::Bf16(y), None) => {
                 plan.all(&mut scratch[..total]);
-                store(&scratch[..total], y);
+                convert_part(level, &scratch[..total], y);
             }
             (FloatsMut::F32(y), Some(width)) => {
                 let rows = (PART / width).max(1);
@@ -156,14 +172,10 @@ impl Execute for Assemble {
                     };
                     for (row, part) in part.chunks_exact_mut(width).enumerate() {
                         plan.row(index * rows + row, width, scratch);
-                        store(scratch, part);
+                        convert_part(level, scratch, part);
                     }
                 });
             }
         }
     }
-}
-
-fn store(values: &[f32], y: &mut [bf16]) {
-    y.iter_mut().zip(values).for_each(|(y, x)| *y = bf16::from_f32(*x));
 }

@@ -5,7 +5,7 @@ use super::{Execute, Task};
 use crate::bind::Layout;
 use crate::kernel::{Context, Floats, FloatsMut};
 use crate::lanes::{Element, Lanes, WIDTH, exp, sigmoid_pair, tanh};
-use crate::level::kernel;
+use crate::level::{Level, kernel};
 use crate::operator::floats::{with_floats, with_floats_mut};
 use toprope_program::DType;
 use toprope_program::operator::{
@@ -88,6 +88,16 @@ impl Unary for Same {
 /// Dense floats converted to the dtype of `y`.
 pub(super) fn convert(context: &Context<'_>, x: Floats<'_>, y: FloatsMut<'_>) {
     map(context, Same, x, y);
+}
+
+/// One thread's share of [`convert`].
+pub(super) fn convert_part<X: Element, Y: Element>(level: Level, x: &[X], y: &mut [Y]) {
+    map_part(level, Same, x, y);
+}
+
+/// `target += x`.
+pub(super) fn add_to<X: Element>(level: Level, x: &[X], target: &mut [f32]) {
+    add_part(level, x, target);
 }
 
 impl Execute for Cast {
