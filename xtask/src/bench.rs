@@ -60,7 +60,7 @@ fn ours(root: &Path, recipe: &str) -> Result<Value, String> {
         "--steps",
         "12",
     ]);
-    command.args(["--threads", "2", "--json", "--set", "evaluation.tokens=256", "--run"]).arg(&run);
+    command.args(["--threads", "2", "--json", "--set", "evaluation.final_tokens=256", "--run"]).arg(&run);
     command.current_dir(root);
     let summary = last_json(command);
     // The folder is ours alone; a run that failed early has none.

@@ -24,7 +24,18 @@ pub fn run(root: &Path, count: u32, recipe: &str, steps: u64) -> Result<(), Stri
     let command = |run: &Path, resume: bool| {
         let mut command = Command::new(&binary);
         // A checkpoint every few steps: many of the kills fall into the writing of one.
-        command.args(["train", recipe, "--steps", &steps, "--set", "checkpoint.every=3", "--json", "--run"]);
+        command.args([
+            "train",
+            recipe,
+            "--steps",
+            &steps,
+            "--set",
+            "checkpoint.every=3",
+            "--set",
+            "evaluation.final_tokens=256",
+            "--json",
+            "--run",
+        ]);
         command.arg(run);
         if resume {
             command.arg("--resume");

@@ -85,7 +85,7 @@ fn next(mut random: u64) -> u64 {
 fn start(binary: &Path, recipe: &str, steps: u64, run: &Path) -> Result<Child, String> {
     let mut command = Command::new(binary);
     command.args(["train", recipe, "--json", "--steps", &steps.to_string(), "--run"]).arg(run);
-    command.args(["--set", "evaluation.tokens=256", "--set", "checkpoint.every=1000"]);
+    command.args(["--set", "evaluation.final_tokens=256", "--set", "checkpoint.every=1000"]);
     // Ways of dying that a policy for production would answer with giving up are wanted here again and again.
     command.args(["--set", "guard.attempts_max=1000"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());

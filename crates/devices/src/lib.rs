@@ -1,7 +1,7 @@
 //! The registry: opens a device by its name.
 
 use toprope_cpu::Level;
-use toprope_program::{Device, ProgressPlace, Width};
+use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +99,12 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenEr
         Some(entry) => (entry.open)(options),
         None => Err(unknown(name)),
     }
+}
+
+/// The oracle in wide mode, and the magnitudes that the contract's tolerances are relative to.
+pub fn oracle() -> (Box<dyn Device>, MagnitudeFunction) {
+    let options = toprope_reference::Options { width: Width::Wide, ..Default::default() };
+    (Box::new(toprope_reference::ReferenceDevice::new(options)), toprope_reference::magnitudes)
 }
 
 /// Every device that can be opened, the default first.

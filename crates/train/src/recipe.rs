@@ -173,6 +173,8 @@ pub struct Evaluation {
     pub every: u64,
     /// Tokens looked at between; 0 looks at all, as the end does.
     pub tokens: u64,
+    /// Tokens looked at after the last step; 0 looks at all, as what the model is held against is of all.
+    pub final_tokens: u64,
 }
 
 /// Text made at the end, in the model's own words.

@@ -3,7 +3,7 @@
 
 use super::Supervisor;
 use super::worker::{Crew, Start, ready_now};
-use crate::decide::{Attempt, DeviceIndex, Event, Finding, Generation, Rank, Worker};
+use crate::decide::{Attempt, DeviceIndex, Event, Finding, Rank, Worker};
 use toprope_program::{CheckMask, Device, Fault, FaultKind, Place, Progress, Range};
 
 /// What a range gave when it was run again.
@@ -81,9 +81,7 @@ impl Supervisor {
         let spec = self.options.devices.get(usize::from(index.0)).cloned();
         let spec = spec.ok_or_else(|| lost(format!("there is no device {}", index.0)))?;
         let state = self.snapshot().map_err(|error| lost(error.to_string()))?;
-        self.confirmations += 1;
-        // Numbers from the top: the guard's own count up from 1.
-        let generation = Generation(u64::MAX - self.confirmations);
+        let generation = self.own_generation();
         let worker = Worker { rank: Rank(0), generation };
         let start = Start { state: None, work: None, ..self.start.clone() };
         let mut crew = ready_now(&*self.options.world, &start, worker, (index, &spec))?;

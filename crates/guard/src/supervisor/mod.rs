@@ -8,6 +8,7 @@ mod chain; // what the state of each step is, told by the update that wrote it
 mod confirm; // the same work once more, here or elsewhere
 mod injection; // what was injected, as the supervisor sees it
 mod judge; // what checks found
+mod shadow; // everything twice
 mod state; // the state's halves
 mod worker; // processes that come up behind the caller's back
 
@@ -25,6 +26,7 @@ use crate::policy::Policy;
 use crate::remote::{RemoteDevice, WorkerCommand, WorkerOptions};
 use injection::Injection;
 use judge::Judge;
+use shadow::Shadow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -35,7 +37,7 @@ use toprope_program::{
     StateLayout, Ticket, Validated, Width,
 };
 use toprope_world::{SharedMemoryError, SharedRegion, World};
-use worker::{Launched, PROGRESS_WORDS, Start, launch};
+use worker::{Launched, PROGRESS_WORDS, Start, launch, process, ready_now};
 
 /// Where the inputs of a step come from: a function of the step's number alone, so that any step can be run again.
 pub trait Steps {
@@ -107,8 +109,9 @@ pub type Recorder = Box<dyn FnMut(News<'_>)>;
 /// Carries out injected faults that are not a worker's: a full disk, the death of this process, a damaged checkpoint.
 pub type OnOwnFault = Box<dyn FnMut(&What)>;
 
-/// Tests a device that was quarantined: whether it passed, and what was found. Runs on a thread of its own.
-pub type Retest = Arc<dyn Fn(&DeviceSpec) -> (bool, String) + Send + Sync>;
+/// Tests a device that was quarantined, in a worker that was started for it: whether it passed, and what was found. Runs
+/// on a thread of its own.
+pub type Retest = Arc<dyn Fn(&mut RemoteDevice) -> (bool, String) + Send + Sync>;
 
 /// What a supervisor is made of.
 pub struct Options {
@@ -128,6 +131,8 @@ pub struct Options {
     pub checks: CheckLevel,
     /// Double or in place.
     pub layout: StateLayout,
+    /// Whether each step is computed a second time, in a second worker, and the bits compared.
+    pub shadow: bool,
     /// Whether the state lies in the device's own memory and the host keeps snapshots, rather than in memory that both
     /// share.
     pub state_on_device: bool,
@@ -249,6 +254,8 @@ pub struct Supervisor {
     /// The digest of the committed state and its number of steps.
     committed: (u64, Digest),
     begun: bool,
+    /// The worker that computes everything a second time.
+    shadow: Option<Box<Shadow>>,
     injection: Option<Injection>,
     /// The step in which something was injected last.
     injected_at: Option<u64>,
@@ -344,6 +351,7 @@ impl Supervisor {
             retested: channel(),
             committed: (0, Digest(0)),
             begun: false,
+            shadow: None,
             injection,
             injected_at: None,
             snapshot_faults: Vec::new(),
@@ -823,9 +831,22 @@ impl Supervisor {
     fn retest(&mut self, device: DeviceIndex) {
         let Some(spec) = self.options.devices.get(usize::from(device.0)).cloned() else { return };
         let (test, tell) = (self.options.retest.clone(), self.retested.0.clone());
+        let generation = self.own_generation();
+        let worker = Worker { rank: Rank(0), generation };
+        let mut remote = match process(&*self.options.world, &self.start, worker, &spec) {
+            Ok(remote) => remote,
+            Err(fault) => {
+                let detail = fault.to_string();
+                return self.event(Event::Retested { device, passed: false, detail });
+            }
+        };
         let thread = std::thread::Builder::new().name("toprope-retest".into());
         let spawned = thread.spawn(move || {
-            let (passed, detail) = test(&spec);
+            let (passed, detail) = match remote.ready(LAUNCH_LIMIT) {
+                Ok(Some(_)) => test(&mut remote),
+                Ok(None) => (false, "its worker did not come up".to_string()),
+                Err(fault) => (false, fault.to_string()),
+            };
             // Nobody hears it where the run is over.
             let _ = tell.send(Event::Retested { device, passed, detail });
         });
@@ -833,6 +854,25 @@ impl Supervisor {
             let detail = format!("no thread for the test: {error}");
             self.event(Event::Retested { device, passed: false, detail });
         }
+    }
+
+    /// A number for a worker that the guard did not ask for; from the top, since its own count up from 1.
+    fn own_generation(&mut self) -> Generation {
+        self.confirmations += 1;
+        Generation(u64::MAX - self.confirmations)
+    }
+
+    /// Sees to it that every fallback can run the program, before the first step.
+    ///
+    /// # Errors
+    /// The device's refusal.
+    pub fn check_fallbacks(&mut self) -> Result<(), Fault> {
+        let start = Start { state: None, work: None, ..self.start.clone() };
+        for (index, spec) in self.options.devices.clone().iter().enumerate().skip(1) {
+            let worker = Worker { rank: Rank(0), generation: self.own_generation() };
+            ready_now(&*self.options.world, &start, worker, (DeviceIndex(index as u16), spec))?;
+        }
+        Ok(())
     }
 
     /// Which checks fire in a step.
@@ -909,6 +949,9 @@ impl Supervisor {
                 Err(fault) => return self.failed(worker, fault),
             };
             self.result.gradient_norm = norm;
+            if self.options.shadow {
+                flight.alarms.extend(self.shadow_step(worker, attempt.step, state));
+            }
             self.next = Some((outputs, state));
             let result = Updated { gradient_norm: norm, state, alarms: flight.alarms };
             return self.event(Event::Updated { worker, attempt, result });

@@ -107,7 +107,10 @@ pub fn ready_now(
 }
 
 /// Starts the process from the calling thread, with which the system ends it.
-fn process(
+///
+/// # Errors
+/// It could not be started.
+pub fn process(
     world: &dyn World,
     start: &Start,
     worker: Worker,

@@ -311,7 +311,7 @@ impl Stage<'_> {
         } else {
             arguments.push(self.recipe.into());
             arguments.extend(["--steps", &steps].map(String::from));
-            let quick = ["checkpoint.every=10", "evaluation.tokens=256", "sample.tokens=0"];
+            let quick = ["checkpoint.every=10", "evaluation.final_tokens=256", "sample.tokens=0"];
             arguments.extend(quick.iter().flat_map(|set| ["--set".to_string(), (*set).to_string()]));
             arguments.extend(further.iter().map(|argument| (*argument).to_string()));
         }

@@ -1,6 +1,7 @@
 //! `toprope train`: from a recipe to a model.
 
 mod guarded; // the engine of a guarded run
+mod retest; // whether a quarantined device may come back
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
@@ -546,8 +547,8 @@ fn learnt(
     if corpus.validation.is_empty() {
         return Ok(Learnt::default());
     }
-    // All of it: the compressors' figures are of the same bytes.
-    let model = bits_per_byte(engine, inputs, 0).or_exit(Exit::Device)?;
+    // By default all of it: the compressors' figures are of the same bytes.
+    let model = bits_per_byte(engine, inputs, recipe.evaluation.final_tokens).or_exit(Exit::Device)?;
     let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
     let (gzip, xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
     println!(

@@ -179,6 +179,7 @@ impl Guarded {
     pub fn start(&mut self) -> Result<(), EngineError> {
         if !self.begun {
             self.begun = true;
+            self.supervisor.check_fallbacks()?;
             self.supervisor.begin(self.restored)?;
         }
         Ok(())

@@ -108,6 +108,7 @@ fn check(file: &str, text: &str, recipe: &Recipe) -> Result<(), RecipeError> {
         error.line = text.lines().position(|line| line.trim_start().starts_with(name)).map(|line| line + 1);
         error
     };
+    recipe.guard.check().map_err(|error| RecipeError::of_key(file, "guard", error.to_string()))?;
     let training = &recipe.training;
     for (key, value) in [("steps", training.steps), ("batch", training.batch as u64)] {
         if value == 0 {

@@ -1,6 +1,7 @@
 //! The engine of a guarded run: devices in worker processes of this same binary.
 
 use super::Programs;
+use super::retest::retest;
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::metrics::Metrics;
@@ -89,7 +90,8 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
             Level::Full | Level::Shadow => CheckLevel::Full,
         },
         state_on_device: recipe.training.state == StatePlan::OnDevice,
-        retest: Arc::new(|_| (false, "no test was given".into())),
+        shadow: recipe.guard.level == Level::Shadow,
+        retest: retest(recipe, inputs, &programs.train),
         layout: recipe.training.state.into(),
         policy: recipe.guard.clone(),
         steps: Box::new(GuardedSteps::new(inputs.clone())),
