@@ -37,6 +37,12 @@ enum Chore {
         #[arg(long, default_value_t = 400)]
         steps: u64,
     },
+    /// The guard's decisions through simulated schedules and a simulated day; no promise may break.
+    Simulate {
+        /// How many schedules, from seed 0 on.
+        #[arg(default_value_t = 10_000)]
+        count: u64,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -53,6 +59,7 @@ enum Chore {
 
 mod bench; // beside PyTorch
 mod kills; // SIGKILL and resume
+mod simulate; // schedules from seeds
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -62,6 +69,7 @@ fn main() -> ExitCode {
         Chore::Docs => docs::write(&root),
         Chore::Tidy => tidy::check(&root),
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
+        Chore::Simulate { count } => simulate::run(&root, count),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("toprope-train", &["toprope-model", "toprope-program", "toprope-world"]),
     ("toprope-guard", &["toprope-program", "toprope-world"]),
+    ("toprope-simulator", &["toprope-guard"]),
     ("toprope-model", &["toprope-program"]),
     ("toprope-conformance", &["toprope-program"]),
     ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),

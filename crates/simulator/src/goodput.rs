@@ -27,7 +27,11 @@ pub struct Day {
     pub start_seconds: f64,
     /// What a durable checkpoint takes, in seconds.
     pub checkpoint_seconds: f64,
-    /// Steps between two.
+    /// What a copy of the state to the host takes, where it lies on the device, in seconds.
+    pub snapshot_seconds: f64,
+    /// Of that, what keeps the device from its work, in seconds.
+    pub kept_seconds: f64,
+    /// Steps between two checkpoints.
     pub checkpoint_every: u64,
     /// What a device's test takes, in seconds.
     pub retest_seconds: f64,
@@ -67,7 +71,8 @@ impl Day {
             accumulate: step - update,
             update,
             checkpoint: milliseconds(self.checkpoint_seconds),
-            snapshot: milliseconds(self.checkpoint_seconds),
+            snapshot: milliseconds(self.snapshot_seconds),
+            kept: milliseconds(self.kept_seconds),
             replay: step,
             confirm: step * 4,
             retest: milliseconds(self.retest_seconds),

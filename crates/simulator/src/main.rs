@@ -9,7 +9,10 @@ use toprope_simulator::schedule::Schedule;
 use toprope_simulator::shrink::shrink;
 
 #[derive(Parser)]
-#[command(name = "toprope-simulator", about = "The guard's decisions over simulated workers, devices, memory and disk")]
+#[command(
+    name = "toprope-simulator",
+    about = "The guard's decisions over simulated workers, devices, memory and disk"
+)]
 struct Arguments {
     #[command(subcommand)]
     mode: Option<Mode>,
@@ -43,7 +46,13 @@ struct GoodputArguments {
     /// What a durable checkpoint takes.
     #[arg(long, default_value_t = 1.0)]
     checkpoint_seconds: f64,
-    /// Steps between two.
+    /// What a copy of the state to the host takes, where it lies on the device.
+    #[arg(long, default_value_t = 0.3)]
+    snapshot_seconds: f64,
+    /// Of that, what keeps the device from its work.
+    #[arg(long, default_value_t = 0.02)]
+    kept_seconds: f64,
+    /// Steps between two checkpoints.
     #[arg(long, default_value_t = 500)]
     checkpoint_every: u64,
     /// What a device's test takes.
@@ -83,6 +92,8 @@ fn live(arguments: &GoodputArguments) -> ExitCode {
         takeover_seconds: arguments.takeover_seconds,
         start_seconds: arguments.start_seconds,
         checkpoint_seconds: arguments.checkpoint_seconds,
+        snapshot_seconds: arguments.snapshot_seconds,
+        kept_seconds: arguments.kept_seconds,
         checkpoint_every: arguments.checkpoint_every,
         retest_seconds: arguments.retest_seconds,
         standby: !arguments.no_standby,

@@ -96,7 +96,10 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
         if live(&mut drive) {
             let (phase, at) = (drive.guard.phase(), drive.guard.committed());
             let (events, seconds) = (drive.events, drive.now.as_secs_f64());
-            drive.world.checker.fail(format!("no end after {events} events, {seconds:.0} s: {phase:?} at step {at}"));
+            drive
+                .world
+                .checker
+                .fail(format!("no end after {events} events, {seconds:.0} s: {phase:?} at step {at}"));
         }
         counters.push(drive.guard.counters().clone());
         if drive.world.checker.violation.is_some() {
@@ -164,7 +167,9 @@ pub fn run_for(schedule: &Schedule, time: Duration) -> Result<Guard, String> {
     match drive.world.checker.violation.take() {
         Some(violation) => Err(violation),
         None if whole => Ok(drive.guard),
-        None => Err(format!("the run ended after {:.0} s: {:?}", drive.now.as_secs_f64(), drive.world.stopped)),
+        None => {
+            Err(format!("the run ended after {:.0} s: {:?}", drive.now.as_secs_f64(), drive.world.stopped))
+        }
     }
 }
 

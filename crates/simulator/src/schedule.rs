@@ -170,8 +170,10 @@ pub struct Costs {
     pub update: u64,
     /// To write a checkpoint.
     pub checkpoint: u64,
-    /// To copy the state to the host.
+    /// To copy the state to the host, behind the next steps.
     pub snapshot: u64,
+    /// Of that, what keeps the device from its work.
+    pub kept: u64,
     /// To run an operator again.
     pub replay: u64,
     /// To run it elsewhere.
@@ -190,6 +192,7 @@ impl Default for Costs {
             update: 40,
             checkpoint: 250,
             snapshot: 80,
+            kept: 5,
             replay: 30,
             confirm: 150,
             retest: 2000,
@@ -225,8 +228,7 @@ impl Schedule {
         let mut random = Random::new(seed);
         let ranks = if random.percent(45) { 1 } else { random.between(2, 5) as u16 };
         let devices = random.between(1, 4) as u16;
-        let home =
-            random.one_of(StateHome::SharedDouble, &[StateHome::SharedInPlace, StateHome::Device]);
+        let home = random.one_of(StateHome::SharedDouble, &[StateHome::SharedInPlace, StateHome::Device]);
         let setup = Setup {
             ranks,
             devices: (0..devices).map(|device| format!("device:{device}")).collect(),
@@ -262,7 +264,8 @@ fn policy(random: &mut Random) -> Policy {
         policy.snapshot_every = SnapshotEvery::Steps(random.between(1, 9));
     }
     if random.percent(25) {
-        let class = random.one_of(FaultClass::Lost, &[FaultClass::Mismatch, FaultClass::Hang, FaultClass::Slow]);
+        let class =
+            random.one_of(FaultClass::Lost, &[FaultClass::Mismatch, FaultClass::Hang, FaultClass::Slow]);
         let action = random.one_of(
             Remedy::Retry,
             &[Remedy::Restart, Remedy::RollBack, Remedy::Quarantine, Remedy::FailOver, Remedy::SkipBatch],
@@ -305,7 +308,10 @@ fn at_call(random: &mut Random, rank: u16, setup: &Setup) -> Fault {
     let dies = What::Dies(random.between(0, 100) as u8);
     let (call, what) = match random.between(0, 9) {
         0 => (Call::Launch, random.one_of(dies, &[What::Hangs, What::OutOfMemory, What::Driver])),
-        1 => (Call::Restore, random.one_of(dies, &[What::Hangs, What::CopyWrong, What::Refused, What::DiesAfter])),
+        1 => (
+            Call::Restore,
+            random.one_of(dies, &[What::Hangs, What::CopyWrong, What::Refused, What::DiesAfter]),
+        ),
         2..=3 => (
             Call::Accumulate,
             random.one_of(
@@ -354,7 +360,8 @@ fn at_call(random: &mut Random, rank: u16, setup: &Setup) -> Fault {
         7 => (Call::Snapshot, random.one_of(dies, &[What::Hangs, What::CopyWrong, What::CopyChanges])),
         _ => (
             Call::Checkpoint,
-            random.one_of(What::Refused, &[What::CopyChanges, What::Hangs, What::StateChanges, What::Slow(80)]),
+            random
+                .one_of(What::Refused, &[What::CopyChanges, What::Hangs, What::StateChanges, What::Slow(80)]),
         ),
     };
     // Rare calls are counted from the first on; frequent ones anywhere in the run.

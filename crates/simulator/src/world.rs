@@ -291,7 +291,8 @@ impl World {
             }
             Fault::DeviceGone { device, .. } => {
                 self.gone.push(device);
-                let on = self.processes.iter().filter(|(_, process)| process.alive && process.device == device);
+                let on =
+                    self.processes.iter().filter(|(_, process)| process.alive && process.device == device);
                 let on: Vec<Worker> = on.map(|(worker, _)| *worker).collect();
                 for worker in on {
                     self.die(at, worker, MILLISECOND * 30);
@@ -423,7 +424,15 @@ impl World {
     }
 
     /// Lets a worker do something: it answers when it is done, unless something goes wrong that no answer follows from.
-    fn work(&mut self, now: Duration, worker: Worker, took: Duration, what: Option<What>, event: Event, effect: Effect) {
+    fn work(
+        &mut self,
+        now: Duration,
+        worker: Worker,
+        took: Duration,
+        what: Option<What>,
+        event: Event,
+        effect: Effect,
+    ) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         if !process.alive || process.hangs {
             return;
@@ -561,7 +570,8 @@ impl World {
 
     fn restore(&mut self, now: Duration, worker: Worker, source: Source, step: u64) {
         let what = self.strike(now, worker.rank.0, Call::Restore);
-        let took = self.takes(if source == Source::Checkpoint { self.costs.read } else { self.costs.restore });
+        let took =
+            self.takes(if source == Source::Checkpoint { self.costs.read } else { self.costs.restore });
         let device_home = self.schedule.setup.home == StateHome::Device;
         let double = self.schedule.setup.home == StateHome::SharedDouble;
         let noise = self.random.word();
@@ -813,8 +823,9 @@ impl World {
         let told = if what == Some(What::CopyWrong) { state.copied_wrong(noise) } else { state };
         let kept = if what == Some(What::CopyChanges) { told.copied_wrong(noise) } else { told };
         let took = self.takes(self.costs.snapshot);
-        let event =
-            Event::SnapshotTaken { worker, step, state: Digest(told.digest), seconds: took.as_secs_f64() };
+        let kept_for = self.takes(self.costs.kept);
+        let seconds = kept_for.as_secs_f64();
+        let event = Event::SnapshotTaken { worker, step, state: Digest(told.digest), seconds };
         // It runs behind the next steps, on a queue of its own.
         let free_at = self.processes.get(&worker).map(|process| process.free_at);
         if let Some(process) = self.processes.get_mut(&worker) {
@@ -823,7 +834,7 @@ impl World {
         }
         self.work(now, worker, took, what, event, Effect::Copied(step, kept));
         if let (Some(process), Some(free_at)) = (self.processes.get_mut(&worker), free_at) {
-            process.free_at = free_at;
+            process.free_at = free_at.max(now) + kept_for;
         }
     }
 
@@ -848,7 +859,9 @@ impl World {
             _ if what == Some(What::Hangs) => return,
             _ if what == Some(What::Refused) => (failed("no space left", false), Effect::None),
             None => (failed("a rank's state is gone", false), Effect::None),
-            Some(bits) if !right(&bits) => (failed("the state is not the one to be written", true), Effect::None),
+            Some(bits) if !right(&bits) => {
+                (failed("the state is not the one to be written", true), Effect::None)
+            }
             Some(states) => {
                 let intact = what != Some(What::CopyChanges);
                 (Event::CheckpointWritten { step }, Effect::Wrote(File { step, states, intact }))
@@ -875,7 +888,10 @@ impl World {
             }
             StateHome::Device => {
                 let serving = |worker: &Worker, process: &Process| {
-                    worker.rank == Rank(rank) && process.alive && !process.hangs && process.holds == Some(step)
+                    worker.rank == Rank(rank)
+                        && process.alive
+                        && !process.hangs
+                        && process.holds == Some(step)
                 };
                 let found = self.processes.iter().find(|(worker, process)| serving(worker, process));
                 let copied = memory.copies.iter().find(|(copied, _)| *copied == step).map(|(_, bits)| *bits);
