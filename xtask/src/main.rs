@@ -66,6 +66,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The guard's decisions through simulated schedules and a simulated day; no promise may break.
+    Simulate {
+        /// How many schedules, from seed 0 on.
+        #[arg(default_value_t = 10_000)]
+        count: u64,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -84,6 +90,7 @@ mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
 mod worker_kills; // ends of the worker alone
+mod simulate; // schedules from seeds
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -96,6 +103,7 @@ fn main() -> ExitCode {
         Chore::Kills { count, recipe, steps } => kills::run(&root, count, &recipe, steps),
         Chore::WorkerKills { count, others, recipe } => worker_kills::run(&root, count, others, &recipe),
         Chore::Campaign { arguments } => campaign::run(&root, &arguments),
+        Chore::Simulate { count } => simulate::run(&root, count),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

@@ -31,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "toprope-world",
         ],
     ),
+    ("toprope-simulator", &["toprope-guard"]),
     ("toprope-model", &["toprope-program"]),
     ("toprope-conformance", &["toprope-program"]),
     ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),

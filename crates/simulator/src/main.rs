@@ -2,7 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
-use toprope_guard::decide::{Counters, Mutant};
+use toprope_guard::decide::{Counters, Mutant, StateHome};
+use toprope_simulator::goodput::Day;
 use toprope_simulator::run::{Outcome, run};
 use toprope_simulator::schedule::Schedule;
 use toprope_simulator::shrink::shrink;
@@ -22,7 +23,108 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Mode {
     /// A simulated day of faults, with measured costs: how much of it was useful.
-    Goodput,
+    Goodput(GoodputArguments),
+}
+
+#[derive(Args)]
+struct GoodputArguments {
+    /// Hours.
+    #[arg(long, default_value_t = 24.0)]
+    hours: f64,
+    /// The mean time between faults.
+    #[arg(long, default_value_t = 60.0)]
+    between_faults_seconds: f64,
+    /// A clean step.
+    #[arg(long, default_value_t = 0.4)]
+    step_seconds: f64,
+    /// What a standby takes to have the state.
+    #[arg(long, default_value_t = 0.3)]
+    takeover_seconds: f64,
+    /// What a new worker takes to be up.
+    #[arg(long, default_value_t = 1.0)]
+    start_seconds: f64,
+    /// What a durable checkpoint takes.
+    #[arg(long, default_value_t = 1.0)]
+    checkpoint_seconds: f64,
+    /// What a copy of the state to the host takes, where it lies on the device.
+    #[arg(long, default_value_t = 0.3)]
+    snapshot_seconds: f64,
+    /// Of that, what keeps the device from its work.
+    #[arg(long, default_value_t = 0.02)]
+    kept_seconds: f64,
+    /// Steps between two checkpoints.
+    #[arg(long, default_value_t = 500)]
+    checkpoint_every: u64,
+    /// What a device's test takes.
+    #[arg(long, default_value_t = 10.0)]
+    retest_seconds: f64,
+    /// No worker stands by.
+    #[arg(long)]
+    no_standby: bool,
+    /// Where the state lies.
+    #[arg(long, value_parser = home, default_value = "shared-double")]
+    home: StateHome,
+    /// Devices, the primary among them.
+    #[arg(long, default_value_t = 2)]
+    devices: u16,
+    /// Draws the faults.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Fail below this goodput, in per cent.
+    #[arg(long, default_value_t = 95.0)]
+    least: f64,
+}
+
+fn home(text: &str) -> Result<StateHome, String> {
+    match text {
+        "shared-double" => Ok(StateHome::SharedDouble),
+        "shared-in-place" => Ok(StateHome::SharedInPlace),
+        "device" => Ok(StateHome::Device),
+        _ => Err("give shared-double, shared-in-place or device".into()),
+    }
+}
+
+fn live(arguments: &GoodputArguments) -> ExitCode {
+    let day = Day {
+        hours: arguments.hours,
+        between_faults_seconds: arguments.between_faults_seconds,
+        step_seconds: arguments.step_seconds,
+        takeover_seconds: arguments.takeover_seconds,
+        start_seconds: arguments.start_seconds,
+        checkpoint_seconds: arguments.checkpoint_seconds,
+        snapshot_seconds: arguments.snapshot_seconds,
+        kept_seconds: arguments.kept_seconds,
+        checkpoint_every: arguments.checkpoint_every,
+        retest_seconds: arguments.retest_seconds,
+        standby: !arguments.no_standby,
+        home: arguments.home,
+        devices: arguments.devices,
+        seed: arguments.seed,
+    };
+    let (faults, guard) = match day.live() {
+        Ok(lived) => lived,
+        Err(message) => {
+            eprintln!("error: {message}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let counters = guard.counters();
+    println!("{} hours, {faults} faults, {} steps committed", day.hours, counters.steps_committed);
+    for (class, count) in &counters.faults {
+        println!("  {class}: {count}");
+    }
+    println!(
+        "{} steps redone, {} promotions, {} restarts, {} fail-overs, {} fail-backs, {:.0} s lost",
+        counters.steps_redone,
+        counters.promotions,
+        counters.restarts,
+        counters.fail_overs,
+        counters.fail_backs,
+        counters.seconds_lost
+    );
+    let percent = 100.0 * day.goodput(&guard);
+    println!("goodput {percent:.2} % (at least {} % is wanted)", arguments.least);
+    if percent >= arguments.least { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[derive(Args)]
@@ -62,7 +164,7 @@ fn mutant(text: &str) -> Result<Mutant, String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.mode {
-        Some(Mode::Goodput) => ExitCode::FAILURE,
+        Some(Mode::Goodput(goodput)) => live(&goodput),
         None => simulate(&arguments.seeds),
     }
 }

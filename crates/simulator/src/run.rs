@@ -1,6 +1,6 @@
 //! The loop: what happens in the world is told to the guard, and what the guard says is done in the world.
 
-use crate::schedule::{FAULTS_UNTIL, Fault, Schedule};
+use crate::schedule::{Fault, Schedule};
 use crate::world::{Happening, World};
 use std::time::Duration;
 use toprope_guard::decide::{Counters, Event, Guard, Mutant, StopReason};
@@ -31,11 +31,17 @@ const ENDS_WITHIN: Duration = Duration::from_secs(900);
 /// Events that no schedule needs.
 const EVENTS: u64 = 200_000;
 
+struct Ends {
+    at: Duration,
+    events: u64,
+}
+
 struct Drive<'a> {
     world: World,
     guard: Guard,
     now: Duration,
     events: u64,
+    ends: Ends,
     say: &'a mut dyn FnMut(&str),
     traced: bool,
 }
@@ -75,18 +81,26 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
     let traced = trace.is_some();
     let say = trace.unwrap_or(&mut silent);
     let world = World::new(schedule);
-    let mut drive = Drive { world, guard: guard(), now: Duration::ZERO, events: 0, say, traced };
+    let ends = Ends { at: schedule.faults_until + ENDS_WITHIN, events: EVENTS };
+    let mut drive = Drive { world, guard: guard(), now: Duration::ZERO, events: 0, ends, say, traced };
     let mut processes = 0;
     let mut counters = Vec::new();
     let mut begun_calm = false;
     let mut stopped_by_policy = false;
     loop {
         processes += 1;
-        let calm = drive.now > FAULTS_UNTIL;
+        let calm = drive.now > schedule.faults_until;
         let begin = drive.world.begin();
         drive.guard = guard();
         drive.tell(begin);
-        live(&mut drive);
+        if live(&mut drive) {
+            let (phase, at) = (drive.guard.phase(), drive.guard.committed());
+            let (events, seconds) = (drive.events, drive.now.as_secs_f64());
+            drive
+                .world
+                .checker
+                .fail(format!("no end after {events} events, {seconds:.0} s: {phase:?} at step {at}"));
+        }
         counters.push(drive.guard.counters().clone());
         if drive.world.checker.violation.is_some() {
             break;
@@ -140,27 +154,40 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
     }
 }
 
-/// One process of the supervisor, until it stops, is killed, or breaks a promise.
-fn live(drive: &mut Drive<'_>) {
+/// Runs a schedule for some time, in one process of the supervisor; gives the guard as it is then.
+pub fn run_for(schedule: &Schedule, time: Duration) -> Result<Guard, String> {
+    let guard = Guard::new(schedule.setup.clone(), schedule.policy.clone());
+    let ends = Ends { at: time, events: u64::MAX };
+    let world = World::new(schedule);
+    let say = &mut |_: &str| {};
+    let mut drive = Drive { world, guard, now: Duration::ZERO, events: 0, ends, say, traced: false };
+    let begin = drive.world.begin();
+    drive.tell(begin);
+    let whole = live(&mut drive);
+    match drive.world.checker.violation.take() {
+        Some(violation) => Err(violation),
+        None if whole => Ok(drive.guard),
+        None => {
+            Err(format!("the run ended after {:.0} s: {:?}", drive.now.as_secs_f64(), drive.world.stopped))
+        }
+    }
+}
+
+/// One process of the supervisor, until it stops, is killed, or breaks a promise; says whether its time is up.
+fn live(drive: &mut Drive<'_>) -> bool {
     loop {
         if drive.world.checker.violation.is_some() || drive.world.stopped.is_some() {
-            return;
+            return false;
         }
-        if drive.now > FAULTS_UNTIL + ENDS_WITHIN || drive.events > EVENTS {
-            let (phase, at) = (drive.guard.phase(), drive.guard.committed());
-            drive.world.checker.fail(format!(
-                "no end after {} events, {:.0} s: {phase:?} at step {at}",
-                drive.events,
-                drive.now.as_secs_f64()
-            ));
-            return;
+        if drive.now > drive.ends.at || drive.events > drive.ends.events {
+            return true;
         }
         let deadline = drive.guard.deadline();
         match (drive.world.next_at(), deadline) {
             (None, None) => {
                 let phase = drive.guard.phase();
                 drive.world.checker.fail(format!("nothing will ever happen again: {phase:?}"));
-                return;
+                return false;
             }
             (next, Some(deadline)) if next.is_none_or(|next| deadline < next) => {
                 drive.now = drive.now.max(deadline);
@@ -179,7 +206,7 @@ fn live(drive: &mut Drive<'_>) {
                     if drive.traced {
                         (drive.say)(&format!("{:>10.3} ** the supervisor is killed", at.as_secs_f64()));
                     }
-                    return;
+                    return false;
                 }
                 _ => {}
             },

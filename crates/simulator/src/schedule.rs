@@ -88,6 +88,15 @@ pub enum Fault {
         /// What goes wrong.
         what: What,
     },
+    /// At the next call of a kind, whoever's it is, from some time on.
+    Soon {
+        /// From when on.
+        at_ms: u64,
+        /// The kind.
+        call: Call,
+        /// What goes wrong.
+        what: What,
+    },
     /// The supervisor is killed, and the run resumed.
     SupervisorDies {
         /// When.
@@ -146,6 +155,51 @@ pub enum Fault {
     },
 }
 
+/// How long things take, in milliseconds; each time with up to a tenth more or less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// To start a worker and prepare the program.
+    pub launch: u64,
+    /// To take a state in from memory.
+    pub restore: u64,
+    /// To read a checkpoint.
+    pub read: u64,
+    /// The first range.
+    pub accumulate: u64,
+    /// The second range.
+    pub update: u64,
+    /// To write a checkpoint.
+    pub checkpoint: u64,
+    /// To copy the state to the host, behind the next steps.
+    pub snapshot: u64,
+    /// Of that, what keeps the device from its work.
+    pub kept: u64,
+    /// To run an operator again.
+    pub replay: u64,
+    /// To run it elsewhere.
+    pub confirm: u64,
+    /// To test a device.
+    pub retest: u64,
+}
+
+impl Default for Costs {
+    fn default() -> Costs {
+        Costs {
+            launch: 600,
+            restore: 30,
+            read: 200,
+            accumulate: 200,
+            update: 40,
+            checkpoint: 250,
+            snapshot: 80,
+            kept: 5,
+            replay: 30,
+            confirm: 150,
+            retest: 2000,
+        }
+    }
+}
+
 /// A run and its faults.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -159,10 +213,14 @@ pub struct Schedule {
     pub trusted: u16,
     /// The faults.
     pub faults: Vec<Fault>,
+    /// New faults come until then.
+    pub faults_until: Duration,
+    /// How long things take.
+    pub costs: Costs,
 }
 
-/// New faults come until then.
-pub const FAULTS_UNTIL: Duration = Duration::from_secs(90);
+/// New faults come until then in what is drawn.
+const FAULTS_UNTIL: Duration = Duration::from_secs(90);
 
 impl Schedule {
     /// Draws one.
@@ -182,9 +240,11 @@ impl Schedule {
         };
         let trusted = random.between(0, u64::from(devices)) as u16;
         let policy = policy(&mut random);
-        let count = 2 + random.between(0, 5) * random.between(0, 5);
+        let storm = if random.percent(15) { random.between(10, 50) } else { 0 };
+        let count = 2 + random.between(0, 5) * random.between(0, 5) + storm;
         let faults = (0..count).map(|_| fault(&mut random, &setup, trusted)).collect();
-        Schedule { seed, setup, policy, trusted, faults }
+        let (faults_until, costs) = (FAULTS_UNTIL, Costs::default());
+        Schedule { seed, setup, policy, trusted, faults, faults_until, costs }
     }
 }
 
@@ -196,7 +256,7 @@ fn policy(random: &mut Random) -> Policy {
         bad_data: random.one_of(BadData::Stop, &[BadData::RollBack, BadData::SkipBatch]),
         ..Policy::default()
     };
-    policy.retest.after_seconds = 5.0;
+    policy.retest.after_seconds = random.between(2, 8) as f64;
     policy.retest.after_max_seconds = 60.0;
     policy.retest.limit_seconds = 20.0;
     policy.spike.warm_up = 8;

@@ -2,12 +2,12 @@
 
 use crate::checker::{Bits, Checker, Deviation, gradients, initial_state, next_state};
 use crate::random::{Random, blend};
-use crate::schedule::{Call, FAULTS_UNTIL, Fault, Schedule, What};
-use std::collections::BTreeMap;
+use crate::schedule::{Call, Costs, Fault, Schedule, What};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use toprope_guard::decide::{
-    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultClass, FaultKind,
-    Finding, Rank, Source, StateHome, StopReason, Suspect, Updated, Worker,
+    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultKind, Finding, Rank,
+    Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use toprope_guard::policy::{BadData, Remedy};
 
@@ -114,6 +114,11 @@ pub struct World {
     bad: BTreeMap<u16, u8>,
     gone: Vec<u16>,
     slow: Vec<(u16, Duration, u16)>,
+    at_calls: Vec<(u16, Call, u32, What)>,
+    soon: Vec<(Call, What)>,
+    spikes: BTreeSet<u64>,
+    bad_batches: BTreeSet<u64>,
+    costs: Costs,
     /// Faults that came.
     pub struck: u64,
     /// Why the guard stopped.
@@ -125,6 +130,8 @@ pub struct World {
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Copies that the host keeps of each rank.
 const COPIES: usize = 2;
+/// Processes that are remembered.
+const PROCESSES: usize = 64;
 /// How many of a hundred wrong ranges of a bad device its checks catch.
 const RECALL: u64 = 90;
 
@@ -147,6 +154,11 @@ impl World {
             bad: BTreeMap::new(),
             gone: Vec::new(),
             slow: Vec::new(),
+            at_calls: Vec::new(),
+            soon: Vec::new(),
+            spikes: BTreeSet::new(),
+            bad_batches: BTreeSet::new(),
+            costs: schedule.costs,
             struck: 0,
             stopped: None,
             stop_requested: false,
@@ -159,8 +171,20 @@ impl World {
                 | Fault::WorkerDies { at_ms, .. }
                 | Fault::DeviceGone { at_ms, .. }
                 | Fault::DeviceBad { at_ms, .. }
+                | Fault::Soon { at_ms, .. }
                 | Fault::DeviceSlow { at_ms, .. } => at_ms,
-                Fault::AtCall { .. } | Fault::DataSpike { .. } | Fault::BadBatch { .. } => continue,
+                Fault::DataSpike { step } => {
+                    world.spikes.insert(step);
+                    continue;
+                }
+                Fault::BadBatch { step } => {
+                    world.bad_batches.insert(step);
+                    continue;
+                }
+                Fault::AtCall { rank, call, nth, what } => {
+                    world.at_calls.push((rank, call, nth, what));
+                    continue;
+                }
             };
             world.later(Duration::from_millis(at_ms), Happening::Fault(fault));
         }
@@ -208,7 +232,7 @@ impl World {
 
     /// Whether a batch gives NaN everywhere.
     pub fn has_bad_batch(&self) -> bool {
-        self.schedule.faults.iter().any(|fault| matches!(fault, Fault::BadBatch { .. }))
+        !self.bad_batches.is_empty()
     }
 
     /// Lets the next thing happen; gives what the guard hears of it.
@@ -238,7 +262,7 @@ impl World {
                 None
             }
             Happening::Fault(fault) => {
-                if at > FAULTS_UNTIL {
+                if at > self.schedule.faults_until {
                     return None;
                 }
                 self.struck += 1;
@@ -280,6 +304,7 @@ impl World {
             Fault::DeviceSlow { device, for_ms, factor, .. } => {
                 self.slow.push((device, at + Duration::from_millis(for_ms), factor));
             }
+            Fault::Soon { call, what, .. } => self.soon.push((call, what)),
             Fault::AtCall { .. } | Fault::DataSpike { .. } | Fault::BadBatch { .. } => {}
         }
         None
@@ -374,16 +399,16 @@ impl World {
         let count = self.calls.entry(key).or_default();
         let nth = *count;
         *count += 1;
-        if now > FAULTS_UNTIL {
+        if now > self.schedule.faults_until {
             return None;
         }
-        let found = self.schedule.faults.iter().find_map(|fault| match *fault {
-            Fault::AtCall { rank: at, call: kind, nth: which, what } => {
-                let fits = kind == call && which == nth && (anyone || at == rank);
-                fits.then_some(what)
-            }
-            _ => None,
-        });
+        if let Some(index) = self.soon.iter().position(|(kind, _)| *kind == call) {
+            return Some(self.soon.swap_remove(index).1);
+        }
+        let fits = |(at, kind, which, _): &&(u16, Call, u32, What)| {
+            *kind == call && *which == nth && (anyone || *at == rank)
+        };
+        let found = self.at_calls.iter().find(fits).map(|(.., what)| *what);
         self.struck += u64::from(found.is_some());
         found
     }
@@ -525,19 +550,28 @@ impl World {
             copying: Vec::new(),
             free_at: now,
         };
+        // Of those that were ended, only the last may still be heard.
+        while self.processes.len() > PROCESSES {
+            let ended = self.processes.iter().filter(|(_, process)| process.killed);
+            let Some(oldest) = ended.map(|(worker, _)| *worker).min_by_key(|worker| worker.generation) else {
+                break;
+            };
+            self.processes.remove(&oldest);
+        }
         self.processes.insert(worker, process);
         let what = self.strike(now, worker.rank.0, Call::Launch);
         if self.gone.contains(&device.0) {
             self.later(now + MILLISECOND * 10, Happening::Dies { worker });
             return;
         }
-        let took = self.takes(600);
+        let took = self.takes(self.costs.launch);
         self.work(now, worker, took, what, Event::Ready { worker }, Effect::Up);
     }
 
     fn restore(&mut self, now: Duration, worker: Worker, source: Source, step: u64) {
         let what = self.strike(now, worker.rank.0, Call::Restore);
-        let took = self.takes(if source == Source::Checkpoint { 200 } else { 30 });
+        let took =
+            self.takes(if source == Source::Checkpoint { self.costs.read } else { self.costs.restore });
         let device_home = self.schedule.setup.home == StateHome::Device;
         let double = self.schedule.setup.home == StateHome::SharedDouble;
         let noise = self.random.word();
@@ -637,12 +671,11 @@ impl World {
         }
         let mut loss = 2.0 + 0.2 * self.random.fraction();
         let mut deviation = Deviation::None;
-        let has = |wanted: Fault| self.schedule.faults.contains(&wanted);
-        if has(Fault::DataSpike { step }) {
+        if self.spikes.contains(&step) {
             loss *= 30.0;
             deviation = Deviation::Data;
         }
-        let bad_batch = has(Fault::BadBatch { step });
+        let bad_batch = self.bad_batches.contains(&step);
         if let Some((malice, caught)) = self.malice(device, step, Call::Accumulate, evidence) {
             bits = bits.changed(malice, caught);
             deviation = Deviation::Persistent;
@@ -677,7 +710,7 @@ impl World {
         }
         let gradients = (evidence || attempt.number % 2 == 0).then_some(Digest(bits.digest));
         let event = Event::Accumulated { worker, attempt, result: Accumulated { loss, gradients, alarms } };
-        let took = self.takes(if evidence { 350 } else { 200 });
+        let took = self.takes(self.costs.accumulate * if evidence { 7 } else { 4 } / 4);
         self.work(now, worker, took, what, event, Effect::Gradients(attempt, bits, deviation));
     }
 
@@ -743,7 +776,7 @@ impl World {
             _ => {}
         }
         let result = Updated { gradient_norm: norm, state: Digest(bits.digest), alarms };
-        let took = self.takes(40);
+        let took = self.takes(self.costs.update);
         let event = Event::Updated { worker, attempt, result };
         self.work(now, worker, took, what, event, Effect::Next(attempt, bits, deviation));
     }
@@ -789,9 +822,10 @@ impl World {
         let state = self.state(worker);
         let told = if what == Some(What::CopyWrong) { state.copied_wrong(noise) } else { state };
         let kept = if what == Some(What::CopyChanges) { told.copied_wrong(noise) } else { told };
-        let took = self.takes(80);
-        let event =
-            Event::SnapshotTaken { worker, step, state: Digest(told.digest), seconds: took.as_secs_f64() };
+        let took = self.takes(self.costs.snapshot);
+        let kept_for = self.takes(self.costs.kept);
+        let seconds = kept_for.as_secs_f64();
+        let event = Event::SnapshotTaken { worker, step, state: Digest(told.digest), seconds };
         // It runs behind the next steps, on a queue of its own.
         let free_at = self.processes.get(&worker).map(|process| process.free_at);
         if let Some(process) = self.processes.get_mut(&worker) {
@@ -800,7 +834,7 @@ impl World {
         }
         self.work(now, worker, took, what, event, Effect::Copied(step, kept));
         if let (Some(process), Some(free_at)) = (self.processes.get_mut(&worker), free_at) {
-            process.free_at = free_at;
+            process.free_at = free_at.max(now) + kept_for;
         }
     }
 
@@ -814,8 +848,8 @@ impl World {
         let found: Vec<Option<Bits>> =
             (0..self.schedule.setup.ranks).map(|rank| self.committed_bits(rank, step)).collect();
         let took = match what {
-            Some(What::Slow(tenths)) => self.takes(250) * u32::from(tenths) / 10,
-            _ => self.takes(250),
+            Some(What::Slow(tenths)) => self.takes(self.costs.checkpoint) * u32::from(tenths) / 10,
+            _ => self.takes(self.costs.checkpoint),
         };
         let at = now + took;
         let whole: Option<Vec<Bits>> = found.into_iter().collect();
@@ -885,7 +919,7 @@ impl World {
             Deviation::Transient => Finding::Differs,
             Deviation::None | Deviation::Persistent | Deviation::Data => Finding::Agrees,
         };
-        let took = self.takes(30);
+        let took = self.takes(self.costs.replay);
         self.work(now, worker, took, what, Event::Replayed { worker, attempt, finding }, Effect::None);
     }
 
@@ -905,7 +939,7 @@ impl World {
         if what == Some(What::Hangs) {
             return;
         }
-        let at = now + self.takes(150);
+        let at = now + self.takes(self.costs.confirm);
         let event = Event::Confirmed { attempt, device: there, other_chip: true, finding };
         self.say(at, event, None, Effect::None);
     }
@@ -915,15 +949,9 @@ impl World {
             return;
         }
         let passed = !self.bad.contains_key(&device.0) && !self.gone.contains(&device.0);
-        let at = now + self.takes(2000);
+        let at = now + self.takes(self.costs.retest);
         let detail = if passed { "conformance and one step in lockstep" } else { "it differs" };
         self.say(at, Event::Retested { device, passed, detail: detail.into() }, None, Effect::None);
-    }
-
-    /// What of the schedule's classes a stop by policy may be founded on.
-    pub fn may_stop_for(&self, class: &str) -> bool {
-        let known = FaultClass::ALL.iter().any(|known| known.name() == class);
-        known && !self.schedule.faults.is_empty()
     }
 }
 
