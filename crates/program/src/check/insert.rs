@@ -8,7 +8,7 @@ use crate::operator::{
     ProductCheck, ProductForm, attention_limit,
 };
 use crate::order;
-use crate::program::{Instruction, Program, Range};
+use crate::program::{Instruction, Phase, Program, Range};
 use crate::shape::Type;
 use crate::value::{Operand, Role, Value, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -25,8 +25,10 @@ pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
     for range in Range::ALL {
         pass.range(range);
     }
-    pass.carried();
-    pass.state();
+    if pass.program.phase == Phase::Train {
+        pass.carried();
+        pass.state();
+    }
     let drafts = pass.drafts;
     settle(program, drafts)
 }
