@@ -111,6 +111,8 @@ pub struct Scene {
     device: Injected,
     session: Session,
     inputs: StepInputs,
+    /// The checks that fired in the last execution.
+    fired: CheckMask,
     dirty: bool,
     prepared_step: Option<u64>,
 }
@@ -256,6 +258,7 @@ impl Scene {
             name: format!("{} {}", recipe.name, recipe.training.dtype),
             inputs: inputs(recipe)?,
             frozen: Vec::new(),
+            fired: CheckMask::default(),
             dirty: false,
             prepared_step: None,
             program,
@@ -314,10 +317,17 @@ impl Scene {
         self.states.iter().map(|state| self.session.read(&mut self.device, &state.name)).collect()
     }
 
-    /// What this step's update left for checks of state at rest in the next one.
+    /// What this step's update left for checks of state at rest in the next one: digests that it gives in any case, and
+    /// those of checks that fired.
     fn left_for_next(&mut self) -> Result<BTreeMap<ValueId, Tensor>, Fault> {
+        let update = &self.program.program().update;
+        let given = |id: &ValueId| {
+            let writer = update.iter().find(|instruction| instruction.outputs.contains(id));
+            writer.is_some_and(|writer| writer.check.is_none_or(|bit| self.fired.fires(bit)))
+        };
         let sites = self.sites.iter().filter(|site| site.kind == CheckKind::State);
-        let wanted: Vec<ValueId> = sites.flat_map(|site| site.against.iter().copied()).collect();
+        let wanted = sites.flat_map(|site| site.against.iter().copied()).filter(given);
+        let wanted: Vec<ValueId> = wanted.collect();
         wanted.into_iter().map(|id| Ok((id, self.tensor(id)?))).collect()
     }
 
@@ -412,6 +422,7 @@ impl Scene {
     ) -> Result<Outcome, Fault> {
         self.handle.set_step(step);
         self.session.set_checks(checks.clone());
+        self.fired = checks.clone();
         let mut fault = None;
         for micro in 0..batch.micro.len() {
             write_batch(&mut self.session, &mut self.device, batch, micro)?;
@@ -450,8 +461,9 @@ impl Scene {
     ) -> Result<(), Fault> {
         for index in 0..self.sites.len() {
             let site = self.sites[index].clone();
-            // In the first step there is no update before it.
-            let unknown = site.kind == CheckKind::State && before.is_empty();
+            // There is no update before the first step, and not every check fired in the one before.
+            let unknown =
+                site.kind == CheckKind::State && !site.against.iter().all(|id| before.contains_key(id));
             if !checks.fires(site.bit) || unknown {
                 continue;
             }

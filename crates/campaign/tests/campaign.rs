@@ -1,5 +1,7 @@
 //! The campaign's own promises: it repeats itself, its harm is harm, its rules accuse what they describe.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use toprope_campaign::draw::{Persistence, Planned, Site, planned};
 use toprope_campaign::rules::Rule;
 use toprope_campaign::scene::{Scene, recipe};

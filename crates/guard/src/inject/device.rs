@@ -156,7 +156,11 @@ impl Injected {
         let fired = self.handle.fire(struck.id);
         // A fault that is never the same takes another seed each time.
         let choice = |corruption: &Corruption| match corruption.anew {
-            true => Corruption { seed: draw(corruption.seed, 2, fired), ..corruption.clone() },
+            true => {
+                let seed = draw(corruption.seed, 2, fired);
+                let count = 1 + (draw(seed, 3, 0) % corruption.count as u64) as usize;
+                Corruption { seed, count, ..corruption.clone() }
+            }
             false => corruption.clone(),
         };
         let mut injected = InjectedFault {
@@ -264,22 +268,31 @@ impl Injected {
             }
         }
         self.write_back(run, place, &bytes)?;
-        if let Some(sums) = instruction.outputs.get(count).copied() {
-            match &instruction.operator {
-                Operator::Adamw(_) => self.follow_digest(run, sums, &different)?,
-                _ => self.follow_row_sums(run, sums, row, &changed)?,
+        let sums = |index: usize| instruction.outputs.get(count + index).copied();
+        match (&instruction.operator, corruption.output) {
+            (Operator::Adamw(_), _) => self.follow_digest(run, sums(0), &different)?,
+            // The sums of rows of dx and of dweight are the first of each row of sums.
+            (Operator::LinearCrossEntropyGradient(_), 1) => {
+                self.follow_sums(run, (sums(0), 5), row, &changed)?
             }
+            (Operator::LinearCrossEntropyGradient(_), 2) => {
+                self.follow_sums(run, (sums(1), 3), row, &changed)?
+            }
+            (Operator::LinearCrossEntropyGradient(_), _) => {}
+            _ => self.follow_sums(run, (sums(0), 1), row, &changed)?,
         }
         Ok(different.len())
     }
 
-    fn follow_row_sums(
+    /// Adds what rows of a result changed by to their sums, where there are any: the first of `each` numbers of a row.
+    fn follow_sums(
         &mut self,
         run: &Run<'_>,
-        sums: ValueId,
+        (sums, each): (Option<ValueId>, usize),
         row: usize,
         changed: &[Changed],
     ) -> Result<(), Fault> {
+        let Some(sums) = sums else { return Ok(()) };
         let Some((place, mut bytes)) = self.stored(run, sums)? else { return Ok(()) };
         let mut deltas: HashMap<usize, f64> = HashMap::new();
         for change in changed {
@@ -289,15 +302,21 @@ impl Injected {
         }
         let held = words(&bytes, DType::F32);
         for (index, delta) in deltas {
-            if let Some(sum) = held.get(index) {
+            if let Some(sum) = held.get(index * each) {
                 let sum = (f64::from(f32::from_bits(*sum)) + delta) as f32;
-                store(&mut bytes, DType::F32, index, sum.to_bits());
+                store(&mut bytes, DType::F32, index * each, sum.to_bits());
             }
         }
         self.write_back(run, place, &bytes)
     }
 
-    fn follow_digest(&mut self, run: &Run<'_>, digest: ValueId, changed: &[Changed]) -> Result<(), Fault> {
+    fn follow_digest(
+        &mut self,
+        run: &Run<'_>,
+        digest: Option<ValueId>,
+        changed: &[Changed],
+    ) -> Result<(), Fault> {
+        let Some(digest) = digest else { return Ok(()) };
         let Some((place, mut bytes)) = self.stored(run, digest)? else { return Ok(()) };
         let held = words(&bytes, DType::U32);
         let [low, high] = held[..] else { return Ok(()) };

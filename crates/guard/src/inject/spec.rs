@@ -169,7 +169,8 @@ pub struct Corruption {
     pub band: Option<(f64, f64)>,
     /// The operator's output, counted from 0; its checksums are not counted.
     pub output: usize,
-    /// Whether each firing chooses anew: a fault that is permanent and yet never the same.
+    /// Whether each firing chooses other elements, and how many of them up to the count: a fault that is permanent and
+    /// yet never the same.
     pub anew: bool,
 }
 

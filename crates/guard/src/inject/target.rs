@@ -111,6 +111,7 @@ pub fn results(instruction: &Instruction) -> usize {
         Operator::Matmul(matmul) => usize::from(matmul.row_sums),
         Operator::GroupedMatmul(grouped) => usize::from(grouped.row_sums),
         Operator::GroupedOuter(outer) => usize::from(outer.row_sums),
+        Operator::LinearCrossEntropyGradient(loss) => 2 * usize::from(loss.sums),
         Operator::Adamw(adamw) => usize::from(adamw.digest),
         _ => 0,
     };
