@@ -176,7 +176,9 @@ impl Checker {
         let fresh = self.generations.insert(worker.generation);
         self.must(fresh, || format!("{:?} was used before", worker.generation));
         let barred = self.barred.contains(&device);
-        self.must(!barred, || format!("a worker on {device:?}, which has not passed a test since it was found bad"));
+        self.must(!barred, || {
+            format!("a worker on {device:?}, which has not passed a test since it was found bad")
+        });
         if duty == Duty::Active {
             self.launches.retain(|(at, ..)| now.saturating_sub(*at) <= STORM_WITHIN);
             self.launches.push((now, worker.rank, device));
@@ -277,9 +279,10 @@ impl Checker {
     pub fn checkpoint(&mut self, step: u64, states: &[Digest]) {
         let committed = self.committed();
         self.must(step == committed, || format!("a checkpoint of {step} steps, {committed} are committed"));
-        let right = self.reference.get(&step).is_some_and(|right| {
-            right.iter().copied().eq(states.iter().map(|digest| digest.0))
-        });
+        let right = self
+            .reference
+            .get(&step)
+            .is_some_and(|right| right.iter().copied().eq(states.iter().map(|digest| digest.0)));
         self.must(right, || format!("the checkpoint of {step} steps is asked to hold other states"));
         self.writing = Some(step);
     }
@@ -312,7 +315,9 @@ impl Checker {
         match entry {
             Entry::Committed { attempt, states } => {
                 let by = self.committed_by.take();
-                self.must(by == Some(*attempt), || format!("{attempt:?} is journalled, {by:?} was committed"));
+                self.must(by == Some(*attempt), || {
+                    format!("{attempt:?} is journalled, {by:?} was committed")
+                });
                 self.ledger.push(true);
                 let right = self.reference.get(&self.committed());
                 let right = right.is_some_and(|right| right.iter().copied().eq(states.iter().map(|s| s.0)));

@@ -8,7 +8,10 @@ use toprope_simulator::schedule::Schedule;
 use toprope_simulator::shrink::shrink;
 
 #[derive(Parser)]
-#[command(name = "toprope-simulator", about = "The guard's decisions over simulated workers, devices, memory and disk")]
+#[command(
+    name = "toprope-simulator",
+    about = "The guard's decisions over simulated workers, devices, memory and disk"
+)]
 struct Arguments {
     #[command(subcommand)]
     mode: Option<Mode>,

@@ -170,8 +170,7 @@ impl Schedule {
         let mut random = Random::new(seed);
         let ranks = if random.percent(45) { 1 } else { random.between(2, 5) as u16 };
         let devices = random.between(1, 4) as u16;
-        let home =
-            random.one_of(StateHome::SharedDouble, &[StateHome::SharedInPlace, StateHome::Device]);
+        let home = random.one_of(StateHome::SharedDouble, &[StateHome::SharedInPlace, StateHome::Device]);
         let setup = Setup {
             ranks,
             devices: (0..devices).map(|device| format!("device:{device}")).collect(),
@@ -205,7 +204,8 @@ fn policy(random: &mut Random) -> Policy {
         policy.snapshot_every = SnapshotEvery::Steps(random.between(1, 9));
     }
     if random.percent(25) {
-        let class = random.one_of(FaultClass::Lost, &[FaultClass::Mismatch, FaultClass::Hang, FaultClass::Slow]);
+        let class =
+            random.one_of(FaultClass::Lost, &[FaultClass::Mismatch, FaultClass::Hang, FaultClass::Slow]);
         let action = random.one_of(
             Remedy::Retry,
             &[Remedy::Restart, Remedy::RollBack, Remedy::Quarantine, Remedy::FailOver, Remedy::SkipBatch],
@@ -248,7 +248,10 @@ fn at_call(random: &mut Random, rank: u16, setup: &Setup) -> Fault {
     let dies = What::Dies(random.between(0, 100) as u8);
     let (call, what) = match random.between(0, 9) {
         0 => (Call::Launch, random.one_of(dies, &[What::Hangs, What::OutOfMemory, What::Driver])),
-        1 => (Call::Restore, random.one_of(dies, &[What::Hangs, What::CopyWrong, What::Refused, What::DiesAfter])),
+        1 => (
+            Call::Restore,
+            random.one_of(dies, &[What::Hangs, What::CopyWrong, What::Refused, What::DiesAfter]),
+        ),
         2..=3 => (
             Call::Accumulate,
             random.one_of(
@@ -297,7 +300,8 @@ fn at_call(random: &mut Random, rank: u16, setup: &Setup) -> Fault {
         7 => (Call::Snapshot, random.one_of(dies, &[What::Hangs, What::CopyWrong, What::CopyChanges])),
         _ => (
             Call::Checkpoint,
-            random.one_of(What::Refused, &[What::CopyChanges, What::Hangs, What::StateChanges, What::Slow(80)]),
+            random
+                .one_of(What::Refused, &[What::CopyChanges, What::Hangs, What::StateChanges, What::Slow(80)]),
         ),
     };
     // Rare calls are counted from the first on; frequent ones anywhere in the run.

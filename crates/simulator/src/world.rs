@@ -6,8 +6,8 @@ use crate::schedule::{Call, FAULTS_UNTIL, Fault, Schedule, What};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use toprope_guard::decide::{
-    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultClass, FaultKind, Finding, Rank,
-    Source, StateHome, StopReason, Suspect, Updated, Worker,
+    Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultClass, FaultKind,
+    Finding, Rank, Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use toprope_guard::policy::{BadData, Remedy};
 
@@ -267,7 +267,8 @@ impl World {
             }
             Fault::DeviceGone { device, .. } => {
                 self.gone.push(device);
-                let on = self.processes.iter().filter(|(_, process)| process.alive && process.device == device);
+                let on =
+                    self.processes.iter().filter(|(_, process)| process.alive && process.device == device);
                 let on: Vec<Worker> = on.map(|(worker, _)| *worker).collect();
                 for worker in on {
                     self.die(at, worker, MILLISECOND * 30);
@@ -398,7 +399,15 @@ impl World {
     }
 
     /// Lets a worker do something: it answers when it is done, unless something goes wrong that no answer follows from.
-    fn work(&mut self, now: Duration, worker: Worker, took: Duration, what: Option<What>, event: Event, effect: Effect) {
+    fn work(
+        &mut self,
+        now: Duration,
+        worker: Worker,
+        took: Duration,
+        what: Option<What>,
+        event: Event,
+        effect: Effect,
+    ) {
         let Some(process) = self.processes.get_mut(&worker) else { return };
         if !process.alive || process.hangs {
             return;
@@ -816,7 +825,9 @@ impl World {
             _ if what == Some(What::Hangs) => return,
             _ if what == Some(What::Refused) => (failed("no space left", false), Effect::None),
             None => (failed("a rank's state is gone", false), Effect::None),
-            Some(bits) if !right(&bits) => (failed("the state is not the one to be written", true), Effect::None),
+            Some(bits) if !right(&bits) => {
+                (failed("the state is not the one to be written", true), Effect::None)
+            }
             Some(states) => {
                 let intact = what != Some(What::CopyChanges);
                 (Event::CheckpointWritten { step }, Effect::Wrote(File { step, states, intact }))
@@ -843,7 +854,10 @@ impl World {
             }
             StateHome::Device => {
                 let serving = |worker: &Worker, process: &Process| {
-                    worker.rank == Rank(rank) && process.alive && !process.hangs && process.holds == Some(step)
+                    worker.rank == Rank(rank)
+                        && process.alive
+                        && !process.hangs
+                        && process.holds == Some(step)
                 };
                 let found = self.processes.iter().find(|(worker, process)| serving(worker, process));
                 let copied = memory.copies.iter().find(|(copied, _)| *copied == step).map(|(_, bits)| *bits);

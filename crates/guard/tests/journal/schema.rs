@@ -62,7 +62,8 @@ fn entries() -> Vec<Entry> {
         missing.remove(name(entry));
     }
     // What others than the state machine write.
-    let others = BTreeSet::from(["created", "resumed", "start", "injected", "recovered", "snapshot_interval", "end"]);
+    let others =
+        BTreeSet::from(["created", "resumed", "start", "injected", "recovered", "snapshot_interval", "end"]);
     assert_eq!(
         missing, others,
         "an event of the page that nobody writes, or an entry that is not tried here"
