@@ -89,8 +89,8 @@ enum Chore {
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
-mod worker_kills; // ends of the worker alone
-mod simulate; // schedules from seeds
+mod simulate;
+mod worker_kills; // ends of the worker alone // schedules from seeds
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");

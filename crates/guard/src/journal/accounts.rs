@@ -22,7 +22,7 @@ pub struct Accounts {
     pub productive_seconds: f64,
     /// What committed steps took beyond it: slower devices, checks, snapshots, noise.
     pub slower_seconds: f64,
-    /// From faults to their ends.
+    /// From faults to their ends: as the journal says, or by what the steps took that they fell into, where that is more.
     pub recovery_seconds: f64,
     /// Steps that were committed, taken back and done again.
     pub redone_seconds: f64,
@@ -92,7 +92,11 @@ impl Accounts {
         let productive_seconds = speed * run.steps.len() as f64;
         let whole = run.steps.iter().filter(|step| !faulty.contains(&step.step));
         let slower_seconds = whole.map(|step| step.seconds - speed).sum::<f64>().max(0.0);
-        let (recovery_seconds, redone_seconds) = (run.recovery_seconds, run.redone_seconds);
+        // A step that a fault fell into also holds the time until it was noticed, such as a hang's deadline.
+        let struck = run.steps.iter().filter(|step| faulty.contains(&step.step));
+        let noticed = struck.map(|step| (step.seconds - speed).max(0.0)).sum::<f64>();
+        let recovery_seconds = run.recovery_seconds.max(noticed);
+        let redone_seconds = run.redone_seconds;
         let told = productive_seconds + slower_seconds + recovery_seconds + redone_seconds + down_seconds;
         Accounts {
             wall_seconds: wall_seconds.max(told),

@@ -106,6 +106,9 @@ impl FaultRecord {
             Some(count) => format!(", {count} steps redone"),
         };
         match self.cost_seconds {
+            Some(seconds) if seconds <= 0.0 && steps.is_empty() => {
+                "nothing lost beyond the fault before".to_owned()
+            }
             Some(seconds) => format!("{seconds:.2} s lost{steps}"),
             None if steps.is_empty() => "nothing lost".to_owned(),
             None => steps.trim_start_matches(", ").to_owned(),

@@ -429,19 +429,17 @@ fn apply(run: &mut Parts<'_>, record: Record) {
             }
             run.faults.push(*fault);
         }
-        What::Recovered { step, seconds, steps_redone } => {
+        What::Recovered { seconds, steps_redone, .. } => {
             *run.recovery_seconds += seconds;
-            // The first fault of that step bears the cost of all that followed from it.
-            let mut open: Vec<&mut FaultRecord> = run
+            // One recovery ends all that went wrong before it; the first of them bears the whole cost, so that costs sum
+            // to what was lost.
+            let open = run
                 .faults
                 .iter_mut()
-                .filter(|fault| fault.attempt == record.attempt && fault.cost_seconds.is_none())
-                .collect();
-            let first = open.iter().position(|fault| fault.step == step);
-            let index = first.or_else(|| open.len().checked_sub(1));
-            if let Some(fault) = index.map(|index| open.swap_remove(index)) {
-                fault.cost_seconds = Some(seconds);
-                fault.steps_redone = Some(steps_redone);
+                .filter(|fault| fault.attempt == record.attempt && fault.cost_seconds.is_none());
+            for (index, fault) in open.enumerate() {
+                fault.cost_seconds = Some(if index == 0 { seconds } else { 0.0 });
+                fault.steps_redone = (index == 0).then_some(steps_redone);
             }
         }
         What::Retried { .. } => *run.retried += 1,

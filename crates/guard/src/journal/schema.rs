@@ -114,9 +114,10 @@ pub const EVENTS: &[EventSchema] = &[
     },
     EventSchema {
         event: "recovered",
-        meaning: "The run is past a fault: the step that failed, or the first one after it, is committed.",
+        meaning: "The run is past what went wrong: a step is committed again. It ends all faults of its attempt before it; \
+                  what it cost counts for the first of them.",
         fields: &[
-            field("step", "number", "the step of the fault that this ends, as in its line"),
+            field("step", "number", "committed steps then"),
             field("seconds", "number", "from the fault to here, beyond what the step takes"),
             field("steps_redone", "number", "executions that had to be done again"),
         ],

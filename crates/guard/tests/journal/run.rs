@@ -102,6 +102,33 @@ fn a_fault_bears_what_its_recovery_cost() {
 }
 
 #[test]
+fn one_recovery_ends_all_faults_before_it_and_costs_once() {
+    let mut lines = Lines::default();
+    lines.begin(1, 0);
+    let fault = |class: &str, step: u64| {
+        json!({"event": "fault", "class": class, "reason": "x", "waited_ms": 1000, "device": 0, "rank": 0, "step": step,
+               "place": null, "action": "restart"})
+    };
+    lines.event(1, fault("hang", 0));
+    lines.event(1, fault("lost", 0));
+    lines.event(1, json!({"event": "recovered", "step": 1, "seconds": 2.5, "steps_redone": 2}));
+    lines.event(1, fault("lost", 1));
+    // The step that the hang fell into took long before it was noticed.
+    lines.wait(10_000);
+    lines.commit(1, 0, 3);
+    lines.step(1, 0, 5.0);
+    for step in 1..4 {
+        lines.commit(1, step, step + 3);
+        lines.step(1, step, 1.0);
+    }
+    let run = lines.read();
+    let costs: Vec<Option<f64>> = run.faults.iter().map(|fault| fault.cost_seconds).collect();
+    assert_eq!(costs, [Some(2.5), Some(0.0), None]);
+    assert_eq!(run.recovery_seconds, 2.5);
+    assert_eq!(Accounts::of(&run).recovery_seconds, 4.0);
+}
+
+#[test]
 fn the_timeline_says_who_served_when() {
     let run = story().read();
     let began = run.attempts[0].began.unwrap();
