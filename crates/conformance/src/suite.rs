@@ -225,7 +225,8 @@ impl Suite<'_> {
             *tally.incomparable_elements.entry(reason.clone()).or_default() += count;
         }
         if let Some(worst) = &judgement.worst {
-            tally.worst = tally.worst.max(worst.units);
+            // JSON has no infinity.
+            tally.worst = tally.worst.max(worst.units.min(f64::MAX));
         }
         match &judgement.verdict {
             Verdict::Agree => tally.agree += 1,

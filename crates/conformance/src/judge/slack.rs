@@ -8,6 +8,9 @@ use toprope_program::{DType, Tensor, Tolerance};
 /// The smallest f32; one rounding below the normal numbers is off by at most half of it.
 const SMALLEST: f64 = 1.401_298_464_324_817e-45;
 
+/// The smallest normal number of f32 and bf16. A bf16 product may take operands, products and sums below it as zero.
+const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
+
 /// Beyond this, squares and their sums may leave f32.
 const WILD: f64 = 1_073_741_824.0;
 
@@ -89,10 +92,53 @@ pub(super) fn wildness(operator: &Operator, operands: &[Tensor]) -> Option<&'sta
         }
         Operator::Activation(_) => None,
         operator if wild(operator) => Some(OVERFLOWS),
+        Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => {
+            vanishes_beside_infinity(&operands[0], &operands[1])
+                .then_some("a bf16 operand below the normal numbers may be zero beside an infinity")
+        }
         Operator::Attention(attention) => attends(attention.scale).then_some(exponent),
         Operator::AttentionGradient(attention) => attends(attention.scale).then_some(exponent),
         _ => None,
     }
+}
+
+/// f32 roundings that a tolerance takes in.
+fn roundings(tolerance: &Tolerance) -> f64 {
+    tolerance.accumulated / DType::F32.unit_roundoff()
+}
+
+fn vanishes(tensor: &Tensor) -> bool {
+    tensor.data.iter().any(|x| *x != 0.0 && x.abs() < SMALLEST_NORMAL)
+}
+
+fn vanishes_beside_infinity(a: &Tensor, b: &Tensor) -> bool {
+    let infinite = |tensor: &Tensor| tensor.data.iter().any(|x| x.is_infinite());
+    let both_bf16 = a.dtype == DType::Bf16 && b.dtype == DType::Bf16;
+    both_bf16 && (vanishes(a) && infinite(b) || infinite(a) && vanishes(b))
+}
+
+/// What one term of a product of two bf16 operands may lose where values below the normal numbers are taken as zero.
+fn flushed(a: &Tensor, b: &Tensor) -> f64 {
+    if a.dtype != DType::Bf16 || b.dtype != DType::Bf16 {
+        return 0.0;
+    }
+    let most = |tensor: &Tensor| {
+        tensor.data.iter().filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()))
+    };
+    let beside = |vanishing: &Tensor, other: &Tensor| if vanishes(vanishing) { most(other) } else { 0.0 };
+    SMALLEST_NORMAL * (1.0 + beside(a, b) + beside(b, a))
+}
+
+/// Whether an operator has products inside of which both sides may be bf16.
+fn multiplies_bf16(operator: &Operator, operands: &[Tensor]) -> bool {
+    let inside = matches!(
+        operator,
+        Operator::Attention(_)
+            | Operator::AttentionGradient(_)
+            | Operator::LinearCrossEntropy(_)
+            | Operator::LinearCrossEntropyGradient(_)
+    );
+    inside && operands[..2].iter().all(|operand| operand.dtype == DType::Bf16)
 }
 
 /// What each element of each output may be off besides its tolerance; empty where that is nothing.
@@ -118,12 +164,24 @@ pub(super) fn slack(
             vec![vec![(count as f64 * SMALLEST / 2.0).sqrt()]]
         }
         Operator::Router(router) => router_slacks(router, want),
+        Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => {
+            let flushed = flushed(&operands[0], &operands[1]);
+            if flushed == 0.0 {
+                return Vec::new();
+            }
+            // Row sums, the second output, add up as many elements as a row has.
+            let columns = want[0].sizes.last().copied().unwrap_or(1) as f64;
+            let terms =
+                |output: usize| roundings(&tolerances[output]) * if output == 0 { 1.0 } else { columns };
+            let slack = |(output, want): (usize, &Tensor)| vec![terms(output) * flushed; want.data.len()];
+            want.iter().enumerate().map(slack).collect()
+        }
         _ if is_compound(operator) => {
             // Each rounding inside may be off by half of the smallest number, and two factors may follow it.
             let most = floats(operands).filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
             let later = (1.0 + most).powi(2);
-            let roundings = |tolerance: &Tolerance| tolerance.accumulated / DType::F32.unit_roundoff();
-            let one = |tolerance| roundings(tolerance) * later * SMALLEST / 2.0;
+            let lost = if multiplies_bf16(operator, operands) { SMALLEST_NORMAL } else { SMALLEST / 2.0 };
+            let one = |tolerance| roundings(tolerance) * later * lost;
             want.iter().zip(tolerances).map(|(want, t)| vec![one(t); want.data.len()]).collect()
         }
         _ => Vec::new(),
