@@ -120,7 +120,7 @@ impl Play {
         }
     }
 
-    fn to_the_end(&mut self) -> StopReason {
+    fn run_out(&mut self) -> StopReason {
         for _ in 0..20_000 {
             if let Some(reason) = &self.stopped {
                 return reason.clone();
@@ -153,7 +153,7 @@ impl Play {
 fn a_calm_run_commits_every_step_once() {
     for home in [StateHome::SharedDouble, StateHome::SharedInPlace, StateHome::Device] {
         let mut play = Play::new(setup(3, 1, home), Policy::default());
-        assert_eq!(play.to_the_end(), StopReason::Done);
+        assert_eq!(play.run_out(), StopReason::Done);
         let steps = play.found(|entry| match entry {
             Entry::Committed { attempt, .. } => Some(attempt.step),
             _ => None,
@@ -182,7 +182,7 @@ fn a_standby_takes_over_with_one_message() {
     assert_eq!(play.guard.committed(), 10);
     assert_eq!(play.guard.counters().promotions, 1);
     assert!(play.guard.counters().seconds_lost > 0.0);
-    assert_eq!(play.to_the_end(), StopReason::Done);
+    assert_eq!(play.run_out(), StopReason::Done);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_step_that_takes_too_long_is_a_hang() {
     let worker = Worker { rank: Rank(0), generation: Generation(1) };
     play.tell(Event::Tick { progress: vec![(worker, None)] });
     assert_eq!(play.guard.counters().faults.get(&FaultClass::Hang), Some(&2), "both are silent");
-    assert_eq!(play.to_the_end(), StopReason::Done);
+    assert_eq!(play.run_out(), StopReason::Done);
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn a_persistent_fault_moves_the_run_and_a_passed_test_moves_it_back() {
     let actions = play.tell(Event::Tick { progress: Vec::new() });
     assert!(actions.contains(&Action::Retest { device: DeviceIndex(0) }), "{actions:?}");
     play.tell(Event::Retested { device: DeviceIndex(0), passed: true, detail: "passed".into() });
-    assert_eq!(play.to_the_end(), StopReason::Done);
+    assert_eq!(play.run_out(), StopReason::Done);
     assert_eq!(play.guard.placement(), [DeviceIndex(0)]);
     assert_eq!(play.guard.counters().fail_backs, 1);
 }
@@ -295,8 +295,8 @@ fn a_state_that_changed_at_rest_is_not_computed_from() {
     assert_eq!(sources.len(), 2, "{actions:?}");
     let previous =
         |action: &&Action| matches!(action, Action::Restore { source: Source::Previous, step: 8, .. });
-    assert!(sources.iter().all(|action| previous(action)), "{sources:?}");
-    assert_eq!(play.to_the_end(), StopReason::Done);
+    assert!(sources.iter().all(previous), "{sources:?}");
+    assert_eq!(play.run_out(), StopReason::Done);
     assert_eq!(play.guard.counters().steps_redone, 1);
 }
 
@@ -338,7 +338,7 @@ fn numbers_that_are_none_twice_are_asked_about_and_met_by_the_policy() {
         });
         let (attempt, device) = asked.expect("another device is asked");
         play.tell(Event::Confirmed { attempt, device, other_chip: true, finding: Finding::Agrees });
-        let reason = play.to_the_end();
+        let reason = play.run_out();
         assert_eq!(play.guard.counters().batches_skipped, skipped);
         match bad_data {
             BadData::Stop => {
@@ -412,7 +412,7 @@ fn a_stop_ends_after_the_step_with_a_checkpoint() {
     play.tell(Event::StopRequested);
     assert_eq!(play.guard.phase(), Phase::Accumulating, "the step is finished first");
     play.tell(Event::Accumulated { worker, attempt, result: result(2.0, Vec::new()) });
-    assert_eq!(play.to_the_end(), StopReason::Requested);
+    assert_eq!(play.run_out(), StopReason::Requested);
     assert_eq!((play.guard.committed(), play.guard.durable()), (10, Some(10)));
 }
 

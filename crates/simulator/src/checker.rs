@@ -289,8 +289,7 @@ impl Checker {
 
     /// An alarm is looked into.
     pub fn examine(&mut self, deviation: Deviation, lied: bool) {
-        let before = self.trial.filter(|trial| trial.lied);
-        self.trial = Some(Trial { deviation, lied: lied || before.is_some() && lied });
+        self.trial = Some(Trial { deviation, lied });
     }
 
     fn verdict(&mut self, verdict: &str) {

@@ -8,6 +8,7 @@
 
 pub mod checker; // what must hold at every action
 pub mod goodput; // a day of faults, with measured costs
+pub mod parts; // what happens, processes, memory, files
 pub mod random; // numbers from a seed
 pub mod run; // the loop: events to the guard, its actions to the world
 pub mod schedule; // what is drawn from a seed

@@ -1,7 +1,8 @@
 //! The loop: what happens in the world is told to the guard, and what the guard says is done in the world.
 
+use crate::parts::Happening;
 use crate::schedule::{Fault, Schedule};
-use crate::world::{Happening, World};
+use crate::world::World;
 use std::time::Duration;
 use toprope_guard::decide::{Counters, Event, Guard, Mutant, StopReason};
 

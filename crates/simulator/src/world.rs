@@ -1,6 +1,7 @@
 //! Workers, devices, memory and disk, as far as the guard can tell: carries its actions out and makes the events.
 
 use crate::checker::{Bits, Checker, Deviation, gradients, initial_state, next_state};
+use crate::parts::{Effect, File, Half, Happening, Memory, Process};
 use crate::random::{Random, blend};
 use crate::schedule::{Call, Costs, Fault, Schedule, What};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,93 +11,6 @@ use toprope_guard::decide::{
     Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use toprope_guard::policy::{BadData, Remedy};
-
-/// What happens at some time.
-#[derive(Clone, Debug)]
-pub enum Happening {
-    /// The guard hears of something; where a worker says it, something became of its work.
-    Heard {
-        /// What.
-        event: Event,
-        /// From whom.
-        from: Option<Worker>,
-        /// What became of the work.
-        effect: Effect,
-    },
-    /// A worker's process ends by itself.
-    Dies {
-        /// Which.
-        worker: Worker,
-    },
-    /// Something of the schedule.
-    Fault(Fault),
-}
-
-/// What becomes of a call when it is done.
-#[derive(Clone, Debug)]
-pub enum Effect {
-    /// Nothing.
-    None,
-    /// The process is up.
-    Up,
-    /// It holds a state.
-    Took {
-        /// Committed steps.
-        step: u64,
-        /// What it reads instead of the memory that it shares, where it does.
-        own: Option<Bits>,
-        /// What the shared memory holds from then on, where it changes.
-        shared: Option<Bits>,
-    },
-    /// It has gradients.
-    Gradients(Attempt, Bits, Deviation),
-    /// It has the next state.
-    Next(Attempt, Bits, Deviation),
-    /// The host has a copy.
-    Copied(u64, Bits),
-    /// The disk has a file.
-    Wrote(File),
-}
-
-/// A durable checkpoint.
-#[derive(Clone, Debug)]
-pub struct File {
-    step: u64,
-    states: Vec<Bits>,
-    intact: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Half {
-    step: u64,
-    bits: Bits,
-    whole: bool,
-}
-
-/// What outlives the workers of a rank.
-#[derive(Clone, Debug)]
-struct Memory {
-    halves: [Half; 2],
-    current: usize,
-    copies: Vec<(u64, Bits)>,
-}
-
-#[derive(Clone, Debug)]
-struct Process {
-    device: u16,
-    duty: Duty,
-    alive: bool,
-    /// Ended by the guard: what it said before may still arrive.
-    killed: bool,
-    hangs: bool,
-    holds: Option<u64>,
-    own: Option<Bits>,
-    gradients: Option<(Attempt, Bits, Deviation)>,
-    next: Option<(Attempt, Bits, Deviation)>,
-    /// Steps whose states are being copied to the host.
-    copying: Vec<u64>,
-    free_at: Duration,
-}
 
 /// The simulated world.
 #[derive(Debug)]
@@ -248,7 +162,7 @@ impl World {
                     let failure = matches!(event, Event::Failed { .. });
                     if alive {
                         self.take_effect(worker, effect);
-                    } else if !failure && !(killed && self.random.percent(40)) {
+                    } else if !(failure || killed && self.random.percent(40)) {
                         return None;
                     }
                 } else if let Effect::Wrote(file) = effect {
@@ -313,10 +227,10 @@ impl World {
     /// What the checker hears with the guard.
     fn overhear(&mut self, event: &Event) {
         match event {
-            Event::Accumulated { worker, attempt, .. } => {
-                if self.processes.get(worker).is_some_and(|process| process.alive) {
-                    self.checker.heard_accumulated(*worker, *attempt);
-                }
+            Event::Accumulated { worker, attempt, .. }
+                if self.processes.get(worker).is_some_and(|process| process.alive) =>
+            {
+                self.checker.heard_accumulated(*worker, *attempt);
             }
             Event::Updated { worker, attempt, .. } => {
                 let next = self.processes.get(worker).filter(|process| process.alive);
@@ -708,7 +622,7 @@ impl World {
             bits.guilty = true;
             deviation = Deviation::Data;
         }
-        let gradients = (evidence || attempt.number % 2 == 0).then_some(Digest(bits.digest));
+        let gradients = (evidence || attempt.number.is_multiple_of(2)).then_some(Digest(bits.digest));
         let event = Event::Accumulated { worker, attempt, result: Accumulated { loss, gradients, alarms } };
         let took = self.takes(self.costs.accumulate * if evidence { 7 } else { 4 } / 4);
         self.work(now, worker, took, what, event, Effect::Gradients(attempt, bits, deviation));
