@@ -228,6 +228,8 @@ fn may_overflow(court: &Court, place: (usize, usize), want: f64, magnitude: f64)
 
 /// What is healthy must stay below the limit, what is sick above it; between, the check's own rounding decides.
 fn check(court: &mut Court, limit: f64, want: f64, got: f64) {
+    // A report has finite numbers only; NaN stays what it is and fails.
+    let (want, got) = (want.clamp(-f64::MAX, f64::MAX), got.clamp(-f64::MAX, f64::MAX));
     if want <= limit / 2.0 {
         court.element(0, 0, got, want, got / limit, got <= limit);
     } else if want >= 2.0 * limit || want.is_nan() {

@@ -101,6 +101,7 @@ struct Draft {
     output: String,
     results: Vec<String>,
     against: Vec<String>,
+    every_step: bool,
     limit: f64,
 }
 
@@ -172,7 +173,15 @@ impl<'a> Pass<'a> {
         let result = self.declare(&format!("{output}.check"), Type::new(DType::F32, [1]), Role::Output);
         let bit = self.drafts.len() as u16;
         let results = vec![self.name(result)];
-        self.drafts.push(Draft { kind, range, output, results, against: Vec::new(), limit });
+        self.drafts.push(Draft {
+            kind,
+            range,
+            output,
+            results,
+            against: Vec::new(),
+            every_step: false,
+            limit,
+        });
         Instruction {
             operator: operator.into(),
             operands,
@@ -306,6 +315,7 @@ impl<'a> Pass<'a> {
                 output: self.name(id),
                 results: vec![result],
                 against: vec![against],
+                every_step: false,
                 limit: 0.0,
             });
         }
@@ -332,6 +342,7 @@ impl<'a> Pass<'a> {
             before.push(digest);
             let results = vec![result];
             let mut against = Vec::new();
+            let mut every_step = false;
             if let Operator::Adamw(adamw) = &mut instruction.operator
                 && !adamw.digest
             {
@@ -349,9 +360,10 @@ impl<'a> Pass<'a> {
                 let (digest, name) = self.digest(&next, "digest", bit);
                 update.push(digest);
                 against.push(name);
+                every_step = true;
             }
             let (kind, range) = (CheckKind::State, Range::Accumulate);
-            self.drafts.push(Draft { kind, range, output, results, against, limit: 0.0 });
+            self.drafts.push(Draft { kind, range, output, results, against, every_step, limit: 0.0 });
         }
         self.program.update = update;
         self.program.accumulate.splice(0..0, before);
@@ -427,6 +439,7 @@ fn settle(program: &mut Program, drafts: Vec<Draft>) -> Vec<CheckSite> {
             },
             results: find(&draft.results),
             against: find(&draft.against),
+            every_step: draft.every_step,
             limit: draft.limit,
             cost_share: spent[bit] / plain.max(f64::MIN_POSITIVE),
         })

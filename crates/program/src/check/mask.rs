@@ -7,14 +7,11 @@ use crate::philox;
 /// At the level `Sampled` every check fires at least once in this many steps.
 pub const STEPS_MAX: usize = 16;
 
-/// A check that costs no more than this share of a step fires in every step.
-const SHARE_SMALL: f64 = 2e-6;
-
 /// What `Sampled` may cost, as a share of the step, as long as [`STEPS_MAX`] allows it.
 const SHARE_MAX: f64 = 0.01;
 
 /// The checks that fire in step `step`: all of them at `Full`, none at `Off`; at `Sampled` one of at most [`STEPS_MAX`]
-/// parts of equal cost, each in its turn, and those that cost next to nothing. The same for the same arguments; `seed` chooses the parts' order.
+/// parts of equal cost, each in its turn, and those that must fire in every step. The same for the same arguments; `seed` chooses the parts' order.
 pub fn mask(sites: &[CheckSite], level: CheckLevel, step: u64, seed: u64) -> CheckMask {
     let bits = sites.iter().map(|site| usize::from(site.bit) + 1).max().unwrap_or(0);
     match level {
@@ -26,7 +23,7 @@ pub fn mask(sites: &[CheckSite], level: CheckLevel, step: u64, seed: u64) -> Che
             let turn = (step.wrapping_add(seed) % parts as u64) as usize;
             let mut words = vec![0u64; bits.div_ceil(64)];
             for (site, part) in sites.iter().zip(deal(sites, parts, seed)) {
-                if part == turn || site.cost_share <= SHARE_SMALL {
+                if part == turn || site.every_step {
                     words[usize::from(site.bit) / 64] |= 1 << (site.bit % 64);
                 }
             }

@@ -93,7 +93,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The matrix of the same shape whose first element lies `offset` elements further on.
-    pub(crate) fn from_element(self, offset: usize) -> Matrix<'a> {
+    pub(crate) fn behind(self, offset: usize) -> Matrix<'a> {
         let values = match self.values {
             Floats::F32(values) => Floats::F32(&values[offset.min(values.len())..]),
             Floats::Bf16(values) => Floats::Bf16(&values[offset.min(values.len())..]),
@@ -103,7 +103,7 @@ impl<'a> Matrix<'a> {
 
     /// `count` rows from `start`.
     pub(crate) fn some_rows(self, start: usize, count: usize) -> Matrix<'a> {
-        Matrix { rows: count, ..self.from_element(start * self.row_stride) }
+        Matrix { rows: count, ..self.behind(start * self.row_stride) }
     }
 
     /// # Panics

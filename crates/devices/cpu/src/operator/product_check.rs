@@ -68,7 +68,7 @@ impl Execute for ProductCheck {
                 let experts = groups(task.inputs[3].i32(), a.rows);
                 let distances = experts.into_iter().enumerate().filter(|(_, (_, count))| *count > 0).map(
                     |(expert, (start, count))| {
-                        let weight = each.from_element(expert * b.strides()[0]);
+                        let weight = each.behind(expert * b.strides()[0]);
                         distance(
                             &context,
                             &a.some_rows(start, count),
