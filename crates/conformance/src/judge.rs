@@ -5,7 +5,7 @@ mod slack;
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
-use toprope_program::operator::{Operator, digest_mix};
+use toprope_program::operator::{Adamw, Operator, digest_mix};
 use toprope_program::tensor::round;
 use toprope_program::{Concrete, DType, Tensor, Tolerance};
 
@@ -135,6 +135,7 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
+        Operator::AdamwDigest(it) => own_digest(&mut court, &adamw(&it.adamw(), operands), &got[0]),
         Operator::ProductCheck(_) | Operator::AttentionCheck(_) | Operator::LossCheck(_) => {
             check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
         }
@@ -230,6 +231,31 @@ fn check(court: &mut Court, limit: f64, want: f64, got: f64) {
     } else {
         court.cannot_compare("the check stands within its own rounding of the limit");
     }
+}
+
+/// The optimizer in the contract's f32 operations, which give the same bits everywhere.
+fn adamw(attributes: &Adamw, operands: &[Tensor]) -> [Tensor; 3] {
+    let at = |operand: usize, index: usize| operands[operand].data[index] as f32;
+    let [beta1, beta2, epsilon, decay, rest1, rest2] = [
+        attributes.beta1,
+        attributes.beta2,
+        attributes.epsilon,
+        attributes.weight_decay,
+        1.0 - attributes.beta1,
+        1.0 - attributes.beta2,
+    ]
+    .map(|x| x as f32);
+    let (factor, rate, c1, c2) = (at(4, 0), at(5, 0), at(5, 1), at(5, 2));
+    let mut next = [0; 3].map(|_| Tensor { data: Vec::new(), ..operands[0].clone() });
+    for index in 0..operands[0].data.len() {
+        let g = at(1, index) * factor;
+        let m = beta1 * at(2, index) + rest1 * g;
+        let v = beta2 * at(3, index) + rest2 * g * g;
+        let w = at(0, index);
+        let w = (w - rate * decay * w) - rate * ((m / c1) / ((v / c2).sqrt() + epsilon));
+        next.iter_mut().zip([w, m, v]).for_each(|(next, x)| next.data.push(f64::from(x)));
+    }
+    next
 }
 
 /// A digest that follows from other outputs is judged by those that the subject itself gave.

@@ -176,7 +176,7 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             _ => Purpose::Float(Any),
         },
         Operator::GlobalNorm(_) => Purpose::Float(Moderate),
-        Operator::Adamw(_) => match position {
+        Operator::Adamw(_) | Operator::AdamwDigest(_) => match position {
             3 => Purpose::SecondMoment,
             4 => Purpose::Factor,
             5 => Purpose::Rates,

@@ -91,6 +91,7 @@ fn is_linear(operator: &Operator) -> bool {
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
-        | Operator::LossCheck(_) => false,
+        | Operator::LossCheck(_)
+        | Operator::AdamwDigest(_) => false,
     }
 }

@@ -187,7 +187,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             let clip = d.random.pick(&[0.0, 1.0, 1e4, 1e-3]);
             d.add("global_norm", GlobalNorm { clip }, operands)
         }
-        Operator::Adamw(_) => {
+        Operator::Adamw(_) | Operator::AdamwDigest(_) => {
             let shape = d.shape();
             let mut operands: Vec<Operand> = ["weight", "gradient", "m", "v"]
                 .into_iter()
@@ -196,7 +196,10 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             operands.push(d.dense("factor", DType::F32, &[1.into()]));
             operands.push(d.dense("rates", DType::F32, &[3.into()]));
             let attributes = adamw_attributes(d);
-            d.add("adamw", attributes, operands)
+            match operator {
+                Operator::AdamwDigest(_) => d.add("digest", AdamwDigest::from(&attributes), operands),
+                _ => d.add("adamw", attributes, operands),
+            }
         }
         Operator::BiasUpdate(_) => {
             let experts = Dim::from(1 + d.random.below(17));

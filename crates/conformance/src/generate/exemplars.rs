@@ -58,6 +58,7 @@ pub fn exemplars() -> Vec<Operator> {
         Compare {}.into(),
         AttentionCheck { scale: 1.0 }.into(),
         LossCheck {}.into(),
+        AdamwDigest { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 }.into(),
     ]
 }
 

@@ -236,6 +236,7 @@ fn has_gradient(operator: &Operator) -> bool {
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
-        | Operator::LossCheck(_) => false,
+        | Operator::LossCheck(_)
+        | Operator::AdamwDigest(_) => false,
     }
 }

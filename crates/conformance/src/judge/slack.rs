@@ -55,7 +55,8 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
-        | Operator::LossCheck(_) => false,
+        | Operator::LossCheck(_)
+        | Operator::AdamwDigest(_) => false,
     }
 }
 

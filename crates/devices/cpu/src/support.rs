@@ -54,6 +54,7 @@ pub(crate) fn support(operator: &Operator) -> Result<&dyn Execute, Unsupported> 
         Operator::Digest(it) => it,
         Operator::ProductCheck(it) => it,
         Operator::Compare(it) => it,
+        Operator::AdamwDigest(it) => it,
         Operator::LossCheck(it) => it,
         Operator::AttentionCheck(it) => it,
     })

@@ -4,11 +4,11 @@ use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
-    AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT, ProductCheck,
-    ProductForm, attention_limit,
+    AdamwDigest, AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT,
+    ProductCheck, ProductForm, attention_limit,
 };
 use crate::order;
-use crate::program::{Instruction, Program, Range};
+use crate::program::{Instruction, Phase, Program, Range};
 use crate::shape::Type;
 use crate::value::{Operand, Role, Value, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -25,8 +25,10 @@ pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
     for range in Range::ALL {
         pass.range(range);
     }
-    pass.carried();
-    pass.state();
+    if pass.program.phase == Phase::Train {
+        pass.carried();
+        pass.state();
+    }
     let drafts = pass.drafts;
     settle(program, drafts)
 }
@@ -86,7 +88,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::ProductCheck(_)
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
-        | Operator::LossCheck(_) => Way::Nothing,
+        | Operator::LossCheck(_)
+        | Operator::AdamwDigest(_) => Way::Nothing,
     }
 }
 
@@ -247,11 +250,37 @@ impl<'a> Pass<'a> {
         checked.push(check);
     }
 
-    /// A digest of a value for the host, under bit `bit`.
-    fn digest(&mut self, value: ValueId, what: &str, bit: u16) -> (Instruction, String) {
-        let name = format!("{}.{what}", self.name(value));
+    /// As a replay: what is stored must digest to what a second run, which stores nothing, gives.
+    fn adamw(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::Adamw(adamw) = &instruction.operator else { return checked.push(instruction) };
+        let operator: Operator = AdamwDigest::from(adamw).into();
+        let name = self.name(instruction.outputs[0]);
+        let words = || Type::new(DType::U32, [2]);
+        let again = self.scratch(&format!("{name}.again"), words());
+        let stored = self.scratch(&format!("{name}.stored"), words());
+        let site = (CheckKind::Replay, range, 0.0);
+        let compare = self.distance(site, &instruction, Compare {}, vec![again.into(), stored.into()]);
+        let (part, check) = (instruction.part.clone(), compare.check);
+        let operands = instruction.operands.clone();
+        checked.push(Instruction { operator, operands, outputs: vec![again], part: part.clone(), check });
+        let operands = instruction.outputs.iter().take(3).map(|id| Operand::from(*id)).collect();
+        checked.push(instruction);
+        checked.push(Instruction {
+            operator: Digest {}.into(),
+            operands,
+            outputs: vec![stored],
+            part,
+            check,
+        });
+        checked.push(compare);
+    }
+
+    /// A digest of values for the host, under bit `bit`, named after the first.
+    fn digest(&mut self, values: &[ValueId], what: &str, bit: u16) -> (Instruction, String) {
+        let name = values.first().map(|id| self.name(*id)).unwrap_or_default();
+        let name = format!("{name}.{what}");
         let y = self.declare(&name, Type::new(DType::U32, [2]), Role::Output);
-        let (operands, outputs) = (vec![value.into()], vec![y]);
+        let (operands, outputs) = (values.iter().map(|id| Operand::from(*id)).collect(), vec![y]);
         let operator = Digest {}.into();
         (Instruction { operator, operands, outputs, part: "checks".into(), check: Some(bit) }, self.name(y))
     }
@@ -267,8 +296,8 @@ impl<'a> Pass<'a> {
         let mut again = Vec::new();
         for id in carried {
             let Some(bit) = self.next_bit() else { return };
-            let (left, result) = self.digest(id, "digest", bit);
-            let (found, against) = self.digest(id, "digest.found", bit);
+            let (left, result) = self.digest(&[id], "digest", bit);
+            let (found, against) = self.digest(&[id], "digest.found", bit);
             self.program.accumulate.push(left);
             again.push(found);
             self.drafts.push(Draft {
@@ -299,12 +328,9 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let output = self.name(instruction.outputs[0]);
-            let mut results = Vec::new();
-            for state in states {
-                let (digest, result) = self.digest(state, "digest", bit);
-                before.push(digest);
-                results.push(result);
-            }
+            let (digest, result) = self.digest(&states, "digest", bit);
+            before.push(digest);
+            let results = vec![result];
             let mut against = Vec::new();
             if let Operator::Adamw(adamw) = &mut instruction.operator
                 && !adamw.digest
@@ -320,11 +346,9 @@ impl<'a> Pass<'a> {
                 let next: Vec<ValueId> =
                     instruction.outputs.iter().copied().filter(|id| of_next(self.program, *id)).collect();
                 update.push(instruction);
-                for id in next {
-                    let (digest, name) = self.digest(id, "digest", bit);
-                    update.push(digest);
-                    against.push(name);
-                }
+                let (digest, name) = self.digest(&next, "digest", bit);
+                update.push(digest);
+                against.push(name);
             }
             let (kind, range) = (CheckKind::State, Range::Accumulate);
             self.drafts.push(Draft { kind, range, output, results, against, limit: 0.0 });
@@ -341,11 +365,10 @@ impl<'a> Pass<'a> {
     /// Runs the instruction twice and compares the bits. The second run stands before the first, where the state that an
     /// update reads has not been overwritten even if it is in place.
     fn replay(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
-        let mut again = instruction.clone();
-        if let Operator::Adamw(adamw) = &mut again.operator {
-            adamw.digest = false;
-            again.outputs.truncate(3);
+        if matches!(instruction.operator, Operator::Adamw(_)) {
+            return self.adamw(range, instruction, checked);
         }
+        let mut again = instruction.clone();
         for output in &mut again.outputs {
             let value = self.program.value(*output).clone();
             *output = self.scratch(&format!("{}.again", value.name), value.r#type());

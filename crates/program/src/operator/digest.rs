@@ -9,10 +9,10 @@ pub struct Digest {}
 
 pub(super) const RECORD: Record = Record {
     name: "digest",
-    summary: "64-bit digest of a value's bits: the sum of a mix of each element with its index.",
-    formula: "y = Σ_i mix(bits(x[i]) + 2^32·(i modulo 2^32)) modulo 2^64, low word first; mix is SplitMix64's finalizer after adding 0x9E3779B97F4A7C15; i counts row-major, bits are zero-extended",
+    summary: "64-bit digest of values' bits: the sum of a mix of each element with its index in its value.",
+    formula: "y = Σ_x Σ_i mix(bits(x[i]) + 2^32·(i modulo 2^32)) modulo 2^64, low word first; mix is SplitMix64's finalizer after adding 0x9E3779B97F4A7C15; i counts row-major, bits are zero-extended",
     source: "mix: Steele et al., \"Fast splittable pseudorandom number generators\" (2014)",
-    operands: &[slot("x", "[...]", Accepts::Any)],
+    operands: &[many("x", "[...]", Accepts::Any)],
     outputs: &[slot("y", "[2]", Accepts::U32)],
     numerics: "Exact, in any order. In the reference's wide mode the bits are those of the value rounded to its dtype.",
     gradient: "none (integers)",

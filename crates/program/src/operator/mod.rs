@@ -196,6 +196,7 @@ operators! {
     compare::Compare,
     attention_check::AttentionCheck,
     loss_check::LossCheck,
+    adamw_digest::AdamwDigest,
 }
 
 pub use activation::ActivationKind;

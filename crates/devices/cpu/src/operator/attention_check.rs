@@ -48,12 +48,12 @@ struct Parts<'a, X> {
     scale: f32,
 }
 
-/// `Σ x·y` and `Σ (x·y)²`.
+/// Adds `x·y` and `(x·y)²` to two sums, lane by lane.
 macro_rules! pair {
-    ($lanes:ident, $x:expr, $y:expr) => {{
+    ($lanes:ident, $x:expr, $y:expr, $sums:expr) => {{
         let (x, y) = ($x, $y);
         let count = x.len().min(y.len());
-        let (mut sum, mut square) = ($lanes::splat(0.0), $lanes::splat(0.0));
+        let [mut sum, mut square] = $sums;
         let mut start = 0;
         while start < count {
             let width = (count - start).min(WIDTH);
@@ -66,7 +66,7 @@ macro_rules! pair {
             square = product.fused(product, square);
             start += WIDTH;
         }
-        [f64::from(sum.sum()), f64::from(square.sum())]
+        [sum, square]
     }};
 }
 
@@ -106,35 +106,29 @@ kernel! {
         let (key_sum, rest) = rest.split_at_mut(d);
         let (key_have, rest) = rest.split_at_mut(d);
         let (key_want, unused) = rest.split_at_mut(d);
-        let [mut key_total, mut value_total] = [[0.0f64; 3]; 2];
+        let none = [L::splat(0.0); 2];
+        let [mut of_queries, mut of_keys, mut of_out, mut of_values] = [none; 4];
         let each = it.q.heads / it.k.heads;
         for row in rows.clone() {
             let sees = !it.mask.visible(row).is_empty();
             for head in key_head * each..(key_head + 1) * each {
                 let dout = it.dout.row(row, head);
-                let [sum, square] = pair!(L, it.out.row(row, head), dout);
-                value_total[0] += sum;
-                value_total[1] += square;
+                let [sum, square] = pair!(L, it.out.row(row, head), dout, none);
+                of_out = [of_out[0].add(sum), of_out[1].add(square)];
                 if sees {
                     columns!(L, dout, -1.0, 1.0, value_sum, value_want);
                 }
                 let q = it.q.row(row, head);
-                let factor = square as f32 * (it.scale * it.scale);
+                let factor = square.sum() * (it.scale * it.scale);
                 columns!(L, q, 0.0, factor, &mut unused[..d], key_want);
-                let [sum, square] = pair!(L, q, it.dq.row(row, head));
-                key_total[0] += sum;
-                key_total[1] += square;
+                of_queries = pair!(L, q, it.dq.row(row, head), of_queries);
             }
             if row < it.mask.keys as usize {
                 let (dk, dv) = (it.dk.row(row, key_head), it.dv.row(row, key_head));
                 columns!(L, dv, 1.0, 1.0, value_sum, value_have);
                 columns!(L, dk, 1.0, 1.0, key_sum, key_have);
-                let [sum, square] = pair!(L, it.v.row(row, key_head), dv);
-                value_total[0] -= sum;
-                value_total[2] += square;
-                let [sum, square] = pair!(L, it.k.row(row, key_head), dk);
-                key_total[0] -= sum;
-                key_total[2] += square;
+                of_values = pair!(L, it.v.row(row, key_head), dv, of_values);
+                of_keys = pair!(L, it.k.row(row, key_head), dk, of_keys);
             }
         }
         let unit = unit + 2f64.powi(-24) * (rows.len() as f64).sqrt();
@@ -144,8 +138,9 @@ kernel! {
             // Not below infinity: infinite or no number.
             largest = if distance < f64::INFINITY { largest.max(distance) } else { f64::INFINITY };
         };
-        for [total, have, want] in [key_total, value_total] {
-            meet(total, have, want);
+        for (first, second) in [(of_queries, of_keys), (of_out, of_values)] {
+            let [first, second] = [first, second].map(|sums| sums.map(|lanes| f64::from(lanes.sum())));
+            meet(first[0] - second[0], first[1], second[1]);
         }
         for ((sum, have), want) in value_sum.iter().zip(&*value_have).zip(&*value_want) {
             meet(f64::from(*sum), f64::from(*have), f64::from(*want));

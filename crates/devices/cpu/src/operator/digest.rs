@@ -73,11 +73,11 @@ pub(super) fn words(digest: u64) -> [u32; 2] {
 
 impl Execute for Digest {
     fn run(&self, task: &mut Task<'_, '_>) {
-        let x = task.inputs[0];
-        let digest = match x.dtype.size_bytes(Width::Native) {
+        let digests = task.inputs.iter().map(|x| match x.dtype.size_bytes(Width::Native) {
             2 => digest(&task.context, x.bits::<u16>()),
             _ => digest(&task.context, x.bits::<u32>()),
-        };
+        });
+        let digest = digests.fold(0u64, u64::wrapping_add);
         let [y] = task.outputs();
         debug_assert_eq!(y.dtype, DType::U32);
         y.u32().copy_from_slice(&words(digest));

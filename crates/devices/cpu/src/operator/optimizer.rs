@@ -6,10 +6,13 @@ use super::{Execute, Task};
 use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use std::sync::atomic::{AtomicU64, Ordering};
-use toprope_program::operator::Adamw;
+use toprope_program::operator::{Adamw, AdamwDigest};
 
 /// Elements that one thread updates at a time.
 const PART: usize = 1 << 12;
+
+/// Elements of which a thread digests the update at a time: their results stay in the nearest cache.
+const DIGEST_PART: usize = 1 << 10;
 
 /// What all elements share, each rounded to f32.
 #[derive(Clone, Copy)]
@@ -57,20 +60,46 @@ kernel! {
     }
 }
 
-impl Execute for Adamw {
-    fn run(&self, task: &mut Task<'_, '_>) {
-        let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
+impl Rates {
+    fn new(adamw: &Adamw, task: &Task<'_, '_>) -> Rates {
         let rates = task.inputs[5].f32();
-        let (rate, decay) = (rates[0], self.weight_decay as f32);
-        let rates = Rates {
-            beta: [self.beta1 as f32, self.beta2 as f32],
-            rest: [(1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32],
-            epsilon: self.epsilon as f32,
+        let (rate, decay) = (rates[0], adamw.weight_decay as f32);
+        Rates {
+            beta: [adamw.beta1 as f32, adamw.beta2 as f32],
+            rest: [(1.0 - adamw.beta1) as f32, (1.0 - adamw.beta2) as f32],
+            epsilon: adamw.epsilon as f32,
             decay: rate * decay,
             factor: task.inputs[4].f32()[0],
             rate,
             correction: [rates[1], rates[2]],
-        };
+        }
+    }
+}
+
+impl Execute for AdamwDigest {
+    fn run(&self, task: &mut Task<'_, '_>) {
+        let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
+        let rates = Rates::new(&self.adamw(), task);
+        let (pool, level) = (task.context.pool, task.context.level);
+        let count = state[0].len();
+        let digest = AtomicU64::new(0);
+        pool.for_each(count.div_ceil(DIGEST_PART), |index| {
+            let start = index * DIGEST_PART;
+            let part = state.map(|values| &values[start..count.min(start + DIGEST_PART)]);
+            let mut next = [[0.0f32; DIGEST_PART]; 3];
+            let [weight, m, v] = next.each_mut().map(|values| &mut values[..part[0].len()]);
+            update_part(level, rates, part, [&mut *weight, &mut *m, &mut *v]);
+            let sums = [weight, m, v].map(|values| digest_part(level, &*values, start as u64));
+            digest.fetch_add(sums.into_iter().fold(0, u64::wrapping_add), Ordering::Relaxed);
+        });
+        task.outputs[0].u32().copy_from_slice(&words(digest.into_inner()));
+    }
+}
+
+impl Execute for Adamw {
+    fn run(&self, task: &mut Task<'_, '_>) {
+        let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
+        let rates = Rates::new(self, task);
         let (pool, level) = (task.context.pool, task.context.level);
         let Some([weight, m, v]) = task.outputs.first_chunk_mut() else { panic!("adamw has three outputs") };
         let count = weight.elements();

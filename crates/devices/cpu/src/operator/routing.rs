@@ -2,7 +2,8 @@
 
 use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
-use crate::lanes::exp_scalar;
+use crate::lanes::{Element, WIDTH, exp, exp_scalar};
+use crate::level::kernel;
 use toprope_program::operator::{ExpertSort, Router, RouterGradient, Scoring};
 
 /// Tokens that one thread routes at a time.
@@ -33,16 +34,30 @@ fn largest(values: &[f32], candidates: impl Iterator<Item = usize>, best: &mut [
     }
 }
 
-/// Scores of one token's logits.
+kernel! {
+    /// `sigmoid`, each branch accurate where its result is small.
+    fn sigmoid[](logits: &'a [f32], scores: &'a mut [f32]) {
+        let count = logits.len().min(scores.len());
+        let (one, zero) = (L::splat(1.0), L::splat(0.0));
+        let mut start = 0;
+        while start < count {
+            let width = (count - start).min(WIDTH);
+            // SAFETY: start + width ≤ count.
+            unsafe {
+                let x: L = f32::load_first(logits.as_ptr().add(start), width);
+                let small = exp(zero.sub(x.abs()));
+                let score = x.select_less(zero, small, one).div(one.add(small));
+                f32::store_first(score, scores.as_mut_ptr().add(start), width);
+            }
+            start += WIDTH;
+        }
+    }
+}
+
+/// Scores of one token's logits, unless they were made for a block of tokens.
 fn score(scoring: Scoring, logits: &[f32], scores: &mut [f32]) {
     match scoring {
-        Scoring::Sigmoid => {
-            for (score, x) in scores.iter_mut().zip(logits) {
-                // Each branch is accurate where its result is small.
-                let small = exp_scalar(-x.abs());
-                *score = if *x < 0.0 { small / (1.0 + small) } else { 1.0 / (1.0 + small) };
-            }
-        }
+        Scoring::Sigmoid => {}
         Scoring::Softmax => {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
@@ -77,7 +92,7 @@ impl Execute for Router {
         let (logits, bias) = (task.inputs[0].f32(), task.inputs[1].f32());
         let experts = bias.len();
         let each = thread_values(experts, self);
-        let pool = task.context.pool;
+        let (pool, level) = (task.context.pool, task.context.level);
         // SAFETY: every bit pattern is an f32, and the middle part is aligned for it.
         let (_, scratch, _) = unsafe { task.workspace.align_to_mut::<f32>() };
         let scratch = Parts::new(&mut scratch[..each * pool.threads()]);
@@ -92,7 +107,13 @@ impl Execute for Router {
             pool.for_each_thread(tokens.div_ceil(TOKENS), |thread, block| {
                 // SAFETY: one thread's scratch memory.
                 let scratch = unsafe { scratch.part(thread * each, each) };
-                for token in block * TOKENS..((block + 1) * TOKENS).min(tokens) {
+                let place = block * TOKENS..((block + 1) * TOKENS).min(tokens);
+                if self.scoring == Scoring::Sigmoid {
+                    let place = place.start * experts..place.end * experts;
+                    // SAFETY: each token's parts belong to the one block that it is in.
+                    sigmoid(level, &logits[place.clone()], unsafe { scores.part(place.start, place.len()) });
+                }
+                for token in place {
                     // SAFETY: each token's parts belong to the one block that it is in.
                     let (scores, indices, weights) = unsafe {
                         (

@@ -125,7 +125,8 @@ impl<D: Device> Run<D> {
         }
     }
 
-    fn write(&mut self, value: &Value, data: Vec<f64>) {
+    /// Writes a value.
+    pub fn write(&mut self, value: &Value, data: Vec<f64>) {
         let id = self.program.program().find(&value.name).unwrap();
         let Some(place) = self.plan.place(id) else { return };
         let tensor = Tensor { dtype: value.dtype, sizes: sizes(&value.shape, &self.symbols), data };

@@ -21,7 +21,7 @@ pub(crate) fn random_bits(attributes: &RandomBits, operands: &[Tensor], sizes: &
 }
 
 pub(crate) fn digest(_: &Digest, operands: &[Tensor]) -> Vec<Tensor> {
-    vec![words(digest_words(&operands[0]))]
+    vec![words(operands.iter().map(digest_words).fold(0, u64::wrapping_add))]
 }
 
 /// The digest of a tensor's elements, each rounded to its dtype.

@@ -232,10 +232,17 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
             let w = store(&random.values(experts * k * n), bf16);
             let dy = store(&random.values(rows * n), bf16);
             for transposed in [false, true] {
-                let mut first: Option<[Vec<f32>; 3]> = None;
+                let mut first: Option<[Vec<f32>; 4]> = None;
                 for context in contexts() {
-                    let mut workspace =
-                        vec![0u8; grouped_workspace_bytes(rows, n, k.max(rows), context.pool.threads())];
+                    let mut workspace = vec![
+                        0u8;
+                        grouped_workspace_bytes(
+                            rows.max(experts * k),
+                            n,
+                            k.max(rows),
+                            context.pool.threads()
+                        )
+                    ];
                     let weight = if transposed {
                         Matrix { values: read(&w), rows: k, columns: n, row_stride: 1, column_stride: k }
                     } else {
@@ -257,6 +264,7 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                         &mut workspace,
                     );
                     let mut outer = store(&vec![7.0; experts * k * n], false);
+                    let mut outer_sums = vec![7.0; experts * k];
                     grouped_outer(
                         &context.context(),
                         GroupedOuter {
@@ -265,10 +273,11 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                             offsets: &offsets,
                             out: outer.write(),
                             accumulate: false,
+                            row_sums: Some(&mut outer_sums),
                         },
                         &mut workspace,
                     );
-                    let got = [out.to_f32(), sums, outer.to_f32()];
+                    let got = [out.to_f32(), sums, outer.to_f32(), outer_sums];
                     if let Some(want) = &first {
                         assert!(
                             got.iter().zip(want).all(|(got, want)| nan_equal(got, want)),
@@ -297,6 +306,7 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                             assert_close(got[1][row], sum, sum_size, k + n, false, "grouped sum");
                         }
                         for depth in 0..k {
+                            let (mut sum, mut sum_size) = (0.0, 0.0);
                             for column in 0..n {
                                 let (mut want, mut size) = (0.0, 0.0);
                                 for row in range.clone() {
@@ -306,7 +316,10 @@ fn groups_match_f64_and_do_not_depend_on_threads_or_level() {
                                 }
                                 let got = got[2][(expert * k + depth) * n + column];
                                 assert_close(got, want, size, range.len(), false, "outer");
+                                (sum, sum_size) = (sum + want, sum_size + size);
                             }
+                            let got = got[3][expert * k + depth];
+                            assert_close(got, sum, sum_size, range.len() + n, false, "outer sum");
                         }
                     }
                     first = Some(got);
