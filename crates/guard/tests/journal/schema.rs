@@ -170,3 +170,9 @@ fn the_page_has_every_event_and_field() {
         }
     }
 }
+
+#[test]
+fn the_page_in_docs_is_up_to_date() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/journal.md");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), page(), "run `cargo xtask docs`");
+}
