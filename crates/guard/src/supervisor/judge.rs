@@ -12,14 +12,12 @@ pub struct Judge {
     sites: Vec<CheckSite>,
     /// Digests that the last `update` of the committed step told, by value.
     told: HashMap<ValueId, Tensor>,
-    /// The same of the `accumulate` of the step under way.
-    carried: HashMap<ValueId, Tensor>,
 }
 
 impl Judge {
     /// A judge of these checks.
     pub fn new(sites: Vec<CheckSite>) -> Judge {
-        Judge { sites, told: HashMap::new(), carried: HashMap::new() }
+        Judge { sites, told: HashMap::new() }
     }
 
     /// The checks.
@@ -30,37 +28,30 @@ impl Judge {
     /// A worker has taken its state in: what other workers told of bits at rest does not bind it.
     pub fn forget(&mut self) {
         self.told.clear();
-        self.carried.clear();
     }
 
     /// Judges the checks of a range that fired.
-    pub fn judge(
-        &mut self,
-        program: &Program,
-        range: Range,
-        mask: &CheckMask,
-        outputs: &Outputs,
-    ) -> Vec<Alarm> {
+    pub fn judge(&self, program: &Program, range: Range, mask: &CheckMask, outputs: &Outputs) -> Vec<Alarm> {
         let read = |id: &ValueId| {
             let value = program.value(*id);
             Tensor::from_bytes(value.dtype, &sizes(&value.shape, &[]), Width::Native, outputs.bytes(*id)?)
         };
         let mut alarms = Vec::new();
-        for site in self.sites.iter().filter(|site| site.range == range && mask.fires(site.bit)) {
-            let results: Vec<Tensor> = site.results.iter().filter_map(read).collect();
-            let at_rest = matches!(site.kind, CheckKind::Carried | CheckKind::State);
-            let mut values = results;
-            if at_rest {
-                // What the state's digests are held against was told a step earlier; nothing was, right after a
-                // restore, where the supervisor has digested the whole of it.
-                let told = if site.kind == CheckKind::State { &self.told } else { &self.carried };
-                let fresh = || site.against.iter().map(read).collect::<Option<Vec<_>>>();
-                let against: Option<Vec<Tensor>> = match site.kind {
-                    CheckKind::Carried => fresh(),
-                    _ => site.against.iter().map(|id| told.get(id).cloned()).collect(),
-                };
+        for site in self.sites.iter().filter(|site| mask.fires(site.bit)) {
+            // What was carried from one range to the other is known to be whole once the other has begun.
+            let judged = if site.kind == CheckKind::Carried { Range::Update } else { site.range };
+            if judged != range {
+                continue;
+            }
+            let mut values: Vec<Tensor> = site.results.iter().filter_map(read).collect();
+            if site.kind == CheckKind::State {
+                // Told a step earlier; nothing was, right after a restore, where the supervisor has digested all of it.
+                let against: Option<Vec<Tensor>> =
+                    site.against.iter().map(|id| self.told.get(id).cloned()).collect();
                 let Some(against) = against else { continue };
                 values.extend(against);
+            } else {
+                values.extend(site.against.iter().filter_map(read));
             }
             if let Some(mismatch) = judge(site, &values) {
                 alarms.push(alarm(site, mismatch));

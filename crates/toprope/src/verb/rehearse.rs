@@ -48,7 +48,7 @@ const SCENES: &[Scene] = &[
     },
     Scene {
         name: "the device hangs, is slow, gives errors",
-        faults: "step 5: hang in attention; step 10: driver 507015 in matmul; step 15: out_of_memory in attention; step 25: slow x4 for 15",
+        faults: "step 5: hang in attention; step 10: driver 507015 in matmul; step 15: out_of_memory in attention; step 25: slow x10 for 12",
         arguments: &[],
         resumes: false,
         expects: &["hang", "driver", "out_of_memory", "slow"],
