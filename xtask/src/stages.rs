@@ -71,6 +71,10 @@ pub fn ci(root: &Path) -> Result<(), String> {
                     "--json",
                 ],
             ),
+            ("rehearse", vec!["cargo", "run", "--release", "--features", "parquet", "--", "rehearse"]),
+            ("simulate", vec!["cargo", "xtask", "simulate", "500"]),
+            ("worker kills", vec!["cargo", "xtask", "worker-kills", "40", "--others", "8"]),
+            ("campaign", vec!["cargo", "xtask", "campaign", "--quick"]),
         ],
     )
 }
@@ -83,6 +87,9 @@ pub fn full(root: &Path) -> Result<(), String> {
         &[
             ("programs", vec!["cargo", "xtask", "programs", "10000"]),
             ("kills", vec!["cargo", "xtask", "kills", "25"]),
+            ("simulate", vec!["cargo", "xtask", "simulate", "10000"]),
+            ("worker kills", vec!["cargo", "xtask", "worker-kills", "500", "--others", "100"]),
+            ("campaign", vec!["cargo", "xtask", "campaign", "--faults", "5000"]),
         ],
     )
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub fn run(root: &Path, count: u32, others: u32, recipe: &str) -> Result<(), String> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
     let binary = target.join("release/toprope");
-    let build = ["build", "--quiet", "--release", "--package", "toprope"];
+    let build = ["build", "--quiet", "--release", "--package", "toprope", "--features", "parquet"];
     let built = Command::new("cargo").args(build).current_dir(root).status().map_err(cannot("run cargo"))?;
     if !built.success() {
         return Err("the binary does not build".into());

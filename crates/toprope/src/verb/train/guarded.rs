@@ -222,7 +222,7 @@ fn on_own_fault(parts: &Parts<'_>) -> OnOwnFault {
 /// Adds a byte to the newest checkpoint's tensors.
 fn damage_newest(world: &dyn World, checkpoints: &Path) {
     let listed = world.files().list(checkpoints).unwrap_or_default();
-    let newest = listed.iter().filter(|entry| entry.name.starts_with("step-")).next_back();
+    let newest = listed.iter().rfind(|entry| entry.name.starts_with("step-"));
     if let Some(entry) = newest {
         let path = checkpoints.join(&entry.name).join("state.safetensors");
         // Where it cannot be damaged, the rehearsal finds it intact and says so.

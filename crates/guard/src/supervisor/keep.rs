@@ -1,0 +1,160 @@
+//! Where the state is kept and where it comes back from: halves, snapshots, checkpoints.
+
+use super::{COPY_LIMIT, Copy, GuardError, NamedState, Supervisor};
+use crate::decide::{Alarm, Digest, Event, Source, StopReason, Suspect, Worker};
+use crate::inject::{Handle, Home};
+use toprope_program::{Device, Fault, FaultKind, Progress};
+
+impl Supervisor {
+    /// The committed state, verified against the digest chain. A state on the device is fetched from there.
+    ///
+    /// # Errors
+    /// It changed since it was committed, and nothing that can be restored is as new; the guard gave up.
+    pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
+        let wanted = self.committed;
+        if self.options.state_on_device && self.begun && self.state.find(wanted.0).is_none() {
+            self.fetch()?;
+        }
+        let half = self.state.find(wanted.0).unwrap_or(self.state.current());
+        if self.state.digest(half) != wanted.1 {
+            let alarm = Alarm {
+                kind: FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 },
+                place: None,
+                suspect: Suspect::State,
+            };
+            self.last_fault = Some(Fault::new("state", alarm.kind));
+            let (step, last) = (wanted.0, self.last_fault.clone().map(Box::new));
+            return Err(GuardError::Stopped { reason: StopReason::NoState, step, last });
+        }
+        let tensors = self.state.tensors();
+        Ok(tensors.iter().map(|tensor| (tensor.name.clone(), self.state.read(half, tensor))).collect())
+    }
+
+    /// Copies the state of the active worker into the newest slot.
+    pub(super) fn fetch(&mut self) -> Result<(), GuardError> {
+        let bytes = self.plan.state_bytes;
+        let whole = self.with_worker(move |device, session| {
+            let mut whole = vec![0; bytes];
+            device.read(session.bindings().current, 0, &mut whole)?;
+            Ok(whole)
+        })?;
+        let slot = self.state.other();
+        self.state.open(slot);
+        self.state.fill(slot, &whole);
+        self.state.close(slot, self.committed.0);
+        Ok(())
+    }
+
+    pub(super) fn restore(&mut self, worker: Worker, source: Source, step: u64) -> Result<(), Fault> {
+        let found = match source {
+            Source::Committed | Source::Previous | Source::Snapshot => {
+                let half = self.state.find(step).map(|half| (step, half));
+                half.ok_or_else(|| format!("no half in memory is of {step} steps"))
+            }
+            Source::Checkpoint => self.load_checkpoint(),
+        };
+        let (step, half) = match found {
+            Ok(found) => found,
+            Err(reason) => {
+                self.event(Event::RestoreFailed { worker, step, reason });
+                return Ok(());
+            }
+        };
+        self.state.choose(half);
+        self.state.forget_after(step);
+        let digest = self.state.digest(half);
+        let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
+        crew.session.write_constants(&mut crew.device)?;
+        if crew.own_state {
+            crew.device.write(crew.session.bindings().current, 0, self.state.half(half))?;
+        } else if crew.half != half {
+            crew.session.flip();
+            crew.half = half;
+        }
+        self.committed = (step, digest);
+        self.judge.forget();
+        self.last_run = None;
+        self.active = Some(worker);
+        self.event(Event::Restored { worker, step, state: digest });
+        Ok(())
+    }
+
+    /// Takes the newest durable checkpoint into the current half.
+    pub(super) fn load_checkpoint(&mut self) -> Result<(u64, usize), String> {
+        let (step, tensors) =
+            self.options.durable.newest()?.ok_or_else(|| "there is no durable checkpoint".to_string())?;
+        let half = self.state.current();
+        self.state.open(half);
+        for (name, bytes) in &tensors {
+            if !self.state.write(half, name, bytes) {
+                return Err(format!("the checkpoint's `{name}` does not fit the program"));
+            }
+        }
+        self.state.close(half, step);
+        Ok((step, half))
+    }
+
+    /// Queues a copy of the committed state to the host, behind what the device does next.
+    pub(super) fn copy_out(&mut self, worker: Worker) {
+        self.finish_copy();
+        let (slot, started) = (self.state.other(), self.now());
+        self.state.open(slot);
+        let to = self.state.home(slot);
+        let (Some(crew), Some(after)) = (self.crews.get_mut(&worker), self.last_run) else { return };
+        match crew.device.copy_out(crew.session.bindings().current, 0, to, after) {
+            Ok(ticket) => {
+                let (step, digest) = self.committed;
+                self.copy = Some(Copy { worker, step, digest, ticket, slot, started });
+            }
+            Err(fault) => self.failed(worker, fault),
+        }
+    }
+
+    /// Waits for the copy under way and digests what came.
+    pub(super) fn finish_copy(&mut self) {
+        let Some(copy) = self.copy.take() else { return };
+        let Some(crew) = self.crews.get_mut(&copy.worker) else { return };
+        match crew.device.wait(copy.ticket, COPY_LIMIT) {
+            Ok(Progress::Done) => {}
+            Ok(Progress::Running { .. }) => {
+                let waited_ms = COPY_LIMIT.as_millis() as u64;
+                return self.failed(copy.worker, Fault::new("copy", FaultKind::Hang { waited_ms }));
+            }
+            Err(fault) => return self.failed(copy.worker, fault),
+        }
+        self.corrupt_snapshot(copy.slot);
+        let state = self.state.digest(copy.slot);
+        if state == copy.digest {
+            self.state.close(copy.slot, copy.step);
+        }
+        let seconds = self.now().saturating_sub(copy.started).as_secs_f64();
+        self.event(Event::SnapshotTaken { worker: copy.worker, step: copy.step, state, seconds });
+    }
+
+    /// Carries out injected corruption of a snapshot between the copy and its digest.
+    pub(super) fn corrupt_snapshot(&mut self, slot: usize) {
+        for fault in std::mem::take(&mut self.snapshot_faults) {
+            let Some((name, corruption)) = Handle::at_rest(&fault, Home::Snapshot) else { continue };
+            let Some(tensor) = self.state.tensors().iter().find(|tensor| tensor.name == name).cloned() else {
+                continue;
+            };
+            let mut bytes = self.state.read(slot, &tensor);
+            Handle::corrupt_bytes(&mut bytes, tensor.dtype, 1, corruption);
+            self.state.write(slot, name, &bytes);
+        }
+    }
+
+    pub(super) fn write_checkpoint(&mut self, step: u64, states: &[Digest]) -> Event {
+        if states.first().is_some_and(|state| *state != self.committed.1) {
+            let reason = "the state in memory is not the one that was committed".to_string();
+            return Event::CheckpointFailed { step, reason, damaged: true };
+        }
+        match self.snapshot() {
+            Ok(state) => match self.options.durable.write(self.committed.0, state) {
+                Ok(()) => Event::CheckpointWritten { step },
+                Err(reason) => Event::CheckpointFailed { step, reason, damaged: false },
+            },
+            Err(error) => Event::CheckpointFailed { step, reason: error.to_string(), damaged: true },
+        }
+    }
+}
