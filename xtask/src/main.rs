@@ -72,6 +72,15 @@ enum Chore {
         #[arg(default_value_t = 10_000)]
         count: u64,
     },
+    /// How long a run stands still when its worker is killed (bench-moe), beside torchrun where --python has torch.
+    Recovery {
+        /// Kills of each.
+        #[arg(default_value_t = 5)]
+        kills: usize,
+        /// The interpreter that has torch.
+        #[arg(long)]
+        python: Option<String>,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -89,6 +98,7 @@ enum Chore {
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
+mod recovery; // how long a kill costs
 mod simulate;
 mod worker_kills; // ends of the worker alone // schedules from seeds
 
@@ -104,6 +114,7 @@ fn main() -> ExitCode {
         Chore::WorkerKills { count, others, recipe } => worker_kills::run(&root, count, others, &recipe),
         Chore::Campaign { arguments } => campaign::run(&root, &arguments),
         Chore::Simulate { count } => simulate::run(&root, count),
+        Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };
     match result {

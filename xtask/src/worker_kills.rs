@@ -92,8 +92,8 @@ fn start(binary: &Path, recipe: &str, steps: u64, run: &Path) -> Result<Child, S
     command.spawn().map_err(cannot("start the run"))
 }
 
-/// The newest child of a process: the worker that serves, or the one that stands by.
-fn worker_of(parent: u32) -> Option<u32> {
+/// The oldest child of a process: the worker that serves.
+pub fn worker_of(parent: u32) -> Option<u32> {
     let task = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     let children: Vec<u32> = task.split_whitespace().filter_map(|child| child.parse().ok()).collect();
     children.first().copied()

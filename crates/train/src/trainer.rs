@@ -189,6 +189,8 @@ impl Trainer<'_> {
             device: description.name,
             level: description.level,
         };
+        // The ledger up to here must not be younger than the state that it explains.
+        self.folder.borrow_mut().sync(self.world)?;
         let written = self.writer.submit(OwnedSnapshot { header, tensors });
         self.checkpoint_written(written)
     }

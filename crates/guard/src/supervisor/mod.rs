@@ -102,6 +102,8 @@ pub enum News<'a> {
         /// Executions of steps that were given up or done again.
         steps_redone: u64,
     },
+    /// No step comes any more.
+    Ended,
 }
 
 /// Told of what goes into the journal.
@@ -450,6 +452,11 @@ impl Supervisor {
         }
     }
 
+    /// No step comes any more: what is still open is told as it stands.
+    pub fn finish(&mut self) {
+        (self.options.recorder)(News::Ended);
+    }
+
     /// A durable checkpoint of this many steps is on disk.
     pub fn checkpointed(&mut self, step: u64) {
         self.event(Event::CheckpointWritten { step });
@@ -502,7 +509,10 @@ impl Supervisor {
             let (executions, committed) = (self.executions - before, self.committed.0);
             self.trouble.get_or_insert(Trouble { since, executions, committed });
         }
-        let injected = self.injected_at.is_some();
+        // A slow device is told some steps after it became slow; everything else in its step or the next one.
+        let slow = matches!(entry, Entry::Fault { kind: FaultKind::Slow { .. }, .. });
+        let window = if slow { SLOW_TOLD_WITHIN } else { 1 };
+        let injected = self.injected_at.is_some_and(|at| self.committed.0 <= at + window);
         (self.options.recorder)(News::Decision { entry, injected });
     }
 
@@ -526,7 +536,6 @@ impl Supervisor {
         let redone = (self.executions - trouble.executions).saturating_sub(gained);
         let step = self.committed.0;
         (self.options.recorder)(News::Recovered { step, seconds, steps_redone: redone });
-        self.injected_at = None;
     }
 
     fn failed(&mut self, worker: Worker, fault: Fault) {
@@ -891,6 +900,9 @@ const CONTROL_BYTES: usize = FIRINGS_OFFSET + FAULTS_MAX * 8;
 
 /// A schedule has no more faults.
 pub const FAULTS_MAX: usize = 4096;
+
+/// A device that became slow is told within this many steps.
+const SLOW_TOLD_WITHIN: u64 = 16;
 
 /// Steps whose median is what a step usually takes.
 const STEPS_TIMED: usize = 32;

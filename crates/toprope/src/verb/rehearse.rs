@@ -19,6 +19,8 @@ enum Promise {
     SameBits,
     /// On other devices: every batch once, and the loss within the curve tolerance.
     SameCurve,
+    /// A longer run on several devices: every batch once.
+    EveryBatch,
 }
 
 /// A run with faults.
@@ -30,6 +32,8 @@ struct Scene {
     arguments: &'static [&'static str],
     /// Whether the run dies of it and is to be resumed.
     resumes: bool,
+    /// Whether it must fail back to the first device.
+    comes_back: bool,
     /// Classes of faults that must be in the journal.
     expects: &'static [&'static str],
     promise: Promise,
@@ -43,14 +47,16 @@ const SCENES: &[Scene] = &[
         faults: "step 4: die in rope (before); step 8: die in matmul; step 12: die in attention (after); step 16: die while answering; step 20: die in update",
         arguments: &[],
         resumes: false,
+        comes_back: false,
         expects: &["lost"],
         promise: Promise::SameBits,
     },
     Scene {
         name: "the device hangs, is slow, gives errors",
-        faults: "step 5: hang in attention; step 10: driver 507015 in matmul; step 15: out_of_memory in attention; step 25: slow x10 for 12",
+        faults: "step 5: hang in attention; step 10: driver 507015 in matmul; step 15: out_of_memory in attention; step 25: slow x30 for 10",
         arguments: &[],
         resumes: false,
+        comes_back: false,
         expects: &["hang", "driver", "out_of_memory", "slow"],
         promise: Promise::SameBits,
     },
@@ -59,6 +65,7 @@ const SCENES: &[Scene] = &[
         faults: "step 6: flip bit 29 in matmul; step 12: wrong_carry bit 24 in attention; step 18: nan in rms_norm; step 24: zero_tile in grouped_matmul count 256",
         arguments: FULL,
         resumes: false,
+        comes_back: false,
         expects: &["mismatch"],
         promise: Promise::SameBits,
     },
@@ -67,6 +74,7 @@ const SCENES: &[Scene] = &[
         faults: "step 7: flip bit 28 at rest state model.norm.weight; step 14: flip bit 29 at rest carried gradient.model.norm.weight; step 21: tear state",
         arguments: FULL,
         resumes: false,
+        comes_back: false,
         expects: &["mismatch"],
         promise: Promise::SameBits,
     },
@@ -75,6 +83,7 @@ const SCENES: &[Scene] = &[
         faults: "step 24: die in update",
         arguments: &["--set", "training.state=in_place"],
         resumes: false,
+        comes_back: false,
         expects: &["lost"],
         promise: Promise::SameBits,
     },
@@ -83,6 +92,7 @@ const SCENES: &[Scene] = &[
         faults: "step 9: die in matmul; step 15: die in snapshot; step 22: die in update",
         arguments: &["--set", "training.state=on_device", "--set", "guard.snapshot_every=1"],
         resumes: false,
+        comes_back: false,
         expects: &["lost"],
         promise: Promise::SameBits,
     },
@@ -91,6 +101,7 @@ const SCENES: &[Scene] = &[
         faults: "step 25: kill supervisor",
         arguments: &[],
         resumes: true,
+        comes_back: false,
         expects: &[],
         promise: Promise::SameBits,
     },
@@ -99,6 +110,7 @@ const SCENES: &[Scene] = &[
         faults: "step 15: disk full",
         arguments: &[],
         resumes: true,
+        comes_back: false,
         expects: &[],
         promise: Promise::SameBits,
     },
@@ -107,6 +119,7 @@ const SCENES: &[Scene] = &[
         faults: "step 10 device cpu always: flip bit 29 in matmul",
         arguments: &["--set", "guard.level=full", "--fallback", "cpu:portable"],
         resumes: false,
+        comes_back: false,
         expects: &["mismatch"],
         promise: Promise::SameCurve,
     },
@@ -115,8 +128,18 @@ const SCENES: &[Scene] = &[
         faults: "step 12 device cpu always: unsupported in rope",
         arguments: &["--fallback", "cpu:portable"],
         resumes: false,
+        comes_back: false,
         expects: &["unsupported"],
         promise: Promise::SameCurve,
+    },
+    Scene {
+        name: "a device fails once: the run goes on elsewhere, and comes back after a test",
+        faults: "step 8: unsupported in rope",
+        arguments: &["--fallback", "reference", "--set", "guard.retest.after_seconds=0.2"],
+        resumes: false,
+        comes_back: true,
+        expects: &["unsupported"],
+        promise: Promise::EveryBatch,
     },
 ];
 
@@ -211,6 +234,7 @@ fn show(number: usize, scene: &Scene, report: &SceneReport) {
     }
     let end = match scene.promise {
         Promise::SameBits => "the end state is the undisturbed one's, bit for bit",
+        Promise::EveryBatch => "every batch once, and the first device serves again",
         Promise::SameCurve => "every batch once; the loss within the tolerance of another device",
     };
     match report.broken.as_slice() {
@@ -234,6 +258,12 @@ struct Stage<'a> {
     folder: &'a Path,
 }
 
+/// A rehearsal's journal is shorter.
+const JOURNAL_BYTES_MAX: u64 = 64 << 20;
+
+/// Times the steps of the other scenes that a run lasts in which a device is tested and comes back.
+const LONG: u64 = 15;
+
 /// No scene takes longer; one that does is a hang of ours.
 const SCENE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -245,15 +275,17 @@ impl Stage<'_> {
         hash: &str,
         clean: &RunRecord,
     ) -> Result<SceneReport, Failure> {
+        let steps = if scene.comes_back { LONG * self.steps } else { self.steps };
+        let stage = Stage { steps, ..*self };
         let name = format!("scene-{number}");
         let started = self.world.clock().monotonic();
         let mut broken = Vec::new();
-        let mut played = self.train(&name, scene.arguments, Some(scene.faults), false)?;
+        let mut played = stage.train(&name, scene.arguments, Some(scene.faults), false)?;
         if scene.resumes {
             if played.ended == Ended::Code(0) {
                 broken.push("the run was to die and did not".to_string());
             }
-            played = self.train(&name, &[], None, true)?;
+            played = stage.train(&name, &[], None, true)?;
         }
         let run = RunRecord::read(self.world, &self.folder.join(&name)).or_exit(Exit::Run)?;
         match (&played.hash, scene.promise) {
@@ -275,12 +307,15 @@ impl Stage<'_> {
                 broken.push(format!("no fault of class `{class}` was seen"));
             }
         }
+        if scene.comes_back && !self.came_back(&name) {
+            broken.push("the run did not come back to its first device".into());
+        }
         let proof = run.ledger.prove();
         if let Some(violation) = &proof.violation {
             broken.push(violation.to_string());
         }
-        if proof.committed != self.steps {
-            broken.push(format!("{} of {} steps are in the ledger", proof.committed, self.steps));
+        if proof.committed != steps {
+            broken.push(format!("{} of {steps} steps are in the ledger", proof.committed));
         }
         let seconds = self.world.clock().monotonic().saturating_sub(started).as_secs_f64();
         Ok(SceneReport {
@@ -291,6 +326,12 @@ impl Stage<'_> {
             summary: Some(GuardSummary::of(&run)),
             seconds,
         })
+    }
+
+    fn came_back(&self, name: &str) -> bool {
+        let path = self.folder.join(name).join("journal.jsonl");
+        let text = self.world.files().read(&path, JOURNAL_BYTES_MAX).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains("\"event\":\"failed_back\"")
     }
 
     /// Runs `train` in a process of its own.

@@ -21,6 +21,7 @@ use toprope_devices::OpenOptions;
 use toprope_guard::decide::StopReason;
 use toprope_guard::inject::FillingDisk;
 use toprope_guard::journal::{GuardSummary, RunRecord};
+use toprope_guard::policy::Level;
 use toprope_guard::supervisor::GuardError;
 use toprope_model::{deepseek_v3, packed_cost, totals};
 use toprope_program::{Device, Program, Range, StateLayout, Validated, validate};
@@ -155,12 +156,14 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let description = engine.engine().describe();
     let devices: Vec<&str> =
         std::iter::once(&arguments.device).chain(&arguments.fallback).map(String::as_str).collect();
+    let checks = if guarded { recipe.guard.level } else { Level::Off };
     folder
         .borrow_mut()
         .event(
             &*world,
             &serde_json::json!({
-                "event": "start", "step": from, "devices": devices, "device": description.name, "level": description.level,
+                "event": "start", "step": from, "devices": devices, "checks": checks,
+                "device": description.name, "level": description.level,
                 "program": identity.program_hash, "corpus": identity.corpus_hash,
             }),
         )
@@ -207,7 +210,11 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         observer: &mut watched,
         stop: &stop,
     };
-    let outcome = trainer.run(from).map_err(|error| {
+    let ran = trainer.run(from);
+    if let Running::Guarded(engine) = &mut engine {
+        engine.finish();
+    }
+    let outcome = ran.map_err(|error| {
         progress.borrow_mut().finish();
         match error {
             TrainError::Engine { error, .. } => gave_up(&error, &path),

@@ -172,6 +172,11 @@ impl Guarded {
         self.restored = step;
     }
 
+    /// No step comes any more.
+    pub fn finish(&mut self) {
+        self.supervisor.finish();
+    }
+
     /// Starts the first worker, where none was started.
     ///
     /// # Errors

@@ -156,6 +156,18 @@ fn recorder(parts: &Parts<'_>) -> Recorder {
     Box::new(move |news| {
         let mut lines = Vec::new();
         let (record, durable) = match news {
+            News::Ended => {
+                lines.extend(open.drain(..).map(|fault| fault_line(&fault)));
+                if let Some(hook) = &mut hook {
+                    lines.extend(
+                        hook.finish(&*world).into_iter().map(|warning| format!("warning: {warning}")),
+                    );
+                }
+                for line in lines {
+                    progress.borrow().line(&line);
+                }
+                return;
+            }
             News::Decision { entry, injected } => {
                 let now = world.clock().wall();
                 let fault = FaultRecord::of_entry(entry, &devices, now, injected);
