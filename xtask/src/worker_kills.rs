@@ -32,6 +32,13 @@ pub fn run(root: &Path, count: u32, others: u32, recipe: &str) -> Result<(), Str
         let run = folder.join(format!("harried-{steps}"));
         let mut child = start(&binary, recipe, steps, &run)?;
         let mut done = 0;
+        // Before the first step the run only asks what its device is.
+        while !std::fs::read_to_string(run.join("journal.jsonl")).unwrap_or_default().contains("committed") {
+            if child.try_wait().map_err(cannot("watch the run"))?.is_some() {
+                return Err("the run ended before its first step".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         while done < wanted && child.try_wait().map_err(cannot("watch the run"))?.is_none() {
             random = next(random);
             std::thread::sleep(Duration::from_millis(10 + random % 60));

@@ -58,7 +58,7 @@ pub struct Train {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Devices to go on with where the first one fails for good, in order, as in cpu:avx2,reference.
-    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', conflicts_with_all = ["unguarded", "profile"])]
     pub fallback: Vec<String>,
     /// Inject faults, as in "step 5: die in matmul; step 9: flip bit 30 in attention" or @FILE (docs/faults.md).
     #[arg(long, value_name = "SPEC", conflicts_with = "unguarded")]

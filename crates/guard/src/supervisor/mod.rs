@@ -280,6 +280,9 @@ pub struct Supervisor {
     left_at: Option<Duration>,
 }
 
+/// How soon a test's end is noticed while nothing else happens.
+const RETEST_POLL: Duration = Duration::from_millis(20);
+
 /// No poll lasts longer.
 const POLL_MAX: Duration = Duration::from_millis(500);
 
@@ -597,7 +600,13 @@ impl Supervisor {
     }
 
     fn await_launches(&mut self) {
-        match self.launched.1.recv_timeout(self.until_deadline()) {
+        while let Ok(event) = self.retested.1.try_recv() {
+            self.event(event);
+        }
+        if !self.actions.is_empty() {
+            return;
+        }
+        match self.launched.1.recv_timeout(self.until_deadline().min(RETEST_POLL)) {
             Ok(launched) => self.came_up(launched),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => self.tick_if_due(),
         }

@@ -74,7 +74,12 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let path = run_path(arguments, &recipe, &*world)?;
     let programs = Programs::build(&recipe)?;
     let guarded = !(arguments.unguarded || arguments.profile);
-    let mut device = if guarded { probe(arguments, &*world)? } else { open_device(arguments)? };
+    let checked = guarded::checked(arguments, &recipe, &programs.train)?;
+    let mut device =
+        if guarded { probe(&arguments.device, arguments, &*world)? } else { open_device(arguments)? };
+    for fallback in &arguments.fallback {
+        probe(fallback, arguments, &*world)?;
+    }
     let threads = device.describe().units;
     check_memory(&programs, &recipe, &*device)?;
     let stop = stop_on_interrupt()?;
@@ -121,6 +126,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             recipe: &recipe,
             world: &world,
             programs: &programs,
+            checked,
             inputs: &inputs,
             folder: &folder,
             identity: &identity,
@@ -326,8 +332,8 @@ fn planned_bytes(program: &Validated, recipe: &Recipe) -> u64 {
 }
 
 /// A worker that only says what its device is and measures it: no vendor's code runs in this process.
-fn probe(arguments: &Train, world: &dyn World) -> Result<Box<dyn Device>, Failure> {
-    let spec = guarded::spec(&arguments.device, arguments);
+fn probe(name: &str, arguments: &Train, world: &dyn World) -> Result<Box<dyn Device>, Failure> {
+    let spec = guarded::spec(name, arguments);
     let device = toprope_guard::supervisor::probe(world, &guarded::worker_command()?, &spec);
     Ok(Box::new(device.or_exit(Exit::Device)?))
 }

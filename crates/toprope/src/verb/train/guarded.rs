@@ -36,6 +36,7 @@ pub(super) struct Parts<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) world: &'a Arc<dyn World>,
     pub(super) programs: &'a Programs,
+    pub(super) checked: Checked,
     pub(super) inputs: &'a Arc<StepInputs>,
     pub(super) folder: &'a Rc<RefCell<RunFolder>>,
     pub(super) identity: &'a Identity,
@@ -61,7 +62,9 @@ pub(super) fn spec(name: &str, arguments: &Train) -> DeviceSpec {
 /// Builds the engine; starts nothing yet.
 pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
     let (recorder, on_own_fault) = (recorder(&parts), on_own_fault(&parts));
-    let Parts { arguments, recipe, world, programs, inputs, folder, identity, step_estimate, .. } = parts;
+    let Parts {
+        arguments, recipe, world, programs, inputs, folder, identity, step_estimate, checked, ..
+    } = parts;
     let names = std::iter::once(&arguments.device).chain(&arguments.fallback);
     let (checkpoints, run_id) = {
         let folder = folder.borrow();
@@ -75,8 +78,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         seed: recipe.seed,
         program: programs.train.clone(),
     };
-    let (program, sites) = checked(&programs.train)?;
-    let faults = faults(arguments, recipe, &program)?;
+    let Checked { program, sites, faults } = checked;
     let supervisor = Supervisor::new(Options {
         world: world.clone(),
         run: run_id,
@@ -112,8 +114,15 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
     Guarded::open(options).or_exit(Exit::Device)
 }
 
-/// The step with its checks and digests, validated.
-fn checked(train: &Validated) -> Result<(Arc<Validated>, Vec<CheckSite>), Failure> {
+/// The step as the guard runs it.
+pub(super) struct Checked {
+    program: Arc<Validated>,
+    sites: Vec<CheckSite>,
+    faults: Vec<Scheduled>,
+}
+
+/// The step with its checks and digests, validated, and what is to be injected into it.
+pub(super) fn checked(arguments: &Train, recipe: &Recipe, train: &Validated) -> Result<Checked, Failure> {
     let mut program = train.program().clone();
     let sites = check::insert(&mut program, &CheckPlan { level: CheckLevel::Full });
     insert_digests(&mut program);
@@ -121,7 +130,8 @@ fn checked(train: &Validated) -> Result<(Arc<Validated>, Vec<CheckSite>), Failur
         let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
         Failure::new(Exit::Internal, format!("the checked program is not valid:\n{}", listed.join("\n")))
     })?;
-    Ok((Arc::new(program), sites))
+    let faults = faults(arguments, recipe, &program)?;
+    Ok(Checked { program: Arc::new(program), sites, faults })
 }
 
 /// What is to be injected: parsed, drawn, and refused where it cannot happen.
