@@ -21,15 +21,16 @@ pub fn run(root: &Path, count: u32, others: u32, recipe: &str) -> Result<(), Str
             continue;
         }
         // About twice the steps that the kills take: the run is ended by its last step, not by us.
-        let steps = u64::from(wanted) * if name == "SIGKILL" { 60 } else { 300 };
+        let steps = u64::from(wanted) * if name == "SIGKILL" { 60 } else { 120 };
         let started = Instant::now();
-        let calm = hash(start(&binary, recipe, steps, &folder.join(format!("calm-{steps}")))?)?;
+        let kind = name.replace(' ', "-");
+        let calm = hash(start(&binary, recipe, steps, &folder.join(format!("calm-{kind}")))?)?;
         println!(
             "{name}: undisturbed {steps} steps in {:.1} s, state {calm}",
             started.elapsed().as_secs_f64()
         );
         let started = Instant::now();
-        let run = folder.join(format!("harried-{steps}"));
+        let run = folder.join(format!("harried-{kind}"));
         let mut child = start(&binary, recipe, steps, &run)?;
         let mut done = 0;
         // Before the first step the run only asks what its device is.
