@@ -122,8 +122,11 @@ fn a_worker_that_hears_nonsense_or_another_version_says_so_and_ends() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        worker.stdin.take().unwrap().write_all(&sent).unwrap();
+        // Open until it has ended by itself: a worker whose input is closed ends without a word.
+        let mut input = worker.stdin.take().unwrap();
+        input.write_all(&sent).unwrap();
         let output = worker.wait_with_output().unwrap();
+        drop(input);
         let told = [output.stdout, output.stderr].concat();
         assert!(String::from_utf8_lossy(&told).contains(words), "{}", String::from_utf8_lossy(&told));
     }

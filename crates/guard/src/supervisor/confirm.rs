@@ -4,7 +4,8 @@
 use super::Supervisor;
 use super::worker::{Crew, Start, ready_now};
 use crate::decide::{Attempt, DeviceIndex, Event, Finding, Rank, Worker};
-use toprope_program::{CheckMask, Device, Fault, FaultKind, Place, Progress, Range};
+use std::time::Duration;
+use toprope_program::{CheckMask, Device, Fault, FaultKind, Place, Progress, Range, StateLayout};
 
 /// What a range gave when it was run again.
 struct Again {
@@ -18,11 +19,15 @@ struct Again {
 const LOSS_TOLERANCE: f64 = 2e-3;
 
 impl Supervisor {
-    /// Runs the step's first range again on the worker that ran it, with every check.
+    /// Runs the step again on the worker that ran it, with every check, up to the range of the suspected operator.
     pub(super) fn replay(&mut self, worker: Worker, attempt: Attempt, place: Option<Place>) {
         let before = self.loss_under_way();
+        if through(&place) == Range::Update && self.plan.layout == StateLayout::InPlace {
+            // What `update` read is overwritten: it cannot be told.
+            return self.event(Event::Replayed { worker, attempt, finding: Finding::Unknown });
+        }
         let Some(mut crew) = self.crews.remove(&worker) else { return };
-        let again = self.again(&mut crew, attempt.step);
+        let again = self.again(&mut crew, attempt.step, through(&place));
         self.crews.insert(worker, crew);
         match again {
             Ok(again) => {
@@ -48,7 +53,7 @@ impl Supervisor {
             Event::Confirmed { attempt, device: other, other_chip: false, finding: Finding::Unknown };
         let Some(index) = other else { return self.event(unknown) };
         let hardware = self.describe().map(|description| description.hardware);
-        match self.elsewhere(index, attempt.step) {
+        match self.elsewhere(index, attempt.step, through(&place)) {
             Ok((again, other_hardware)) => {
                 let agrees = match &place {
                     // The other device's own check of the same operator, on the same inputs: where it holds there, the
@@ -76,11 +81,11 @@ impl Supervisor {
     }
 
     /// A worker that is started for this alone, with memory of its own, on a copy of the committed state.
-    fn elsewhere(&mut self, index: DeviceIndex, step: u64) -> Result<(Again, String), Fault> {
+    fn elsewhere(&mut self, index: DeviceIndex, step: u64, through: Range) -> Result<(Again, String), Fault> {
         let lost = |reason: String| Fault::new("confirmation", FaultKind::Lost { reason });
         let spec = self.options.devices.get(usize::from(index.0)).cloned();
         let spec = spec.ok_or_else(|| lost(format!("there is no device {}", index.0)))?;
-        let state = self.snapshot().map_err(|error| lost(error.to_string()))?;
+        let state = self.verified()?;
         let generation = self.own_generation();
         let worker = Worker { rank: Rank(0), generation };
         let start = Start { state: None, work: None, ..self.start.clone() };
@@ -89,33 +94,48 @@ impl Supervisor {
         for (name, bytes) in state {
             crew.session.write(&mut crew.device, &name, &bytes)?;
         }
-        let again = self.again(&mut crew, step)?;
+        let again = self.again(&mut crew, step, through)?;
         let hardware = crew.device.describe().hardware;
         Ok((again, hardware))
     }
 
-    /// Runs the first range of a step with every check that concerns computing.
-    fn again(&mut self, crew: &mut Crew, step: u64) -> Result<Again, Fault> {
-        let mask = CheckMask::all(self.judge.sites().len());
-        let program = self.options.program.clone();
+    /// Runs a step with every check, `update` only where it is asked for. Nothing is committed.
+    fn again(&mut self, crew: &mut Crew, step: u64, through: Range) -> Result<Again, Fault> {
         let mut again = Again { suspects: Vec::new(), loss: f64::NAN };
         crew.device.set_step(step);
+        crew.session.set_checks(CheckMask::all(self.judge.sites().len()));
         for micro_batch in 0..self.options.steps.micro_batches(step) {
-            crew.session.set_checks(mask.clone());
             crew.session.set_first(micro_batch == 0);
             self.options.steps.write(step, micro_batch, &mut crew.session, &mut crew.device)?;
-            let ticket = crew.session.queue(&mut crew.device, Range::Accumulate)?;
-            if let Progress::Running { .. } = crew.device.wait(ticket, super::COPY_LIMIT)? {
-                let waited_ms = super::COPY_LIMIT.as_millis() as u64;
-                return Err(Fault::new("replay", FaultKind::Hang { waited_ms }));
-            }
-            let outputs = crew.session.read_outputs(&mut crew.device)?;
-            let alarms = self.judge.judge(program.program(), Range::Accumulate, &mask, &outputs);
-            again.suspects.extend(alarms.into_iter().filter_map(|alarm| alarm.place));
-            again.loss = outputs.scalar("loss").map_or(f64::NAN, f64::from);
+            self.range_again(crew, Range::Accumulate, &mut again)?;
+        }
+        if through == Range::Update {
+            self.range_again(crew, Range::Update, &mut again)?;
         }
         Ok(again)
     }
+
+    fn range_again(&self, crew: &mut Crew, range: Range, again: &mut Again) -> Result<(), Fault> {
+        let limit = Duration::from_secs_f64(self.options.policy.confirm_limit_seconds);
+        let ticket = crew.session.queue(&mut crew.device, range)?;
+        if let Progress::Running { .. } = crew.device.wait(ticket, limit)? {
+            let waited_ms = limit.as_millis() as u64;
+            return Err(Fault::new("replay", FaultKind::Hang { waited_ms }));
+        }
+        let outputs = crew.session.read_outputs(&mut crew.device)?;
+        let (program, mask) = (self.options.program.program(), &crew.session.bindings().checks);
+        let alarms = self.judge.judge(program, range, mask, &outputs);
+        again.suspects.extend(alarms.into_iter().filter_map(|alarm| alarm.place));
+        if range == Range::Accumulate {
+            again.loss = outputs.scalar("loss").map_or(f64::NAN, f64::from);
+        }
+        Ok(())
+    }
+}
+
+/// How far a step must be run to meet a suspect again.
+fn through(place: &Option<Place>) -> Range {
+    place.as_ref().map_or(Range::Accumulate, |place| place.range)
 }
 
 fn same_operator(a: &Place, b: &Place) -> bool {

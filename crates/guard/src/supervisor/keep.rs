@@ -1,43 +1,65 @@
 //! Where the state is kept and where it comes back from: halves, snapshots, checkpoints.
 
-use super::{COPY_LIMIT, Copy, GuardError, NamedState, Supervisor};
-use crate::decide::{Alarm, Digest, Event, Source, StopReason, Suspect, Worker};
+use super::{COPY_LIMIT, Copy, GuardError, NamedState, Supervisor, Tensor};
+use crate::decide::{Digest, Event, Source, StopReason, Worker};
 use crate::inject::{Handle, Home};
 use toprope_program::{Device, Fault, FaultKind, Progress};
 
+/// A state that changes in memory again and again is a host to be left.
+const SNAPSHOT_TRIES: u32 = 3;
+
 impl Supervisor {
-    /// The committed state, verified against the digest chain. A state on the device is fetched from there.
+    /// The committed state, verified against the digest chain. One that changed since it was committed is taken from an
+    /// older one and the steps since, as after any other fault.
     ///
     /// # Errors
-    /// It changed since it was committed, and nothing that can be restored is as new; the guard gave up.
+    /// Nothing is left to take it from; the guard gave up.
     pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
-        let wanted = self.committed;
-        if self.options.state_on_device && self.begun && self.state.find(wanted.0).is_none() {
-            self.fetch()?;
+        let wanted = self.committed.0;
+        for _ in 0..SNAPSHOT_TRIES {
+            match (self.verified(), self.active) {
+                (Ok(state), _) => return Ok(state),
+                (Err(fault), None) => {
+                    self.last_fault = Some(fault);
+                    break;
+                }
+                // The guard refuses every state that is not the committed one, and goes back as far as it must.
+                (Err(fault), Some(worker)) => {
+                    self.failed(worker, fault);
+                    self.drive(|this| this.committed.0 >= wanted && this.serves())?;
+                }
+            }
         }
-        let half = self.state.find(wanted.0).unwrap_or(self.state.current());
-        if self.state.digest(half) != wanted.1 {
-            let alarm = Alarm {
-                kind: FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 },
-                place: None,
-                suspect: Suspect::State,
-            };
-            self.last_fault = Some(Fault::new("state", alarm.kind));
-            let (step, last) = (wanted.0, self.last_fault.clone().map(Box::new));
-            return Err(GuardError::Stopped { reason: StopReason::NoState, step, last });
-        }
-        let tensors = self.state.tensors();
-        Ok(tensors.iter().map(|tensor| (tensor.name.clone(), self.state.read(half, tensor))).collect())
+        let (step, last) = (wanted, self.last_fault.clone().map(Box::new));
+        Err(GuardError::Stopped { reason: StopReason::NoState, step, last })
     }
 
-    /// Copies the state of the active worker into the newest slot.
-    pub(super) fn fetch(&mut self) -> Result<(), GuardError> {
-        let bytes = self.plan.state_bytes;
-        let whole = self.with_worker(move |device, session| {
-            let mut whole = vec![0; bytes];
-            device.read(session.bindings().current, 0, &mut whole)?;
-            Ok(whole)
-        })?;
+    /// The committed state as it is held, or fetched from the device where it lies there.
+    ///
+    /// # Errors
+    /// It is not the one that was committed; the device could not be read.
+    pub(super) fn verified(&mut self) -> Result<NamedState, Fault> {
+        let wanted = self.committed.0;
+        if self.options.state_on_device && self.begun && self.state.find(wanted).is_none() {
+            self.fetch()?;
+        }
+        let half = self.state.find(wanted).unwrap_or(self.state.current());
+        if self.state.digest(half) != self.committed.1 {
+            let reason = format!("the state of {wanted} steps changed in memory after it was committed");
+            return Err(Fault::new("state", FaultKind::Lost { reason }));
+        }
+        let read = |tensor: &Tensor| (tensor.name.clone(), self.state.read(half, tensor));
+        Ok(self.state.tensors().iter().map(read).collect())
+    }
+
+    /// Copies the state of the active worker into the older slot.
+    fn fetch(&mut self) -> Result<(), Fault> {
+        let Some(crew) = self.active.and_then(|worker| self.crews.get_mut(&worker)) else {
+            let reason = "no worker holds the state".to_string();
+            return Err(Fault::new("state", FaultKind::Lost { reason }));
+        };
+        let mut whole = vec![0; self.plan.state_bytes];
+        crew.device.read(crew.session.bindings().current, 0, &mut whole)?;
         let slot = self.state.other();
         self.state.open(slot);
         self.state.fill(slot, &whole);
@@ -149,7 +171,7 @@ impl Supervisor {
             let reason = "the state in memory is not the one that was committed".to_string();
             return Event::CheckpointFailed { step, reason, damaged: true };
         }
-        match self.snapshot() {
+        match self.verified() {
             Ok(state) => match self.options.durable.write(self.committed.0, state) {
                 Ok(()) => Event::CheckpointWritten { step },
                 Err(reason) => Event::CheckpointFailed { step, reason, damaged: false },

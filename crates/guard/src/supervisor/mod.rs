@@ -420,7 +420,7 @@ impl Supervisor {
         self.state.close(self.state.current(), step);
         self.begun = true;
         self.event(Event::Begin { step, states: vec![digest] });
-        self.drive(|this| this.active.is_some())
+        self.drive(Self::serves)
     }
 
     /// Runs the next step until it is committed.
@@ -443,7 +443,7 @@ impl Supervisor {
         mut work: impl FnMut(&mut RemoteDevice, &Session) -> Result<T, Fault>,
     ) -> Result<T, GuardError> {
         loop {
-            self.drive(|this| this.active.is_some())?;
+            self.drive(Self::serves)?;
             let Some((worker, crew)) =
                 self.active.and_then(|worker| Some((worker, self.crews.get_mut(&worker)?)))
             else {
@@ -470,6 +470,12 @@ impl Supervisor {
     pub fn describe(&self) -> Option<toprope_program::Description> {
         let crew = self.crews.get(&self.active?)?;
         Some(crew.device.describe())
+    }
+
+    /// Whether a worker holds a state that the guard has accepted.
+    fn serves(&self) -> bool {
+        let refuses = |action: &Action| matches!(action, Action::Restore { .. } | Action::Kill { .. });
+        self.active.is_some() && !self.actions.iter().any(refuses)
     }
 
     fn now(&self) -> Duration {
