@@ -139,9 +139,11 @@ pub fn judge(
         Operator::ProductCheck(_) | Operator::AttentionCheck(_) | Operator::LossCheck(_) => {
             check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
         }
-        Operator::Adamw(_) if want.len() == 4 => {
+        Operator::Adamw(adamw) if adamw.digests => {
             compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
             own_digest(&mut court, &got[..3], &got[3]);
+            own_digest(&mut court, &[0, 2, 3].map(|index: usize| operands[index].clone()), &got[4]);
+            own_digest(&mut court, &operands[1..2], &got[5]);
         }
         _ => compare(&mut court, want, got, magnitudes, &tolerances),
     }

@@ -1,6 +1,6 @@
 //! A deterministic source of choices: Philox counters, so that a seed alone repeats a case everywhere.
 
-use toprope_program::operator::digest_mix;
+use toprope_program::operator::scramble;
 use toprope_program::philox;
 
 /// Draws from one seed and one stream.
@@ -16,8 +16,7 @@ pub struct Random {
 impl Random {
     /// The stream `name` of a seed; streams are independent of one another.
     pub fn new(seed: u64, name: &str) -> Random {
-        let stream =
-            name.bytes().fold(0u64, |hash, byte| digest_mix(u32::from(byte), hash & 0xFFFF_FFFF) ^ hash >> 7);
+        let stream = name.bytes().fold(0u64, |hash, byte| scramble(u64::from(byte) | hash << 32) ^ hash >> 7);
         Random { key: [seed as u32, (seed >> 32) as u32], stream, block: 0, words: [0; 4], left: 0 }
     }
 

@@ -51,7 +51,7 @@ fn linear_step(recompute: Recompute) -> Program {
         let m = b.state(&format!("{name}.m"), r#type.clone(), Initial::Zeros);
         let v = b.state(&format!("{name}.v"), r#type, Initial::Zeros);
         let next = [b.next(*id), b.next(m), b.next(v)];
-        let adamw = Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digest: false };
+        let adamw = Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digests: false };
         let operands = vec![(*id).into(), sum.into(), m.into(), v.into(), norm[1].into(), rates.into()];
         b.apply_to(adamw, operands, next.to_vec()).unwrap();
     }

@@ -511,9 +511,9 @@ pub(super) fn router_attributes(d: &mut Draft) -> (Router, usize) {
 
 /// Attributes of an optimizer step.
 pub(super) fn adamw_attributes(d: &mut Draft) -> Adamw {
-    let digest = d.random.chance(0.3);
+    let digests = d.random.chance(0.3);
     let weight_decay = d.random.pick(&[0.0, 0.1]);
-    Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, digest }
+    Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, digests }
 }
 
 fn balance_operands(d: &mut Draft) -> (Vec<Operand>, usize) {

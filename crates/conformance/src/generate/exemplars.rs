@@ -47,7 +47,7 @@ pub fn exemplars() -> Vec<Operator> {
         Combine {}.into(),
         CombineGradient {}.into(),
         GlobalNorm { clip: 1.0 }.into(),
-        Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digest: false }.into(),
+        Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digests: false }.into(),
         BiasUpdate { rate: 0.001 }.into(),
         Increment { by: 1 }.into(),
         Accumulate {}.into(),

@@ -155,9 +155,11 @@ fn update(
             let v = d.builder.state(&format!("{name}.v"), r#type, Initial::Zeros);
             let mut outputs = vec![d.builder.next(*weight), d.builder.next(m), d.builder.next(v)];
             let attributes = adamw_attributes(d);
-            if attributes.digest {
-                let r#type = Type::new(DType::U32, [2]);
-                outputs.push(d.builder.declare("digest", r#type, toprope_program::Role::Output));
+            if attributes.digests {
+                for digest in Adamw::DIGESTS {
+                    let r#type = Type::new(DType::U32, [2]);
+                    outputs.push(d.builder.declare(digest, r#type, toprope_program::Role::Output));
+                }
             }
             let operands = [*weight, *sum, m, v, norm[1], rates].into_iter().map(Operand::from).collect();
             d.builder.apply_to(attributes, operands, outputs)?;

@@ -147,15 +147,8 @@ pub(super) fn corrupt(mutant: Mutant, scene: &Scene<'_>, outputs: &mut [Tensor])
         Mutant::BiasCorrectionMissing => adamw(scene, outputs, true, false),
         Mutant::WeightDecayCoupled => adamw(scene, outputs, false, true),
         Mutant::DigestOfOldState => {
-            if outputs.len() == 4 {
-                let mut sum = 0u64;
-                for old in [&operands[0], &operands[2], &operands[3]] {
-                    for (index, x) in old.data.iter().enumerate() {
-                        let bits = (*x as f32).to_bits();
-                        sum = sum.wrapping_add(toprope_program::operator::digest_mix(bits, index as u64));
-                    }
-                }
-                outputs[3].data = vec![(sum & 0xFFFF_FFFF) as f64, (sum >> 32) as f64];
+            if outputs.len() > 3 {
+                outputs[3].data = digest_of([0, 2, 3].map(|index: usize| &operands[index]));
             }
         }
         Mutant::DoubledWeightGradient => outputs[1].data.iter_mut().for_each(|x| *x *= 2.0),
@@ -339,14 +332,16 @@ fn adamw(scene: &Scene<'_>, outputs: &mut [Tensor], uncorrected: bool, coupled: 
         outputs[1].data[at] = round(DType::F32, m);
         outputs[2].data[at] = round(DType::F32, v);
     }
-    if outputs.len() == 4 {
-        let mut sum = 0u64;
-        for output in &outputs[..3] {
-            for (index, x) in output.data.iter().enumerate() {
-                let bits = (*x as f32).to_bits();
-                sum = sum.wrapping_add(toprope_program::operator::digest_mix(bits, index as u64));
-            }
-        }
-        outputs[3].data = vec![(sum & 0xFFFF_FFFF) as f64, (sum >> 32) as f64];
+    if outputs.len() > 3 {
+        outputs[3].data = digest_of([&outputs[0], &outputs[1], &outputs[2]]);
     }
+}
+
+/// The digest of f32 tensors, as its two words.
+fn digest_of(tensors: [&Tensor; 3]) -> Vec<f64> {
+    let elements = tensors.into_iter().flat_map(|tensor| tensor.data.iter().enumerate());
+    let sum = elements.fold(0u64, |sum, (index, x)| {
+        sum.wrapping_add(toprope_program::operator::digest_mix((*x as f32).to_bits(), index as u64))
+    });
+    vec![(sum & 0xFFFF_FFFF) as f64, (sum >> 32) as f64]
 }

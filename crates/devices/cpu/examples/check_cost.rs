@@ -1,6 +1,7 @@
 //! What checks cost: steps of the recipes that are fixed for comparison, with checks off, sampled and full, interleaved in
 //! one process: `cargo run --release -p toprope-cpu --example check_cost -- dense|moe [threads] [rounds] [f32|bf16]`.
-//! Prints the median of the rounds' ratios with its 95 % interval, the share of each kind, the checks judged and the
+//! Prints the median of the rounds' ratios with its 95 % interval (`inserted`: none of the checks fires), the share of each
+//! kind, what the checked operators themselves take longer, the checks judged and the
 //! largest results seen in units of their limits.
 
 #[path = "../tests/support/mod.rs"]
@@ -42,18 +43,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plain = build_train(&config, &options, &kind)?;
     let mut checked = plain.clone();
     let sites = check::insert(&mut checked, &CheckPlan { level: CheckLevel::Full });
-    let device = |profile| {
-        CpuDevice::new(Options { threads: Some(threads.parse().unwrap_or(2)), profile, ..Options::default() })
+    let device = || {
+        let threads = Some(threads.parse().unwrap_or(2));
+        CpuDevice::new(Options { threads, profile: true, ..Options::default() })
     };
-    let mut off = Run::new(device(false)?, plain, StateLayout::Double);
-    let mut on = Run::new(device(true)?, checked, StateLayout::Double);
+    let mut off = Run::new(device()?, plain, StateLayout::Double);
+    let mut on = Run::new(device()?, checked, StateLayout::Double);
     println!(
         "{kind} {dtype}: {} checks, estimated {:.1} % of a step",
         sites.len(),
         100.0 * sites.iter().map(|site| site.cost_share).sum::<f64>()
     );
     let rounds: usize = rounds.parse()?;
-    let mut ratios = [Vec::new(), Vec::new()];
+    let mut ratios = [Vec::new(), Vec::new(), Vec::new()];
     let mut seconds_off = Vec::new();
     let mut worst: BTreeMap<(check::CheckKind, String), (u64, f64, u64)> = BTreeMap::new();
     let mut chain: HashMap<u16, Vec<Tensor>> = HashMap::new();
@@ -89,7 +91,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 entry.1 = entry.1.max(results[0].data[0] / site.limit);
             }
         }
-        if level != CheckLevel::Off {
+        if level == CheckLevel::Off && run.program.program().update.iter().any(|i| i.check.is_some()) {
+            chain.clear();
+        } else if level != CheckLevel::Off {
             for site in sites.iter().filter(|site| site.kind == check::CheckKind::State) {
                 chain.insert(site.bit, read(run, &site.against));
             }
@@ -101,19 +105,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     one(&mut on, CheckLevel::Full, 0);
     on.device.take_profile();
     let (mut shares, mut full_steps) = (BTreeMap::<String, f64>::new(), 0.0);
+    let mut unchecked = BTreeMap::<String, [f64; 3]>::new();
     for _ in 0..rounds {
-        for (ratios, level) in ratios.iter_mut().zip([CheckLevel::Sampled, CheckLevel::Full]) {
+        for (ratios, level) in ratios.iter_mut().zip([CheckLevel::Off, CheckLevel::Sampled, CheckLevel::Full])
+        {
             step += 1;
+            off.device.take_profile();
             let before = one(&mut off, CheckLevel::Off, step);
+            let program = off.program.clone();
+            for entry in off.device.take_profile() {
+                let name = program.program().range(entry.range)[entry.index].operator.name();
+                unchecked.entry(name.into()).or_default()[0] += entry.nanoseconds as f64 / 3e6;
+            }
             on.device.take_profile();
             let checked = one(&mut on, level, step);
             seconds_off.push(before);
             ratios.push(checked / before - 1.0);
-            if level == CheckLevel::Full {
-                full_steps += 1.0;
-                let program = on.program.clone();
-                for entry in on.device.take_profile() {
-                    let instruction = &program.program().range(entry.range)[entry.index];
+            full_steps += f64::from(u8::from(level == CheckLevel::Full));
+            let (program, profile) = (on.program.clone(), on.device.take_profile());
+            let column = match level {
+                CheckLevel::Off => 1,
+                CheckLevel::Sampled => continue,
+                CheckLevel::Full => 2,
+            };
+            for entry in profile {
+                let instruction = &program.program().range(entry.range)[entry.index];
+                if instruction.check.is_none() {
+                    let name = instruction.operator.name();
+                    unchecked.entry(name.into()).or_default()[column] += entry.nanoseconds as f64 / 1e6;
+                }
+                if level == CheckLevel::Full {
                     if let Some(bit) = instruction.check {
                         let name = format!(
                             "{:?} of {}",
@@ -128,13 +149,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let [middle, ..] = median(seconds_off);
     println!("off: {middle:.3} s a step");
-    for (name, ratios) in ["sampled", "full"].iter().zip(ratios) {
+    for (name, ratios) in ["inserted", "sampled", "full"].iter().zip(ratios) {
         let [middle, low, high] = median(ratios).map(|ratio| 100.0 * ratio);
         println!("{name:8} {middle:+6.2} % of a step, 95 % interval {low:+.2} to {high:+.2}");
     }
     for (name, milliseconds) in &shares {
         let each = milliseconds / full_steps;
         println!("{name:60} {each:8.2} ms a step, {:5.2} %", 0.1 * each / middle);
+    }
+    for (name, times) in &unchecked {
+        let [off, inserted, full] = times.map(|sum| sum / full_steps);
+        let share = |on: f64| 0.1 * (on - off) / middle;
+        println!(
+            "{name:40} itself {off:8.2} ms; inserted {:+5.2} %, full {:+5.2} % of a step",
+            share(inserted),
+            share(full)
+        );
     }
     for ((kind, operator), (count, largest, wrong)) in &worst {
         println!(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use support::{Run, device, small_program};
 use toprope_cpu::CpuDevice;
 use toprope_program::check::{self, CheckKind, CheckLevel, CheckPlan, CheckSite};
-use toprope_program::operator::Operator;
+use toprope_program::operator::{Operator, digest_mix};
 use toprope_program::{DType, Instruction, Range, Role, StateLayout, Tensor, ValueId};
 
 /// A healthy run of one micro-batch, stopped behind instruction `index` of `range`, changed, and run to its end.
@@ -32,6 +32,17 @@ fn change(run: &mut Run<CpuDevice>, id: ValueId, element: usize, by: f64) {
     run.write(program.program().value(id), tensor.data);
 }
 
+/// The digest of what the optimizer wrote becomes that of what is there now.
+fn follow_digest(run: &mut Run<CpuDevice>, outputs: &[ValueId]) {
+    let stored = [0, 1, 2].map(|output: usize| run.tensor(outputs[output]));
+    let terms = stored.iter().flat_map(|tensor| tensor.data.iter().enumerate());
+    let digest =
+        terms.fold(0u64, |sum, (index, x)| sum.wrapping_add(digest_mix((*x as f32).to_bits(), index as u64)));
+    let program = run.program.clone();
+    let words = vec![f64::from(digest as u32), f64::from((digest >> 32) as u32)];
+    run.write(program.program().value(outputs[3]), words);
+}
+
 /// Adds `sizes` times the root mean square of an output to one of its elements, and to the sums alike.
 fn fault_in_compute(run: &mut Run<CpuDevice>, instruction: &Instruction, output: usize, sizes: f64) {
     let tensor = run.tensor(instruction.outputs[output]);
@@ -49,6 +60,7 @@ fn fault_in_compute(run: &mut Run<CpuDevice>, instruction: &Instruction, output:
             change(run, instruction.outputs[1], row, by);
         }
         (Operator::LinearCrossEntropyGradient(_), 1) => change(run, instruction.outputs[3], row * 5, by),
+        (Operator::Adamw(_), 0..3) => follow_digest(run, &instruction.outputs),
         (Operator::LinearCrossEntropyGradient(_), 2) => change(run, instruction.outputs[4], row * 3, by),
         _ => {}
     }
@@ -130,6 +142,7 @@ fn bits_that_change_at_rest_are_seen() {
     let Role::Next { of: state } = program.value(next).role else { panic!("{:?}", victim.checked) };
     change(&mut run, state, 0, 1.0);
     run.all(Range::Accumulate, true);
+    run.all(Range::Update, true);
     for (site, before) in of(CheckKind::State).zip(chain) {
         let mut results: Vec<Tensor> = site.results.iter().map(|id| run.tensor(*id)).collect();
         results.extend(before);

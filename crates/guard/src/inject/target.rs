@@ -1,6 +1,7 @@
 //! Where in a program a fault strikes.
 
 use super::spec::{At, Home, Moment, Scheduled, Target, What};
+use toprope_program::operator::Adamw;
 use toprope_program::{Instruction, Operator, Program, Range};
 
 /// An instruction and when, seen from it.
@@ -112,7 +113,7 @@ pub fn results(instruction: &Instruction) -> usize {
         Operator::GroupedMatmul(grouped) => usize::from(grouped.row_sums),
         Operator::GroupedOuter(outer) => usize::from(outer.row_sums),
         Operator::LinearCrossEntropyGradient(loss) => 2 * usize::from(loss.sums),
-        Operator::Adamw(adamw) => usize::from(adamw.digest),
+        Operator::Adamw(adamw) => Adamw::DIGESTS.len() * usize::from(adamw.digests),
         _ => 0,
     };
     instruction.outputs.len() - checksums

@@ -1,11 +1,11 @@
 //! The digest chain: what the state of each committed step is, told by the update that wrote it.
 //!
-//! The optimizer digests what it writes in its own pass, from its registers; what it does not write (biases, counters) is
+//! The optimizer digests what it writes (and what it read) in its own pass, from its registers; what it does not write (biases, counters) is
 //! small and digested by the host. A digest of the whole is a chain over both, in the order of the program.
 
 use crate::decide::Digest;
 use std::collections::HashMap;
-use toprope_program::operator::digest_mix;
+use toprope_program::operator::{Adamw, DIGEST_BLOCK, DIGEST_KEYS, digest_factor, scramble};
 use toprope_program::{DType, Operator, Outputs, Program, Role, Type, Validated, Value, ValueId, Width};
 
 /// State values that are digested together.
@@ -22,14 +22,17 @@ pub fn insert(program: &mut Program) {
     for index in 0..program.update.len() {
         let is_check = program.update[index].check.is_some();
         match &mut program.update[index].operator {
-            Operator::Adamw(adamw) if !adamw.digest && !is_check => adamw.digest = true,
+            Operator::Adamw(adamw) if !adamw.digests && !is_check => adamw.digests = true,
             _ => continue,
         }
-        let name = format!("{}.digest", program.value(program.update[index].outputs[0]).name);
-        let Type { dtype, shape } = Type::new(DType::U32, [2]);
-        program.values.push(Value { name, dtype, shape, role: Role::Output });
-        let id = ValueId(program.values.len() as u32 - 1);
-        program.update[index].outputs.push(id);
+        let output = program.value(program.update[index].outputs[0]).name.clone();
+        for digest in Adamw::DIGESTS {
+            let Type { dtype, shape } = Type::new(DType::U32, [2]);
+            let name = format!("{output}.{digest}");
+            program.values.push(Value { name, dtype, shape, role: Role::Output });
+            let id = ValueId(program.values.len() as u32 - 1);
+            program.update[index].outputs.push(id);
+        }
     }
 }
 
@@ -46,14 +49,13 @@ pub fn groups(program: &Validated) -> Vec<Group> {
     let mut groups = Vec::new();
     let mut grouped = Vec::new();
     for instruction in program.update.iter().filter(|instruction| instruction.check.is_none()) {
-        let (Operator::Adamw(_), [written @ .., digest]) =
+        let (Operator::Adamw(_), [weight, m, v, digest, ..]) =
             (&instruction.operator, instruction.outputs.as_slice())
         else {
             continue;
         };
-        let members: Vec<ValueId> = written.iter().filter_map(|id| of.get(id).copied()).collect();
-        // Three values written, and the digest of all of them.
-        if written.len() == 3 && members.len() == 3 && program.value(*digest).role == Role::Output {
+        let members: Vec<ValueId> = [weight, m, v].iter().filter_map(|id| of.get(*id).copied()).collect();
+        if members.len() == 3 && program.value(*digest).role == Role::Output {
             grouped.extend(members.iter().copied());
             groups.push(Group { members, told: Some(*digest) });
         }
@@ -71,30 +73,23 @@ pub fn told(outputs: &Outputs, id: ValueId) -> Option<u64> {
 
 /// The contract's `digest` of a value's bytes.
 pub fn digest_of(dtype: DType, bytes: &[u8]) -> u64 {
-    let mut sum = 0u64;
-    match dtype.size_bytes(Width::Native) {
-        2 => {
-            for (index, pair) in bytes.chunks_exact(2).enumerate() {
-                let bits = u16::from_le_bytes([pair[0], pair[1]]);
-                sum = sum.wrapping_add(digest_mix(u32::from(bits), index as u64));
-            }
-        }
-        _ => {
-            for (index, four) in bytes.chunks_exact(4).enumerate() {
+    let each = dtype.size_bytes(Width::Native);
+    let blocks = bytes.chunks(DIGEST_BLOCK * each).enumerate();
+    blocks.fold(0, |sum: u64, (block, bytes)| {
+        let own = match each {
+            2 => bytes.chunks_exact(2).zip(&DIGEST_KEYS).fold(0u64, |sum, (pair, key)| {
+                sum.wrapping_add(u64::from(u16::from_le_bytes([pair[0], pair[1]])) * u64::from(*key))
+            }),
+            _ => bytes.chunks_exact(4).zip(&DIGEST_KEYS).fold(0u64, |sum, (four, key)| {
                 let bits = u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-                sum = sum.wrapping_add(digest_mix(bits, index as u64));
-            }
-        }
-    }
-    sum
+                sum.wrapping_add(u64::from(bits) * u64::from(*key))
+            }),
+        };
+        sum.wrapping_add(own.wrapping_mul(digest_factor(block as u64)))
+    })
 }
 
 /// One digest of many, in their order: a chain over SplitMix64's finalizer.
 pub fn fold(digests: impl Iterator<Item = u64>) -> Digest {
-    let mut chain = 0u64;
-    for digest in digests {
-        let mixed = digest_mix(chain as u32, chain >> 32).wrapping_add(digest);
-        chain = digest_mix(mixed as u32, mixed >> 32);
-    }
-    Digest(chain)
+    Digest(digests.fold(0u64, |chain, digest| scramble(scramble(chain).wrapping_add(digest))))
 }

@@ -74,7 +74,7 @@ pub(crate) fn update(
             beta2: options.adamw.beta2,
             epsilon: options.adamw.epsilon,
             weight_decay: if parameter.kind == Kind::Norm { 0.0 } else { options.adamw.weight_decay },
-            digest: false,
+            digests: false,
         };
         let operands =
             vec![weight.into(), (*gradient).into(), m.into(), v.into(), factor.into(), rates.into()];

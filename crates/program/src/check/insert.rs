@@ -4,7 +4,7 @@ use super::site::{CheckKind, CheckLevel, CheckPlan, CheckSite, Checked};
 use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
-    AdamwDigest, AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT,
+    Adamw, AdamwDigest, AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT,
     ProductCheck, ProductForm, attention_limit,
 };
 use crate::order;
@@ -259,28 +259,26 @@ impl<'a> Pass<'a> {
         checked.push(check);
     }
 
-    /// As a replay: what is stored must digest to what a second run, which stores nothing, gives.
-    fn adamw(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
-        let Operator::Adamw(adamw) = &instruction.operator else { return checked.push(instruction) };
-        let operator: Operator = AdamwDigest::from(adamw).into();
+    /// As a replay: the digest of what the update wrote, from its own pass, must be what a second run gives, which stores
+    /// nothing. Whether that reached the memory is for the next step's [`CheckKind::State`].
+    fn adamw(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Operator::Adamw(adamw) = &mut instruction.operator else { return checked.push(instruction) };
+        let operator: Operator = AdamwDigest::from(&*adamw).into();
+        let has_digests = std::mem::replace(&mut adamw.digests, true);
         let name = self.name(instruction.outputs[0]);
         let words = || Type::new(DType::U32, [2]);
+        if !has_digests {
+            let digests = Adamw::DIGESTS.map(|what| format!("{name}.{what}"));
+            instruction.outputs.extend(digests.map(|name| self.declare(&name, words(), Role::Output)));
+        }
         let again = self.scratch(&format!("{name}.again"), words());
-        let stored = self.scratch(&format!("{name}.stored"), words());
         let site = (CheckKind::Replay, range, 0.0);
-        let compare = self.distance(site, &instruction, Compare {}, vec![again.into(), stored.into()]);
+        let operands = vec![again.into(), instruction.outputs[3].into()];
+        let compare = self.distance(site, &instruction, Compare {}, operands);
         let (part, check) = (instruction.part.clone(), compare.check);
         let operands = instruction.operands.clone();
-        checked.push(Instruction { operator, operands, outputs: vec![again], part: part.clone(), check });
-        let operands = instruction.outputs.iter().take(3).map(|id| Operand::from(*id)).collect();
+        checked.push(Instruction { operator, operands, outputs: vec![again], part, check });
         checked.push(instruction);
-        checked.push(Instruction {
-            operator: Digest {}.into(),
-            operands,
-            outputs: vec![stored],
-            part,
-            check,
-        });
         checked.push(compare);
     }
 
@@ -294,7 +292,19 @@ impl<'a> Pass<'a> {
         (Instruction { operator, operands, outputs, part: "checks".into(), check: Some(bit) }, self.name(y))
     }
 
-    /// Digests of what `accumulate` leaves for `update`: at its end, and again before anything reads it.
+    /// The optimizer's digests that tell of these values: what it read of them, all of them being one gradient or one
+    /// weight with its moments.
+    fn reader(&self, gradient: ValueId) -> Option<String> {
+        let reads = |i: &&Instruction| {
+            matches!(&i.operator, Operator::Adamw(adamw) if adamw.digests)
+                && i.operands
+                    .get(1)
+                    .is_some_and(|operand| operand.value == gradient && operand.view.is_none())
+        };
+        self.program.update.iter().find(reads).map(|i| self.name(i.outputs[5]))
+    }
+
+    /// Digests of what `accumulate` leaves for `update`: at its end, and as the optimizer reads it, or before anything does.
     fn carried(&mut self) {
         let carried: Vec<ValueId> = self
             .program
@@ -306,9 +316,12 @@ impl<'a> Pass<'a> {
         for id in carried {
             let Some(bit) = self.next_bit() else { return };
             let (left, result) = self.digest(&[id], "digest", bit);
-            let (found, against) = self.digest(&[id], "digest.found", bit);
             self.program.accumulate.push(left);
-            again.push(found);
+            let against = self.reader(id).unwrap_or_else(|| {
+                let (found, against) = self.digest(&[id], "digest.found", bit);
+                again.push(found);
+                against
+            });
             self.drafts.push(Draft {
                 kind: CheckKind::Carried,
                 range: Range::Accumulate,
@@ -322,11 +335,12 @@ impl<'a> Pass<'a> {
         self.program.update.splice(0..0, again);
     }
 
-    /// Digests of the state before a step, against those of the update that wrote it.
+    /// Digests of the state in a step, against those of the update that wrote it: as the optimizer reads it, or before
+    /// anything does.
     fn state(&mut self) {
         let mut before = Vec::new();
         let mut update = Vec::with_capacity(self.program.update.len());
-        for mut instruction in std::mem::take(&mut self.program.update) {
+        for instruction in std::mem::take(&mut self.program.update) {
             let of = |id: &ValueId| match self.program.value(*id).role {
                 Role::Next { of } => Some(of),
                 _ => None,
@@ -338,32 +352,33 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let output = self.name(instruction.outputs[0]);
-            let (digest, result) = self.digest(&states, "digest", bit);
-            before.push(digest);
-            let results = vec![result];
-            let mut against = Vec::new();
-            let mut every_step = false;
-            if let Operator::Adamw(adamw) = &mut instruction.operator
-                && !adamw.digest
+            let (range, result, against) = if let Operator::Adamw(adamw) = &instruction.operator
+                && adamw.digests
+                && states.len() == 3
             {
-                // From its own pass.
-                adamw.digest = true;
-                let r#type = Type::new(DType::U32, [2]);
-                let y = self.declare(&format!("{output}.digest"), r#type, Role::Output);
-                instruction.outputs.push(y);
-                against.push(self.name(y));
+                // Both from its own pass.
+                let (written, read) = (self.name(instruction.outputs[3]), self.name(instruction.outputs[4]));
                 update.push(instruction);
+                (Range::Update, read, written)
             } else {
+                let (digest, result) = self.digest(&states, "digest", bit);
+                before.push(digest);
                 let next: Vec<ValueId> =
                     instruction.outputs.iter().copied().filter(|id| of_next(self.program, *id)).collect();
                 update.push(instruction);
-                let (digest, name) = self.digest(&next, "digest", bit);
+                let (digest, against) = self.digest(&next, "digest", bit);
                 update.push(digest);
-                against.push(name);
-                every_step = true;
-            }
-            let (kind, range) = (CheckKind::State, Range::Accumulate);
-            self.drafts.push(Draft { kind, range, output, results, against, every_step, limit: 0.0 });
+                (Range::Accumulate, result, against)
+            };
+            self.drafts.push(Draft {
+                kind: CheckKind::State,
+                range,
+                output,
+                results: vec![result],
+                against: vec![against],
+                every_step: true,
+                limit: 0.0,
+            });
         }
         self.program.update = update;
         self.program.accumulate.splice(0..0, before);

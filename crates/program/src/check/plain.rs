@@ -42,13 +42,12 @@ pub fn without_checks(program: &Program) -> Program {
     }
     // A digest that the optimizer gives for the host is a check's too.
     for instruction in &mut plain.update {
-        if let (Operator::Adamw(adamw), Some(id)) =
-            (&mut instruction.operator, instruction.outputs.get(3).copied())
-            && !read[id.0 as usize]
+        if let Operator::Adamw(adamw) = &mut instruction.operator
+            && adamw.digests
+            && instruction.outputs.iter().skip(3).all(|id| !read[id.0 as usize])
         {
-            adamw.digest = false;
-            instruction.outputs.truncate(3);
-            results.push(id);
+            adamw.digests = false;
+            results.extend(instruction.outputs.drain(3..));
         }
     }
     // A check's result is an output that nothing else writes; without its check it is nobody's.

@@ -72,8 +72,8 @@ pub struct CheckSite {
     /// What the results' digests must add up to, where this is a check of bits at rest: digests that the `update` of the
     /// same step gives ([`CheckKind::Carried`]) or that of the step before ([`CheckKind::State`]). Empty otherwise.
     pub against: Vec<ValueId>,
-    /// Whether it fires in every step at the level `Sampled` too: what it is judged against comes under its own bit, so
-    /// that a step without it would break the chain. Such checks are of a few numbers only.
+    /// Whether it fires in every step at the level `Sampled` too: as it costs next to nothing, or as what it is judged
+    /// against comes under its own bit, so that a step without it would break the chain.
     pub every_step: bool,
     /// The largest distance of a healthy device; 0 where bits are compared.
     pub limit: f64,

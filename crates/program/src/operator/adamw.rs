@@ -14,15 +14,20 @@ pub struct Adamw {
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Whether the digest of the next state comes as a fourth output.
+    /// Whether the digests come too, as three more outputs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub digest: bool,
+    pub digests: bool,
+}
+
+impl Adamw {
+    /// What the digests are of, in their order: the next state, the state and the gradient as they were read.
+    pub const DIGESTS: [&'static str; 3] = ["digest", "state_digest", "gradient_digest"];
 }
 
 pub(super) const RECORD: Record = Record {
     name: "adamw",
     summary: "Adam with decoupled weight decay and a clipping factor, in one pass.",
-    formula: "[lr, c1, c2] = rates; g = gradient·factor; m' = β1·m + (1-β1)·g; v' = β2·v + (1-β2)·g·g; w' = (w - lr·λ·w) - lr·((m'/c1)/(√(v'/c2) + ε)); c1 = 1-β1^t and c2 = 1-β2^t come from the host; digest = digest(w') + digest(m') + digest(v') modulo 2^64",
+    formula: "[lr, c1, c2] = rates; g = gradient·factor; m' = β1·m + (1-β1)·g; v' = β2·v + (1-β2)·g·g; w' = (w - lr·λ·w) - lr·((m'/c1)/(√(v'/c2) + ε)); c1 = 1-β1^t and c2 = 1-β2^t come from the host; digest = digest(w') + digest(m') + digest(v'), state_digest = digest(w) + digest(m) + digest(v), both modulo 2^64, gradient_digest = digest(gradient)",
     source: "Loshchilov and Hutter, arXiv 1711.05101, algorithm 2",
     operands: &[
         slot("weight", "[...]", Accepts::F32),
@@ -37,6 +42,8 @@ pub(super) const RECORD: Record = Record {
         slot("m'", "[...]", Accepts::F32),
         slot("v'", "[...]", Accepts::F32),
         optional("digest", "[2]", Accepts::U32),
+        optional("state_digest", "[2]", Accepts::U32),
+        optional("gradient_digest", "[2]", Accepts::U32),
     ],
     numerics: "β, 1-β, ε and λ are rounded to f32 (1-β from f64); each operation is one f32 IEEE operation in the order written; subnormals are kept. Magnitude of m' β1|m| + (1-β1)|g|, of v' v', of w' |w| + lr·((|m'|magnitude/c1)/(√(v'/c2) + ε)).",
     gradient: "none",
@@ -65,8 +72,8 @@ impl Definition for Adamw {
         scalar("factor", &operands[4])?;
         dims("rates", &operands[5], &[3.into()])?;
         let mut outputs = vec![weight.clone(); 3];
-        if self.digest {
-            outputs.push(Type::new(DType::U32, [2]));
+        if self.digests {
+            outputs.extend(Adamw::DIGESTS.map(|_| Type::new(DType::U32, [2])));
         }
         Ok(outputs)
     }
@@ -81,9 +88,9 @@ impl Definition for Adamw {
             Tolerance::rounded(DType::F32, 5.0),
             Tolerance::rounded(DType::F32, 6.0),
         ];
-        if self.digest {
-            // A digest follows from the device's own outputs: it is judged against them, never across devices.
-            tolerances.push(Tolerance::EXACT);
+        if self.digests {
+            // The first follows from the device's own outputs: it is judged against them, never across devices.
+            tolerances.extend(Adamw::DIGESTS.map(|_| Tolerance::EXACT));
         }
         tolerances
     }

@@ -16,7 +16,7 @@ pub struct LinearCrossEntropyGradient {
 pub(super) const RECORD: Record = Record {
     name: "linear_cross_entropy_gradient",
     summary: "Loss of a linear head and its gradients; logits are made once and thrown away.",
-    formula: "p[t,v] = e^(z[t,v] - lse[t]); g[t,v] = dloss[t]·(p[t,v] - [v = target[t]]), 0 where the target is outside 0..V; dx[t,d] = Σ_v g·weight[v,d]; dweight[v,d] = Σ_t g·x[t,d]; loss as in linear_cross_entropy. With W[v] = Σ_d weight, W2[v] = Σ_d weight², X[t], X2[t] the same of x: row_sums[t] = (Σ_d dx, Σ_v g·W, Σ_v |g·W| + √(V+D)·√(Σ_v g²·W2), the loss by another way, 1 + |max z| + |z_target| + |loss|), zeros and a last 1 where there is no target; weight_sums[v] = (Σ_d dweight, Σ_t g·X, Σ_t |g·X| + √(T+D)·√(Σ_t g²·X2))",
+    formula: "p[t,v] = e^(z[t,v] - lse[t]); g[t,v] = dloss[t]·(p[t,v] - [v = target[t]]), 0 where the target is outside 0..V; dx[t,d] = Σ_v g·weight[v,d]; dweight[v,d] = Σ_t g·x[t,d]; loss as in linear_cross_entropy. With W[v] = Σ_d weight, W2[v] = √(Σ_d weight²), X[t], X2[t] the same of x: row_sums[t] = (Σ_d dx, Σ_v g·W, √(V+D)·Σ_v |g|·W2, the loss by another way, 1 + |max z| + |z_target| + |loss|), zeros and a last 1 where there is no target; weight_sums[v] = (Σ_d dweight, Σ_t g·X, √(T+D)·Σ_t |g|·X2)",
     source: "derivative of linear_cross_entropy",
     operands: &[
         slot("x", "[T, D]", Accepts::Float),

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The largest result of `loss_check` on a healthy device (docs/checks.md).
-pub const LOSS_LIMIT: f64 = 128.0;
+pub const LOSS_LIMIT: f64 = 4.0;
 
 /// Attributes of `loss_check`: none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct LossCheck {}
 pub(super) const RECORD: Record = Record {
     name: "loss_check",
     summary: "Judges the sums that linear_cross_entropy_gradient gives: the largest distance in units of its bound.",
-    formula: "over rows t: |row_sums[t,0] - row_sums[t,1]| / (2^-24·row_sums[t,2] + 2^-70) and |loss[t] - row_sums[t,3]| / (2^-24·row_sums[t,4]); over words v: |weight_sums[v,0] - weight_sums[v,1]| / (2^-24·weight_sums[v,2] + 2^-70); worst is the largest, NaN counting as +∞",
+    formula: "over rows t: |row_sums[t,0] - row_sums[t,1]| / (2^-24·row_sums[t,2] + 2^-70) and |loss[t] - row_sums[t,3]| / (2^-19·row_sums[t,4]); over words v: |weight_sums[v,0] - weight_sums[v,1]| / (2^-24·weight_sums[v,2] + 2^-70); worst is the largest, NaN counting as +∞",
     source: "Huang and Abraham (1984); bound: docs/checks.md",
     operands: &[
         slot("loss", "[T]", Accepts::F32),
@@ -21,7 +21,7 @@ pub(super) const RECORD: Record = Record {
         slot("weight_sums", "[V, 3]", Accepts::F32),
     ],
     outputs: &[slot("worst", "[1]", Accepts::F32)],
-    numerics: "f32 or wider inside. At most 128 on a healthy device. Judged against that, not across devices.",
+    numerics: "f32 or wider inside. At most 4 on a healthy device. Judged against that, not across devices.",
     gradient: "none",
     invariant: Invariant::Recompute,
 };

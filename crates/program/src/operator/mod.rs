@@ -201,7 +201,9 @@ operators! {
 
 pub use activation::ActivationKind;
 pub use attention_check::attention_limit;
-pub use digest::mix as digest_mix;
+pub use digest::{
+    BLOCK as DIGEST_BLOCK, KEYS as DIGEST_KEYS, factor as digest_factor, mix as digest_mix, scramble,
+};
 pub use loss_check::LOSS_LIMIT;
 pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;

@@ -4,7 +4,7 @@ use super::*;
 
 /// The largest result of a check of a product on a healthy device, in units of its bound: the calibrated constant of
 /// f32 accumulation with its margin (docs/checks.md).
-pub const PRODUCT_LIMIT: f64 = 128.0;
+pub const PRODUCT_LIMIT: f64 = 4.0;
 
 /// Which product is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct ProductCheck {
 pub(super) const RECORD: Record = Record {
     name: "product_check",
     summary: "Compares a product's row sums with a·(b·1): the largest distance in units of its bound.",
-    formula: "s[k] = Σ_n b[k,n], q[k] = Σ_n b[k,n]²; worst = max_m |row_sums[m] - Σ_k a[m,k]·s[k]| / (2^-24·(Σ_k |a[m,k]·s[k]| + √(K+N)·√(Σ_k a[m,k]²·q[k])) + 2^-70), NaN counting as +∞; the same for each expert with its rows (form grouped_matmul: its matrix; grouped_outer: aᵀ, b its rows, K their number)",
+    formula: "s[k] = Σ_n b[k,n], t[k] = √(Σ_n b[k,n]²); worst = max_m |row_sums[m] - Σ_k a[m,k]·s[k]| / (2^-24·√(K+N)·Σ_k |a[m,k]|·t[k] + 2^-70), NaN counting as +∞; the same for each expert with its rows (form grouped_matmul: its matrix; grouped_outer: aᵀ, b its rows, K their number)",
     source: "Huang and Abraham (1984); bound: docs/checks.md, after V-ABFT",
     operands: &[
         slot("a", "[M, K]", Accepts::Float),
@@ -46,7 +46,7 @@ pub(super) const RECORD: Record = Record {
         optional("offsets", "[E+1]", Accepts::I32),
     ],
     outputs: &[slot("worst", "[1]", Accepts::F32)],
-    numerics: "f32 or wider inside, any order. At most 128 on a healthy device. Judged against that, not across devices.",
+    numerics: "f32 or wider inside, any order. At most 4 on a healthy device. Judged against that, not across devices.",
     gradient: "none",
     invariant: Invariant::Recompute,
 };
@@ -74,7 +74,7 @@ impl Definition for ProductCheck {
     }
 
     fn flops(&self, operands: &[Concrete], _: &[Concrete]) -> u64 {
-        6 * (operands[0].elements() + operands[1].elements()) as u64
+        4 * (operands[0].elements() + operands[1].elements()) as u64
     }
 
     fn tolerances(&self, _: &[Concrete], _: &[Concrete]) -> Vec<Tolerance> {

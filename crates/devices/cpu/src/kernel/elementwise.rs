@@ -25,3 +25,11 @@ kernel! {
 pub(crate) fn widen_into(level: Level, x: Floats<'_>, y: &mut [f32]) {
     with_floats!(x, x: X => widen_range::<X>(level, x, y));
 }
+
+kernel! {
+    /// `sums += part`.
+    pub(super) fn add_into[](part: &'a [f32], sums: &'a mut [f32]) {
+        let _ = std::marker::PhantomData::<L>;
+        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+}

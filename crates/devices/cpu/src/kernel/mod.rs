@@ -12,7 +12,7 @@ mod product;
 mod view;
 mod workspace;
 
-pub use fold::{Folded, fold, fold_scratch_values, largest_distance};
+pub use fold::{Folded, Weights, fold, fold_scratch_values, largest_distance};
 pub(crate) use product::groups;
 pub use product::{
     GroupedOuter, GroupedProduct, Product, grouped_outer, grouped_product, grouped_workspace_bytes, product,

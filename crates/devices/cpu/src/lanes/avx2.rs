@@ -77,6 +77,33 @@ impl Lanes for Avx2 {
     const ROWS: usize = 6;
     const VECTORS: usize = 1;
 
+    type Words = [__m256i; 2];
+    // SAFETY: all zeros are integers.
+    const NO_WORDS: [__m256i; 2] = unsafe { std::mem::zeroed() };
+
+    #[inline(always)]
+    unsafe fn add_words(self, keys: *const u32, mut sums: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            for (half, words) in [self.0, self.1].into_iter().enumerate() {
+                let words = _mm256_castps_si256(words);
+                let keys = _mm256_loadu_si256(keys.add(half * WIDTH / 2).cast());
+                let upper = [words, keys].map(|both| _mm256_srli_epi64::<32>(both));
+                sums[0] = _mm256_add_epi64(sums[0], _mm256_mul_epu32(words, keys));
+                sums[1] = _mm256_add_epi64(sums[1], _mm256_mul_epu32(upper[0], upper[1]));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn sum_words([even, odd]: [__m256i; 2]) -> u64 {
+        let mut sums = [0u64; 4];
+        // SAFETY: see the head of the file; the array holds four.
+        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), _mm256_add_epi64(even, odd)) };
+        sums.into_iter().fold(0, u64::wrapping_add)
+    }
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         // SAFETY: see the head of the file.

@@ -164,6 +164,29 @@ impl Lanes for Avx512 {
         }
     }
 
+    type Words = [__m512i; 2];
+    // SAFETY: all zeros are integers.
+    const NO_WORDS: [__m512i; 2] = unsafe { std::mem::zeroed() };
+
+    #[inline(always)]
+    unsafe fn add_words(self, keys: *const u32, [even, odd]: [__m512i; 2]) -> [__m512i; 2] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (words, keys) = (_mm512_castps_si512(self.0), _mm512_loadu_epi32(keys.cast()));
+            let upper = [words, keys].map(|both| _mm512_srli_epi64::<32>(both));
+            [
+                _mm512_add_epi64(even, _mm512_mul_epu32(words, keys)),
+                _mm512_add_epi64(odd, _mm512_mul_epu32(upper[0], upper[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn sum_words([even, odd]: [__m512i; 2]) -> u64 {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_reduce_add_epi64(_mm512_add_epi64(even, odd)) as u64 }
+    }
+
     #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: see the head of the file. The tree of the trait: lanes 8 apart, 4, 2 and 1.

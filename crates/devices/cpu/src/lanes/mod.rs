@@ -84,6 +84,18 @@ pub(crate) trait Lanes: Copy + 'static {
     /// Transposes 16 rows of 16 lanes.
     fn transpose(rows: [Self; WIDTH]) -> [Self; WIDTH];
 
+    /// Running sums of lanes' bits as integers, by keys.
+    type Words: Copy;
+    /// No sums yet.
+    const NO_WORDS: Self::Words;
+    /// Adds each lane's bits times its key to the sums, modulo 2^64.
+    ///
+    /// # Safety
+    /// `keys` is readable for 16 words.
+    unsafe fn add_words(self, keys: *const u32, sums: Self::Words) -> Self::Words;
+    /// All sums in one, modulo 2^64.
+    fn sum_words(sums: Self::Words) -> u64;
+
     /// The lanes in order.
     #[inline(always)]
     fn to_array(self) -> [f32; WIDTH] {
@@ -126,6 +138,24 @@ pub(crate) trait Lanes: Copy + 'static {
             half /= 2;
         }
         lanes[0]
+    }
+
+    /// `Σ words·keys` of integers, modulo 2^64.
+    ///
+    /// # Safety
+    /// Both pointers are readable for `count` words.
+    #[inline(always)]
+    unsafe fn weighted_sum(words: *const u32, keys: *const u32, count: usize) -> u64 {
+        let whole = count - count % WIDTH;
+        // SAFETY: the caller's promise; start + 16 ≤ whole ≤ count. Loading lanes keeps all bits.
+        unsafe {
+            let mut sums = Self::NO_WORDS;
+            for start in (0..whole).step_by(WIDTH) {
+                sums = Self::load(words.add(start).cast()).add_words(keys.add(start), sums);
+            }
+            let rest = (whole..count).map(|at| u64::from(*words.add(at)) * u64::from(*keys.add(at)));
+            rest.fold(Self::sum_words(sums), u64::wrapping_add)
+        }
     }
 
     /// Keeps the first `count` lanes and sets the rest to `value`.

@@ -166,6 +166,22 @@ impl Lanes for Portable {
         self.map(|n| f32::from_bits((n as i32).wrapping_add(127).wrapping_shl(23) as u32))
     }
 
+    type Words = u64;
+    const NO_WORDS: u64 = 0;
+
+    #[inline(always)]
+    unsafe fn add_words(self, keys: *const u32, sum: u64) -> u64 {
+        // SAFETY: the caller's promise.
+        let keys = unsafe { std::slice::from_raw_parts(keys, WIDTH) };
+        let words = self.0.iter().zip(keys);
+        words.fold(sum, |sum, (x, key)| sum.wrapping_add(u64::from(x.to_bits()) * u64::from(*key)))
+    }
+
+    #[inline(always)]
+    fn sum_words(sum: u64) -> u64 {
+        sum
+    }
+
     #[inline(always)]
     fn transpose(rows: [Self; WIDTH]) -> [Self; WIDTH] {
         let mut out = rows;

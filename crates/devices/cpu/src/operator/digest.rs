@@ -2,56 +2,64 @@
 
 use super::{Execute, Task};
 use crate::kernel::Context;
+use crate::lanes::Lanes;
 use crate::level::kernel;
 use std::sync::atomic::{AtomicU64, Ordering};
-use toprope_program::operator::{Digest, digest_mix};
+use toprope_program::operator::{DIGEST_BLOCK, DIGEST_KEYS, Digest, digest_factor};
 use toprope_program::{DType, Width};
 
-/// Elements that one thread digests at a time.
+/// Elements that one thread digests at a time: whole blocks.
 const PART: usize = 1 << 14;
 
 /// A stored element's bits, zero-extended.
 pub(super) trait Word: Copy + Sync {
-    fn wide(self) -> u32;
+    /// The sum of words times keys, modulo 2^64.
+    ///
+    /// # Safety
+    /// Both pointers are readable for `count` elements.
+    unsafe fn weighted_sum<L: Lanes>(words: *const Self, keys: *const u32, count: usize) -> u64;
 }
 
 impl Word for u16 {
     #[inline(always)]
-    fn wide(self) -> u32 {
-        u32::from(self)
+    unsafe fn weighted_sum<L: Lanes>(words: *const u16, keys: *const u32, count: usize) -> u64 {
+        // SAFETY: the caller's promise.
+        let (words, keys) =
+            unsafe { (std::slice::from_raw_parts(words, count), std::slice::from_raw_parts(keys, count)) };
+        words
+            .iter()
+            .zip(keys)
+            .fold(0, |sum, (word, key)| sum.wrapping_add(u64::from(*word) * u64::from(*key)))
     }
 }
 
 impl Word for u32 {
     #[inline(always)]
-    fn wide(self) -> u32 {
-        self
+    unsafe fn weighted_sum<L: Lanes>(words: *const u32, keys: *const u32, count: usize) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { L::weighted_sum(words, keys, count) }
     }
 }
 
 impl Word for f32 {
     #[inline(always)]
-    fn wide(self) -> u32 {
-        self.to_bits()
+    unsafe fn weighted_sum<L: Lanes>(words: *const f32, keys: *const u32, count: usize) -> u64 {
+        // SAFETY: the caller's promise; an f32 is read as its bits.
+        unsafe { L::weighted_sum(words.cast(), keys, count) }
     }
 }
 
 kernel! {
-    /// The digest of elements of which the first has index `first`.
+    /// The digest of elements of which the first has index `first`, the beginning of a block.
     pub(super) fn digest_part[T: Word](values: &'a [T], first: u64) -> u64 {
-        let _ = std::marker::PhantomData::<L>;
-        // Eight sums, so that the compiler may take them side by side.
-        let mut sums = [0u64; 8];
-        let chunks = values.chunks_exact(8);
-        let rest = chunks.remainder();
-        let behind = first + (values.len() - rest.len()) as u64;
-        for (chunk, values) in chunks.enumerate() {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.wrapping_add(digest_mix(values[lane].wide(), first + (8 * chunk + lane) as u64));
-            }
+        debug_assert!(first.is_multiple_of(DIGEST_BLOCK as u64));
+        let mut digest = 0u64;
+        for (block, values) in (first / DIGEST_BLOCK as u64..).zip(values.chunks(DIGEST_BLOCK)) {
+            // SAFETY: both are readable for the values' number, which is at most that of the keys.
+            let own = unsafe { T::weighted_sum::<L>(values.as_ptr(), DIGEST_KEYS.as_ptr(), values.len()) };
+            digest = digest.wrapping_add(own.wrapping_mul(digest_factor(block)));
         }
-        let rest = rest.iter().enumerate().map(|(index, value)| digest_mix(value.wide(), behind + index as u64));
-        sums.into_iter().chain(rest).fold(0, u64::wrapping_add)
+        digest
     }
 }
 

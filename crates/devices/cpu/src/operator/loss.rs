@@ -7,7 +7,7 @@ use super::parallel::{Parts, parts};
 use super::{Execute, Sizes, Task};
 use crate::bind::View;
 use crate::kernel::{
-    Context, Floats, FloatsMut, Folded, Matrix, Product, fold, fold_scratch_values, product,
+    Context, Floats, FloatsMut, Folded, Matrix, Product, Weights, fold, fold_scratch_values, product,
     product_workspace_bytes,
 };
 use crate::lanes::{Element, WIDTH, exp, ln};
@@ -201,18 +201,15 @@ impl Layout {
 struct Sums<'w> {
     row_sums: &'w mut [f32],
     weight_sums: &'w mut [f32],
-    /// `W` and `W2` of each word.
+    /// `Σ_d weight` and `√(Σ_d weight²)` of each word.
     weight: [&'w mut [f32]; 2],
-    /// `X` and `X2` of a block's rows.
+    /// `Σ_d x` and `√(Σ_d x²)` of a block's rows.
     x: [&'w mut [f32]; 2],
     /// The products' row sums: a block's rows, all words.
     dx: &'w mut [f32],
     dweight: &'w mut [f32],
     /// A [`Folded`] over a block's rows or all words.
-    folded: [&'w mut [f32]; 3],
-    /// `Σ g²·X2` of each word over the blocks so far.
-    squares: &'w mut [f32],
-    ones: &'w mut [f32],
+    folded: [&'w mut [f32]; 2],
     scratch: &'w mut [f32],
 }
 
@@ -224,7 +221,7 @@ impl<'w> Sums<'w> {
 
     fn values(each: usize, columns: usize, vocabulary: usize) -> usize {
         let most = each.max(vocabulary);
-        4 * vocabulary + 3 * each + 3 * most + columns + Self::scratch(each, columns, vocabulary)
+        3 * vocabulary + 3 * each + 2 * most + Self::scratch(each, columns, vocabulary)
     }
 
     fn new(
@@ -248,20 +245,15 @@ impl<'w> Sums<'w> {
             x: [take(each), take(each)],
             dx: take(each),
             dweight: take(vocabulary),
-            folded: [take(most), take(most), take(most)],
-            squares: take(vocabulary),
-            ones: take(columns),
+            folded: [take(most), take(most)],
             scratch: take(Self::scratch(each, columns, vocabulary)),
         };
-        sums.ones.fill(1.0);
         sums.weight_sums.fill(0.0);
-        sums.squares.fill(0.0);
         for row in sums.row_sums.chunks_exact_mut(5) {
             row.copy_from_slice(&[0.0, 0.0, 0.0, 0.0, 1.0]);
         }
-        let [sum, square] = &mut sums.weight;
-        let folded = Folded { sum, absolute: &mut sums.folded[0][..vocabulary], square };
-        fold(context, &head.weight, (sums.ones, sums.ones), folded, sums.scratch);
+        let [sum, size] = &mut sums.weight;
+        fold(context, &head.weight, Weights::Ones, Folded { sum, size }, sums.scratch);
         sums
     }
 
@@ -276,42 +268,30 @@ impl<'w> Sums<'w> {
     ) {
         let (height, vocabulary, columns) = (g.rows, g.columns, x.columns);
         let rows = head.x.rows;
-        let [sum, absolute, square] = &mut self.folded;
-        let mut folded = Folded {
-            sum: &mut sum[..height],
-            absolute: &mut absolute[..height],
-            square: &mut square[..height],
-        };
-        fold(context, g, (self.weight[0], self.weight[1]), folded.again(), self.scratch);
+        let [sum, size] = &mut self.folded;
+        let mut folded = Folded { sum: &mut sum[..height], size: &mut size[..height] };
+        let weights = Weights::Pair(self.weight[0], self.weight[1]);
+        fold(context, g, weights, folded.again(), self.scratch);
         let root = ((vocabulary + columns) as f32).sqrt();
         for (row, sums) in self.row_sums[5 * start..].chunks_exact_mut(5).take(height).enumerate() {
             if head.target(start + row).is_some() {
                 sums[0] = self.dx[row];
                 sums[1] = folded.sum[row];
-                sums[2] = folded.absolute[row] + root * folded.square[row].sqrt();
+                sums[2] = root * folded.size[row];
             }
         }
-        let [x_sum, x_square] = &mut self.x;
-        let of_x =
-            Folded { sum: &mut x_sum[..height], absolute: folded.absolute, square: &mut x_square[..height] };
-        fold(context, x, (self.ones, self.ones), of_x, self.scratch);
-        let weights = (&self.x[0][..height], &self.x[1][..height]);
-        let [sum, absolute, square] = &mut self.folded;
-        let mut folded = Folded {
-            sum: &mut sum[..vocabulary],
-            absolute: &mut absolute[..vocabulary],
-            square: &mut square[..vocabulary],
-        };
+        let [sum, size] = &mut self.x;
+        let of_x = Folded { sum: &mut sum[..height], size: &mut size[..height] };
+        fold(context, x, Weights::Ones, of_x, self.scratch);
+        let weights = Weights::Pair(&self.x[0][..height], &self.x[1][..height]);
+        let [sum, size] = &mut self.folded;
+        let mut folded = Folded { sum: &mut sum[..vocabulary], size: &mut size[..vocabulary] };
         fold(context, &g.transposed(), weights, folded.again(), self.scratch);
-        let (root, last) = (((rows + columns) as f32).sqrt(), start + height == rows);
+        let root = ((rows + columns) as f32).sqrt();
         for (word, sums) in self.weight_sums.chunks_exact_mut(3).enumerate() {
             sums[0] += self.dweight[word];
             sums[1] += folded.sum[word];
-            sums[2] += folded.absolute[word];
-            self.squares[word] += folded.square[word];
-            if last {
-                sums[2] += root * self.squares[word].sqrt();
-            }
+            sums[2] += root * folded.size[word];
         }
     }
 }

@@ -1,18 +1,15 @@
 //! `adamw`, in the written order of f32 operations, so that every device has the same bits.
 
-use super::digest::{digest_part, words};
+use super::digest::words;
 use super::parallel::Parts;
 use super::{Execute, Task};
 use crate::lanes::{Element, WIDTH};
 use crate::level::kernel;
 use std::sync::atomic::{AtomicU64, Ordering};
-use toprope_program::operator::{Adamw, AdamwDigest};
+use toprope_program::operator::{Adamw, AdamwDigest, DIGEST_BLOCK, DIGEST_KEYS, digest_factor};
 
-/// Elements that one thread updates at a time.
+/// Elements that one thread updates at a time: whole blocks of a digest.
 const PART: usize = 1 << 12;
-
-/// Elements of which a thread digests the update at a time: their results stay in the nearest cache.
-const DIGEST_PART: usize = 1 << 10;
 
 /// What all elements share, each rounded to f32.
 #[derive(Clone, Copy)]
@@ -27,36 +24,100 @@ struct Rates {
     correction: [f32; 2],
 }
 
+/// What a pass over the elements does; a type, so that each is compiled by itself.
+trait Pass: Copy + 'static {
+    /// Whether what is read is digested.
+    const READ: bool;
+    /// Whether what is computed is digested.
+    const TOLD: bool;
+    /// Whether it is stored.
+    const STORED: bool;
+}
+
+macro_rules! pass {
+    ($(#[$meta:meta])* $name:ident: $read:literal, $told:literal, $stored:literal) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy)]
+        struct $name;
+
+        impl Pass for $name {
+            const READ: bool = $read;
+            const TOLD: bool = $told;
+            const STORED: bool = $stored;
+        }
+    };
+}
+
+pass!(
+    /// The update.
+    Update: false, false, true
+);
+pass!(
+    /// The update with its digests.
+    Digested: true, true, true
+);
+pass!(
+    /// The digest of an update that is not stored.
+    DigestOnly: false, true, false
+);
+
 kernel! {
-    fn update_part[](rates: Rates, state: [&'a [f32]; 4], next: [&'a mut [f32]; 3]) {
-        let [weight, gradient, m, v] = state;
-        let [next_weight, next_m, next_v] = next;
-        let count = next_weight.len();
-        let [weight, gradient, m, v] = [weight, gradient, m, v].map(|values| values[..count].as_ptr());
-        let [next_weight, next_m, next_v] =
-            [next_weight, next_m, next_v].map(|values| values[..count].as_mut_ptr());
+    /// Updates elements of which the first has index `first`, the beginning of a block of digests. Gives the digests of the
+    /// next state, of the state and of the gradient, as far as the pass takes them; `next` may be where the state lies.
+    fn update_part[P: Pass](
+        rates: Rates,
+        state: [&'a [f32]; 4],
+        next: [*mut f32; 3],
+        first: usize,
+        pass: P,
+    ) -> [u64; 3] {
+        let _ = pass;
+        let count = state[0].len();
+        let [weight, gradient, m, v] = state.map(|values| values[..count].as_ptr());
         let [beta1, beta2] = rates.beta.map(L::splat);
         let [rest1, rest2] = rates.rest.map(L::splat);
         let [correction1, correction2] = rates.correction.map(L::splat);
-        let mut start = 0;
-        while start < count {
-            let width = (count - start).min(WIDTH);
-            // SAFETY: start + width ≤ count, the length of every slice.
-            unsafe {
-                let load = |values: *const f32| f32::load_first::<L>(values.add(start), width);
-                let g = load(gradient).mul(L::splat(rates.factor));
-                let m = beta1.mul(load(m)).add(rest1.mul(g));
-                let v = beta2.mul(load(v)).add(rest2.mul(g).mul(g));
-                let w = load(weight);
-                let decayed = w.sub(L::splat(rates.decay).mul(w));
-                let step = m.div(correction1).div(v.div(correction2).sqrt().add(L::splat(rates.epsilon)));
-                let w = decayed.sub(L::splat(rates.rate).mul(step));
-                f32::store_first::<L>(w, next_weight.add(start), width);
-                f32::store_first::<L>(m, next_m.add(start), width);
-                f32::store_first::<L>(v, next_v.add(start), width);
+        let mut digests = [0u64; 3];
+        for (block, begin) in (first / DIGEST_BLOCK..).zip((0..count).step_by(DIGEST_BLOCK)) {
+            let end = count.min(begin + DIGEST_BLOCK);
+            let mut sums = [L::NO_WORDS; 3];
+            let mut start = begin;
+            while start < end {
+                let width = (end - start).min(WIDTH);
+                // SAFETY: start + width ≤ count, the length of every slice and what `next` is writable for. There are
+                // keys for whole vectors of a block.
+                unsafe {
+                    let load = |values: *const f32| f32::load_first::<L>(values.add(start), width);
+                    let keys = DIGEST_KEYS.as_ptr().add(start - begin);
+                    let (w, g, m, v) = (load(weight), load(gradient), load(m), load(v));
+                    if P::READ {
+                        sums[1] = v.add_words(keys, m.add_words(keys, w.add_words(keys, sums[1])));
+                        sums[2] = g.add_words(keys, sums[2]);
+                    }
+                    let g = g.mul(L::splat(rates.factor));
+                    let m = beta1.mul(m).add(rest1.mul(g));
+                    let v = beta2.mul(v).add(rest2.mul(g).mul(g));
+                    let decayed = w.sub(L::splat(rates.decay).mul(w));
+                    let step = m.div(correction1).div(v.div(correction2).sqrt().add(L::splat(rates.epsilon)));
+                    let w = decayed.sub(L::splat(rates.rate).mul(step));
+                    if P::TOLD {
+                        // Lanes behind the last element are no numbers: 0 / 0.
+                        let [w, m, v] = [w, m, v].map(|x| if width < WIDTH { x.first(width, 0.0) } else { x });
+                        sums[0] = v.add_words(keys, m.add_words(keys, w.add_words(keys, sums[0])));
+                    }
+                    if P::STORED {
+                        for (next, value) in next.iter().zip([w, m, v]) {
+                            f32::store_first::<L>(value, next.add(start), width);
+                        }
+                    }
+                }
+                start += WIDTH;
             }
-            start += WIDTH;
+            for (digest, sum) in digests.iter_mut().zip(sums) {
+                *digest = digest.wrapping_add(L::sum_words(sum).wrapping_mul(digest_factor(block as u64)));
+            }
         }
+        digests
     }
 }
 
@@ -76,51 +137,54 @@ impl Rates {
     }
 }
 
+/// One pass over all elements: to `next`, where it is stored.
+fn update<P: Pass + Sync>(
+    adamw: &Adamw,
+    task: &Task<'_, '_>,
+    next: Option<[Parts<'_, f32>; 3]>,
+    pass: P,
+) -> [u64; 3] {
+    let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
+    let rates = Rates::new(adamw, task);
+    let (pool, level) = (task.context.pool, task.context.level);
+    let count = state[0].len();
+    let digests = [const { AtomicU64::new(0) }; 3];
+    pool.for_each(count.div_ceil(PART), |index| {
+        let start = index * PART;
+        let part = state.map(|values| &values[start..count.min(start + PART)]);
+        // SAFETY: each index is handed out once, and parts of different indices don't meet.
+        let next = next.as_ref().map_or([std::ptr::null_mut(); 3], |next| {
+            [0, 1, 2].map(|output: usize| unsafe { next[output].part(start, PART) }.as_mut_ptr())
+        });
+        let sums = update_part(level, rates, part, next, start, pass);
+        digests.iter().zip(sums).for_each(|(digest, sum)| {
+            digest.fetch_add(sum, Ordering::Relaxed);
+        });
+    });
+    digests.map(AtomicU64::into_inner)
+}
+
 impl Execute for AdamwDigest {
     fn run(&self, task: &mut Task<'_, '_>) {
-        let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
-        let rates = Rates::new(&self.adamw(), task);
-        let (pool, level) = (task.context.pool, task.context.level);
-        let count = state[0].len();
-        let digest = AtomicU64::new(0);
-        pool.for_each(count.div_ceil(DIGEST_PART), |index| {
-            let start = index * DIGEST_PART;
-            let part = state.map(|values| &values[start..count.min(start + DIGEST_PART)]);
-            let mut next = [[0.0f32; DIGEST_PART]; 3];
-            let [weight, m, v] = next.each_mut().map(|values| &mut values[..part[0].len()]);
-            update_part(level, rates, part, [&mut *weight, &mut *m, &mut *v]);
-            let sums = [weight, m, v].map(|values| digest_part(level, &*values, start as u64));
-            digest.fetch_add(sums.into_iter().fold(0, u64::wrapping_add), Ordering::Relaxed);
-        });
-        task.outputs[0].u32().copy_from_slice(&words(digest.into_inner()));
+        let [digest, ..] = update(&self.adamw(), task, None, DigestOnly);
+        task.outputs[0].u32().copy_from_slice(&words(digest));
     }
 }
 
 impl Execute for Adamw {
     fn run(&self, task: &mut Task<'_, '_>) {
-        let state = [0, 1, 2, 3].map(|index: usize| task.inputs[index].f32());
-        let rates = Rates::new(self, task);
-        let (pool, level) = (task.context.pool, task.context.level);
-        let Some([weight, m, v]) = task.outputs.first_chunk_mut() else { panic!("adamw has three outputs") };
-        let count = weight.elements();
-        let digest = AtomicU64::new(0);
-        {
-            let next = [Parts::new(weight.f32()), Parts::new(m.f32()), Parts::new(v.f32())];
-            pool.for_each(count.div_ceil(PART), |index| {
-                let start = index * PART;
-                let part = state.map(|values| &values[start..count.min(start + PART)]);
-                // SAFETY: each index is handed out once, and parts of different indices don't meet.
-                let next = [0, 1, 2].map(|output: usize| unsafe { next[output].part(start, PART) });
-                let [weight, m, v] = next;
-                update_part(level, rates, part, [&mut *weight, &mut *m, &mut *v]);
-                if self.digest {
-                    let sums = [weight, m, v].map(|values| digest_part(level, &*values, start as u64));
-                    digest.fetch_add(sums.into_iter().fold(0, u64::wrapping_add), Ordering::Relaxed);
-                }
-            });
-        }
-        if self.digest {
-            task.outputs[3].u32().copy_from_slice(&words(digest.into_inner()));
+        let outputs = std::mem::take(&mut task.outputs);
+        let Some(([weight, m, v], digests)) = outputs.split_first_chunk_mut() else {
+            panic!("adamw has three outputs")
+        };
+        let next = Some([weight, m, v].map(|next| Parts::new(next.f32())));
+        if self.digests {
+            let told = update(self, task, next, Digested);
+            for (output, digest) in digests.iter_mut().zip(told) {
+                output.u32().copy_from_slice(&words(digest));
+            }
+        } else {
+            update(self, task, next, Update);
         }
     }
 }

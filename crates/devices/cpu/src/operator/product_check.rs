@@ -2,7 +2,7 @@
 
 use super::{Execute, Sizes, Task};
 use crate::bind::Layout;
-use crate::kernel::{Context, Folded, Matrix, fold, fold_scratch_values, groups, largest_distance};
+use crate::kernel::{Context, Folded, Matrix, Weights, fold, fold_scratch_values, groups, largest_distance};
 use toprope_program::operator::{ProductCheck, ProductForm};
 
 /// 2^-24 and 2^-70, the factors of the bound.
@@ -12,7 +12,7 @@ const FLOOR: f32 = f32::from_bits((127 - 70) << 23);
 /// f32 values that the check of a product of `[M, K]` and `[K, N]` needs.
 fn values(m: usize, k: usize, n: usize) -> usize {
     let scratch = fold_scratch_values(k, n).max(fold_scratch_values(m, k));
-    n + 3 * k + 3 * m + scratch
+    2 * k + 2 * m + scratch
 }
 
 fn take<'w>(rest: &mut &'w mut [f32], count: usize) -> &'w mut [f32] {
@@ -24,14 +24,11 @@ fn take<'w>(rest: &mut &'w mut [f32], count: usize) -> &'w mut [f32] {
 /// The largest distance of one product's row sums.
 fn distance(context: &Context<'_>, a: &Matrix<'_>, b: &Matrix<'_>, got: &[f32], mut rest: &mut [f32]) -> f32 {
     let (m, k, n) = (a.rows, b.rows, b.columns);
-    let ones = take(&mut rest, n);
-    ones.fill(1.0);
-    let (s, absolute, q) = (take(&mut rest, k), take(&mut rest, k), take(&mut rest, k));
-    fold(context, b, (ones, ones), Folded { sum: s, absolute, square: q }, rest);
-    let (sum, absolute, square) = (take(&mut rest, m), take(&mut rest, m), take(&mut rest, m));
-    fold(context, a, (s, q), Folded { sum, absolute, square }, rest);
-    let want = Folded { sum, absolute, square };
-    largest_distance(context.level, got, want, ((k + n) as f32).sqrt(), UNIT, FLOOR)
+    let (s, norm) = (take(&mut rest, k), take(&mut rest, k));
+    fold(context, b, Weights::Ones, Folded { sum: s, size: norm }, rest);
+    let (sum, size) = (take(&mut rest, m), take(&mut rest, m));
+    fold(context, a, Weights::Pair(s, norm), Folded { sum, size }, rest);
+    largest_distance(context.level, got, Folded { sum, size }, UNIT * ((k + n) as f32).sqrt(), FLOOR)
 }
 
 impl Execute for ProductCheck {

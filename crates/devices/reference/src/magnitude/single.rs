@@ -191,7 +191,7 @@ pub(super) fn adamw(attributes: &Adamw, operands: &[Tensor], outputs: &[Tensor])
         m_size.push(moment);
     }
     let mut sizes = vec![w_size, m_size, next_v];
-    sizes.extend(outputs.get(3).map(|digest| vec![0.0; digest.data.len()]));
+    sizes.extend(outputs.iter().skip(3).map(|digest| vec![0.0; digest.data.len()]));
     sizes
 }
 

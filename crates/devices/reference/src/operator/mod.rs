@@ -73,7 +73,7 @@ pub fn evaluate_bound(
         Operator::Compare(a) => bits::compare(a, operands),
         Operator::AttentionCheck(a) => attention::attention_check(a, operands),
         Operator::LossCheck(a) => loss::loss_check(a, operands),
-        Operator::AdamwDigest(a) => optimizer::adamw(&a.adamw(), operands, width).split_off(3),
+        Operator::AdamwDigest(a) => optimizer::adamw_digest(a, operands, width),
     };
     for output in &mut outputs {
         if width == Width::Native || !output.dtype.is_float() {

@@ -2,7 +2,7 @@
 
 use super::bits::digest_words;
 use super::{attribute, tensor};
-use toprope_program::operator::{Accumulate, Adamw, BiasUpdate, GlobalNorm, Increment};
+use toprope_program::operator::{Accumulate, Adamw, AdamwDigest, BiasUpdate, GlobalNorm, Increment};
 use toprope_program::{DType, Tensor, Width};
 
 pub(crate) fn global_norm(attributes: &GlobalNorm, operands: &[Tensor], width: Width) -> Vec<Tensor> {
@@ -23,7 +23,7 @@ pub(crate) fn global_norm(attributes: &GlobalNorm, operands: &[Tensor], width: W
 /// rounding innocuous?", 1995), so that every device that keeps to the written order has the same bits.
 pub(crate) fn adamw(attributes: &Adamw, operands: &[Tensor], width: Width) -> Vec<Tensor> {
     let r = |x: f64| attribute(x, width);
-    let Adamw { beta1, beta2, epsilon, weight_decay, digest } = *attributes;
+    let Adamw { beta1, beta2, epsilon, weight_decay, digests } = *attributes;
     let (rest1, rest2) = (r(1.0 - beta1), r(1.0 - beta2));
     let (beta1, beta2, epsilon, decay) = (r(beta1), r(beta2), r(epsilon), r(weight_decay));
     let [weight, gradient, m, v, factor, rates] = [0, 1, 2, 3, 4, 5].map(|index| &operands[index].data);
@@ -40,11 +40,19 @@ pub(crate) fn adamw(attributes: &Adamw, operands: &[Tensor], width: Width) -> Ve
     }
     let sizes = &operands[0].sizes;
     let mut outputs = next.map(|next| tensor(DType::F32, sizes, next)).to_vec();
-    if digest {
-        let sum = outputs.iter().map(digest_words).fold(0u64, u64::wrapping_add);
-        outputs.push(super::bits::words(sum));
+    if digests {
+        let told = outputs.iter().map(digest_words).fold(0u64, u64::wrapping_add);
+        let state = [0, 2, 3].map(|index: usize| digest_words(&operands[index]));
+        let read = [state.into_iter().fold(0, u64::wrapping_add), digest_words(&operands[1])];
+        outputs.push(super::bits::words(told));
+        outputs.extend(read.map(super::bits::words));
     }
     outputs
+}
+
+pub(crate) fn adamw_digest(attributes: &AdamwDigest, operands: &[Tensor], width: Width) -> Vec<Tensor> {
+    let next = adamw(&attributes.adamw(), operands, width);
+    vec![super::bits::words(next.iter().map(digest_words).fold(0u64, u64::wrapping_add))]
 }
 
 pub(crate) fn bias_update(attributes: &BiasUpdate, operands: &[Tensor], width: Width) -> Vec<Tensor> {

@@ -96,13 +96,12 @@ pub(crate) fn grouped_outer(attributes: &GroupedOuter, operands: &[Tensor]) -> V
 fn row_sum_distance(a: &[f64], b: &[f64], row_sums: &[f64], n: usize) -> f64 {
     let k = b.len() / n;
     let s: Vec<f64> = b.chunks_exact(n).map(|row| row.iter().sum()).collect();
-    let q: Vec<f64> = b.chunks_exact(n).map(|row| row.iter().map(|x| x * x).sum()).collect();
+    let t: Vec<f64> = b.chunks_exact(n).map(|row| row.iter().map(|x| x * x).sum::<f64>().sqrt()).collect();
     let mut worst = 0.0f64;
     for (row, row_sum) in row_sums.iter().enumerate() {
         let a = &a[row * k..][..k];
-        let absolute: f64 = a.iter().zip(&s).map(|(a, s)| (a * s).abs()).sum();
-        let square: f64 = a.iter().zip(&q).map(|(a, q)| a * a * q).sum();
-        let bound = 2f64.powi(-24) * (absolute + ((k + n) as f64).sqrt() * square.sqrt()) + 2f64.powi(-70);
+        let size: f64 = a.iter().zip(&t).map(|(a, t)| a.abs() * t).sum();
+        let bound = 2f64.powi(-24) * ((k + n) as f64).sqrt() * size + 2f64.powi(-70);
         let distance = (row_sum - inner(a, &s)).abs() / bound;
         worst = if distance.is_nan() { f64::INFINITY } else { worst.max(distance) };
     }

@@ -323,7 +323,7 @@ fn adamw(c: &Case) {
         beta2: c.number("beta2"),
         epsilon: c.number("epsilon"),
         weight_decay: c.number("weight_decay"),
-        digest: false,
+        digests: false,
     };
     let initial = c.tensor("initial");
     let size = initial.data.len();

@@ -100,7 +100,7 @@ fn elementwise_results_are_those_of_f32_operations() {
 /// AdamW keeps to the record's order, one f32 operation at a time, subnormals among them: to the bit.
 #[test]
 fn adamw_has_the_bits_of_f32_arithmetic() {
-    let operator = Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digest: false };
+    let operator = Adamw { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, digests: false };
     let mut numbers = Numbers::new(11);
     let count = 2000;
     let mut draw = |positive: bool| {

@@ -135,16 +135,19 @@ fn the_first_micro_batch_overwrites_and_later_ones_add() {
     }
 }
 
-/// SplitMix64 over bits and index, written out once more.
+/// The record's formula, written out once more.
 fn digest_by_hand(words: impl IntoIterator<Item = u32>) -> u64 {
-    let mut sum = 0u64;
-    for (index, bits) in words.into_iter().enumerate() {
-        let mut z = ((index as u64) << 32).wrapping_add(u64::from(bits)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mix = |word: u64| {
+        let mut z = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        sum = sum.wrapping_add(z ^ (z >> 31));
-    }
-    sum
+        z ^ (z >> 31)
+    };
+    let term = |(i, bits): (usize, u32)| {
+        let key = mix(u64::MAX - (i % 512) as u64) % (1 << 32) | 1;
+        (mix((i / 512) as u64) | 1).wrapping_mul(key).wrapping_mul(u64::from(bits))
+    };
+    words.into_iter().enumerate().map(term).fold(0, u64::wrapping_add)
 }
 
 fn word_pair(tensor: &Tensor) -> u64 {
@@ -160,7 +163,7 @@ fn digests_are_those_of_the_stored_bits() {
             DType::I32 => vec![-1.0, 7.0, f64::from(i32::MIN)],
             DType::U32 => vec![0.0, f64::from(u32::MAX), 9.0],
             DType::F32 | DType::Bf16 => {
-                [numbers.tensor(dtype, &[20]).data, vec![-0.0, f64::INFINITY, 1e-40]].concat()
+                [numbers.tensor(dtype, &[1300]).data, vec![-0.0, f64::INFINITY, 1e-40]].concat()
             }
         };
         let x = Tensor { dtype, sizes: vec![exact.len()], data: exact };
@@ -178,7 +181,7 @@ fn digests_are_those_of_the_stored_bits() {
 #[test]
 fn adamw_gives_the_digest_of_its_own_outputs() {
     let mut numbers = Numbers::new(4);
-    let operator = Adamw { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01, digest: true };
+    let operator = Adamw { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.01, digests: true };
     let mut operands: Vec<Tensor> = (0..4)
         .map(|_| Tensor::rounded(DType::F32, &[3, 5], numbers.tensor(DType::F32, &[3, 5]).data))
         .collect();
@@ -189,6 +192,9 @@ fn adamw_gives_the_digest_of_its_own_outputs() {
         sum.wrapping_add(digest_by_hand(output.data.iter().map(|x| (*x as f32).to_bits())))
     });
     assert_eq!(word_pair(&outputs[3]), sum);
+    let read = |index: usize| digest_by_hand(operands[index].data.iter().map(|x| (*x as f32).to_bits()));
+    assert_eq!(word_pair(&outputs[4]), [0, 2, 3].map(read).into_iter().fold(0, u64::wrapping_add));
+    assert_eq!(word_pair(&outputs[5]), read(1));
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(super) struct Output<O> {
     pub(super) bias: *const f32,
     /// Whether the output's old value is added.
     pub(super) accumulate: bool,
-    /// For each row the sums of `SUM_COLUMNS` columns each, `sums_stride` apart; or null.
+    /// For each `SUM_COLUMNS` columns the sums of all rows, `sums_stride` apart; or null.
     pub(super) sums: *mut f32,
     pub(super) sums_stride: usize,
 }
@@ -176,7 +176,7 @@ impl<O: Element> Output<O> {
     pub(super) unsafe fn row(self, row: usize) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let sums = if self.sums.is_null() { self.sums } else { self.sums.add(row * self.sums_stride) };
+            let sums = if self.sums.is_null() { self.sums } else { self.sums.add(row) };
             Output { pointer: self.pointer.add(row * self.row_stride), sums, ..self }
         }
     }
@@ -246,7 +246,12 @@ unsafe fn register_block<L: Lanes, O: Element, const R: usize, const V: usize>(
             let width = (columns - start).min(WIDTH);
             for (r, row_sums) in sums.iter().enumerate() {
                 let value = L::load(row_sums.as_ptr().add(v * WIDTH));
-                finish_vector::<L, O>(value, row + r, start, width, columns, finish);
+                store_vector::<L, O>(value, row + r, start, width, &finish.output);
+            }
+        }
+        if !finish.output.sums.is_null() {
+            for (r, row_sums) in sums.iter().enumerate() {
+                take_sums::<L, V>(row_sums.as_ptr(), row + r, column, columns, finish);
             }
         }
     }
@@ -294,16 +299,16 @@ unsafe fn chains<L: Lanes, const R: usize, const V: usize>(
 kernel! {
     /// Finishes two vectors of columns of `rows` rows whose accumulators lie in `finish.carry`.
     fn finish_block_at[O: Element](row: usize, rows: usize, column: usize, columns: usize, finish: Finish<O>) {
-        for first in [column, column + WIDTH] {
-            if first >= columns {
-                break;
-            }
-            let width = (columns - first).min(WIDTH);
-            for r in 0..rows {
-                // SAFETY: the carry holds 32 columns of each row; row and column lie inside the output.
-                unsafe {
-                    let value = L::load(finish.carry.add(r * finish.carry_stride + first - column));
-                    finish_vector::<L, O>(value, row + r, first, width, columns, &finish);
+        for r in 0..rows {
+            // SAFETY: the carry holds 32 columns of each row; row and columns lie inside the output.
+            unsafe {
+                let carry = finish.carry.add(r * finish.carry_stride);
+                if !finish.output.sums.is_null() {
+                    take_sums::<L, 2>(carry, row + r, column, columns, &finish);
+                }
+                for first in [column, column + WIDTH].into_iter().take_while(|first| *first < columns) {
+                    let width = (columns - first).min(WIDTH);
+                    store_vector::<L, O>(L::load(carry.add(first - column)), row + r, first, width, &finish.output);
                 }
             }
         }
@@ -325,31 +330,55 @@ pub(super) unsafe fn finish_block<O: Element>(
     finish_block_at::<O>(level, row, rows, column, columns, *finish);
 }
 
-/// Takes row sums, adds bias and old value, and stores one vector of the output.
+/// Adds `V` vectors of a row's accumulators to its running sums, and gives the sum out where `SUM_COLUMNS` columns end.
+///
+/// # Safety
+/// `values` is readable for `V` vectors; the row and `column`, a multiple of `V` vectors, lie inside the output.
 #[inline(always)]
-unsafe fn finish_vector<L: Lanes, O: Element>(
-    value: L,
+unsafe fn take_sums<L: Lanes, const V: usize>(
+    values: *const f32,
+    row: usize,
+    column: usize,
+    columns: usize,
+    finish: &Finish<impl Element>,
+) {
+    let (output, begins) = (&finish.output, column.is_multiple_of(SUM_COLUMNS));
+    // SAFETY: the caller's promise; there are running sums of every packed row.
+    unsafe {
+        let lane_sums = finish.lane_sums.add(row * WIDTH);
+        let mut sum = if begins { L::load(values) } else { L::load(lane_sums) };
+        if begins && columns - column < WIDTH {
+            sum = keep_first(sum, columns - column);
+        }
+        for v in usize::from(begins)..V {
+            let first = column + v * WIDTH;
+            if first >= columns {
+                break;
+            }
+            let value = L::load(values.add(v * WIDTH));
+            let kept = if columns - first < WIDTH { keep_first(value, columns - first) } else { value };
+            sum = sum.add(kept);
+        }
+        let end = column + V * WIDTH;
+        if end >= columns || end.is_multiple_of(SUM_COLUMNS) {
+            *output.sums.add(column / SUM_COLUMNS * output.sums_stride + row) = sum.sum();
+        } else {
+            sum.store(lane_sums);
+        }
+    }
+}
+
+/// Adds bias and old value, and stores one vector of the output.
+#[inline(always)]
+unsafe fn store_vector<L: Lanes, O: Element>(
+    mut value: L,
     row: usize,
     column: usize,
     width: usize,
-    columns: usize,
-    finish: &Finish<O>,
+    output: &Output<O>,
 ) {
-    let output = &finish.output;
     // SAFETY: row and column lie inside the output, and `width` columns are there.
     unsafe {
-        if !output.sums.is_null() {
-            let kept = if width < WIDTH { keep_first(value, width) } else { value };
-            let lane_sums = finish.lane_sums.add(row * WIDTH);
-            let begins = column.is_multiple_of(SUM_COLUMNS);
-            let sum = if begins { kept } else { L::load(lane_sums).add(kept) };
-            if column + WIDTH >= columns || (column + WIDTH).is_multiple_of(SUM_COLUMNS) {
-                *output.sums.add(row * output.sums_stride + column / SUM_COLUMNS) = sum.sum();
-            } else {
-                sum.store(lane_sums);
-            }
-        }
-        let mut value = value;
         if !output.bias.is_null() {
             value = value.add(f32::load_first::<L>(output.bias.add(column), width));
         }

@@ -3,7 +3,7 @@
 use super::block::{DEPTH, Output, SUM_COLUMNS, multiply, scratch_values};
 use super::pairs::Unit;
 use super::split::Split;
-use super::{Block, Shared, block};
+use super::{Block, Shared, add_chunks, block};
 use crate::kernel::view::{Target, extent, with_floats, with_floats_mut};
 use crate::kernel::workspace::{Workspace, workspace_bytes};
 use crate::kernel::{Context, FloatsMut, Matrix};
@@ -136,7 +136,7 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
                 unsafe { out.slice(row * out_row_stride, n) }.fill(O::from_f32(0.0));
             }
             // SAFETY: as above.
-            unsafe { sums.slice(start * sums_each, count * sums_each) }.fill(0.0);
+            (0..sums_each).for_each(|chunk| unsafe { sums.slice(chunk * rows + start, count) }.fill(0.0));
         }
         context.pool.for_each_thread(first[groups.len()], |thread, index| {
             let group = first.partition_point(|first| *first <= index) - 1;
@@ -151,11 +151,11 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
                     bias: std::ptr::null(),
                     accumulate: false,
                     sums: if takes_sums {
-                        sums.pointer().add(row * chunks + column / SUM_COLUMNS)
+                        sums.pointer().add(column / SUM_COLUMNS * rows + row)
                     } else {
                         std::ptr::null_mut()
                     },
-                    sums_stride: chunks,
+                    sums_stride: rows,
                 };
                 let weight = b_block.get();
                 let weight =
@@ -176,11 +176,8 @@ pub fn grouped_product(context: &Context<'_>, task: GroupedProduct<'_>, workspac
     })));
     if let Some(row_sums) = row_sums {
         assert_eq!(row_sums.len(), rows, "grouped product: row_sums");
-        for (row, sum) in row_sums.iter_mut().enumerate() {
-            // SAFETY: every block is done.
-            let parts = unsafe { sums.slice(row * chunks, chunks) };
-            *sum = parts.iter().fold(0.0, |sum, part| sum + part);
-        }
+        // SAFETY: every block is done.
+        add_chunks(context.level, unsafe { sums.slice(0, rows * chunks) }, row_sums);
     }
 }
 
@@ -228,11 +225,11 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
                     bias: std::ptr::null(),
                     accumulate,
                     sums: if takes_sums {
-                        sums.pointer().add((group * k + row) * chunks + column / SUM_COLUMNS)
+                        sums.pointer().add(column / SUM_COLUMNS * groups.len() * k + group * k + row)
                     } else {
                         std::ptr::null_mut()
                     },
-                    sums_stride: chunks,
+                    sums_stride: groups.len() * k,
                 };
                 multiply::<A, B, O>(
                     unit,
@@ -250,10 +247,7 @@ pub fn grouped_outer(context: &Context<'_>, task: GroupedOuter<'_>, workspace: &
     })));
     if let Some(row_sums) = row_sums {
         assert_eq!(row_sums.len(), groups.len() * k, "grouped outer: row_sums");
-        for (row, sum) in row_sums.iter_mut().enumerate() {
-            // SAFETY: every block is done.
-            let parts = unsafe { sums.slice(row * chunks, chunks) };
-            *sum = parts.iter().fold(0.0, |sum, part| sum + part);
-        }
+        // SAFETY: every block is done.
+        add_chunks(context.level, unsafe { sums.slice(0, groups.len() * k * chunks) }, row_sums);
     }
 }

@@ -12,6 +12,7 @@ pub use grouped::{GroupedOuter, GroupedProduct, grouped_outer, grouped_product, 
 use super::view::{Source, Target, extent, with_floats, with_floats_mut};
 use super::workspace::{Workspace, workspace_bytes};
 use super::{Context, Floats, FloatsMut, Matrix};
+use crate::level::Level;
 use block::{Output, SUM_COLUMNS, multiply};
 use pack::Block;
 use pairs::Unit;
@@ -95,11 +96,11 @@ fn product_on(unit: Option<Unit>, context: &Context<'_>, task: Product<'_>, work
                     bias: bias.map_or(std::ptr::null(), |bias| bias.pointer().add(column)),
                     accumulate,
                     sums: if takes_sums {
-                        sums.pointer().add(row * chunks + column / SUM_COLUMNS)
+                        sums.pointer().add(column / SUM_COLUMNS * m + row)
                     } else {
                         std::ptr::null_mut()
                     },
-                    sums_stride: chunks,
+                    sums_stride: m,
                 };
                 let scratch = scratch.slice(thread * scratch_each, scratch_each);
                 multiply::<A, B, O>(
@@ -118,11 +119,16 @@ fn product_on(unit: Option<Unit>, context: &Context<'_>, task: Product<'_>, work
     })));
     if let Some(row_sums) = row_sums {
         assert_eq!(row_sums.len(), m, "product: row_sums");
-        for (row, sum) in row_sums.iter_mut().enumerate() {
-            // SAFETY: every block is done.
-            let parts = unsafe { sums.slice(row * chunks, chunks) };
-            *sum = parts.iter().fold(0.0, |sum, part| sum + part);
-        }
+        // SAFETY: every block is done.
+        add_chunks(context.level, unsafe { sums.slice(0, m * chunks) }, row_sums);
+    }
+}
+
+/// Adds up what each `SUM_COLUMNS` columns gave to the rows' sums.
+fn add_chunks(level: Level, chunks: &[f32], row_sums: &mut [f32]) {
+    row_sums.fill(0.0);
+    for chunk in chunks.chunks_exact(row_sums.len().max(1)) {
+        super::elementwise::add_into(level, chunk, row_sums);
     }
 }
 
