@@ -19,7 +19,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("toprope-train", &["toprope-guard", "toprope-model", "toprope-program", "toprope-world"]),
-    ("toprope-guard", &["toprope-program", "toprope-world"]),
+    ("toprope-guard", &["toprope-program", "toprope-protocol", "toprope-world"]),
+    ("toprope-protocol", &["toprope-program", "toprope-world"]),
     (
         "toprope-campaign",
         &[
@@ -34,7 +35,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("toprope-simulator", &["toprope-guard"]),
     ("toprope-model", &["toprope-program"]),
     ("toprope-conformance", &["toprope-program"]),
-    ("toprope-devices", &["toprope-cpu", "toprope-program", "toprope-reference"]),
+    (
+        "toprope-devices",
+        &[
+            "toprope-cpu",
+            "toprope-program",
+            "toprope-protocol",
+            "toprope-pytorch",
+            "toprope-reference",
+            "toprope-world",
+        ],
+    ),
+    ("toprope-pytorch", &["toprope-program", "toprope-protocol", "toprope-world"]),
     ("toprope-reference", &["toprope-program"]),
     ("toprope-cpu", &["toprope-program"]),
     ("toprope-program", &[]),
@@ -47,7 +59,7 @@ const UNSAFE_IN: &[&str] = &[
     "crates/conformance/src/memory.rs",
     "crates/devices/cpu/",
     "crates/devices/reference/src/memory.rs",
-    "crates/guard/src/remote.rs",
+    "crates/protocol/src/remote.rs",
     "crates/guard/src/supervisor/",
     "crates/guard/src/worker.rs",
     "crates/program/src/device.rs",

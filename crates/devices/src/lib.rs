@@ -1,7 +1,12 @@
 //! The registry: opens a device by its name.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use toprope_cpu::Level;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
+use toprope_protocol::remote::WorkerCommand;
+use toprope_pytorch::name::PREFIX as PYTORCH;
+use toprope_world::{RealWorld, SharedRegion};
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +19,19 @@ pub struct OpenOptions {
     pub width: Width,
     /// Where the device writes its progress.
     pub progress: ProgressPlace,
+    /// The interpreter of a `pytorch:` device; none looks for one.
+    pub python: Option<PathBuf>,
+    /// Shared memory that a device in a process of its own may adopt.
+    pub regions: Vec<Arc<SharedRegion>>,
+}
+
+/// A device that brings a worker process of its own.
+#[derive(Clone, Debug)]
+pub struct OwnWorker {
+    /// How it is started.
+    pub command: WorkerCommand,
+    /// Whether it computes in the host's memory.
+    pub in_host_memory: bool,
 }
 
 /// A device that can be opened.
@@ -80,6 +98,13 @@ const DEVICES: &[Entry] = &[
         },
         open: open_reference,
     },
+    Entry {
+        listed: Listed {
+            name: "pytorch:cpu",
+            description: "what your own PyTorch runs on: also pytorch:cuda:N, npu:N, xpu:N, mps (docs/pytorch.md)",
+        },
+        open: |options| open_pytorch("pytorch:cpu", options),
+    },
 ];
 
 /// Opens a device by its name.
@@ -95,10 +120,27 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenEr
     {
         return open(base, &OpenOptions { level: Some(level.into()), ..options.clone() });
     }
+    if name.starts_with(PYTORCH) {
+        return open_pytorch(name, options);
+    }
     match DEVICES.iter().find(|entry| entry.listed.name == name) {
         Some(entry) => (entry.open)(options),
         None => Err(unknown(name)),
     }
+}
+
+/// How the worker of a device is started, where it brings one of its own; the others' is this binary's.
+///
+/// # Errors
+/// The name is wrong, or what the worker needs is not there.
+pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<OwnWorker>, OpenError> {
+    if !name.starts_with(PYTORCH) {
+        return Ok(None);
+    }
+    let refused = |reason: String| OpenError::Start { device: name.into(), reason };
+    let parsed = toprope_pytorch::name::Name::parse(name).map_err(|error| refused(error.reason))?;
+    let command = toprope_pytorch::command(name, python).map_err(|error| refused(error.to_string()))?;
+    Ok(Some(OwnWorker { command, in_host_memory: parsed.in_host_memory() }))
 }
 
 /// The oracle in wide mode, and the magnitudes that the contract's tolerances are relative to.
@@ -110,6 +152,11 @@ pub fn oracle() -> (Box<dyn Device>, MagnitudeFunction) {
 /// Every device that can be opened, the default first.
 pub fn list() -> Vec<Listed> {
     DEVICES.iter().map(|entry| entry.listed).collect()
+}
+
+/// What can be chosen of a `pytorch:` device: key, values with the default first, meaning.
+pub fn pytorch_variants() -> impl Iterator<Item = (&'static str, &'static [&'static str], &'static str)> {
+    toprope_pytorch::name::VARIANTS.iter().map(|variant| (variant.key, variant.values, variant.meaning))
 }
 
 fn unknown(name: &str) -> OpenError {
@@ -153,6 +200,29 @@ fn open_reference(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
     Ok(Box::new(toprope_reference::ReferenceDevice::new(toprope_reference::Options { width, progress })))
 }
 
+fn open_pytorch(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    let refused = |option: String, reason: &str| OpenError::Option {
+        device: name.into(),
+        option,
+        reason: reason.into(),
+    };
+    if let Some(level) = &options.level {
+        return Err(refused(
+            format!("level `{level}`"),
+            "is not there: variants stand in the name, as in +tf32=on",
+        ));
+    }
+    if options.width == Width::Wide {
+        return Err(refused("width `wide`".into(), "is not there: only `reference` has it"));
+    }
+    let (python, threads, regions) = (options.python.as_deref(), options.threads, options.regions.as_slice());
+    let options = toprope_pytorch::OpenOptions { python, threads, regions };
+    match toprope_pytorch::open(&RealWorld::new(), name, &options) {
+        Ok(device) => Ok(Box::new(device)),
+        Err(error) => Err(OpenError::Start { device: name.into(), reason: error.to_string() }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +237,14 @@ mod tests {
     #[test]
     fn every_listed_device_opens_and_says_its_name() {
         for listed in list() {
-            assert_eq!(open(listed.name, &OpenOptions::default()).unwrap().describe().name, listed.name);
+            match open(listed.name, &OpenOptions::default()) {
+                Ok(device) => assert_eq!(device.describe().name, listed.name),
+                // Without a torch in reach it says so, and how to name one.
+                Err(error) => {
+                    assert!(listed.name.starts_with(PYTORCH), "{error}");
+                    assert!(error.to_string().contains("--python"), "{error}");
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ pub mod hook; // a command of the user's, run on a fault
 pub mod inject; // failures on purpose: a schedule's language and a device that carries it out
 pub mod journal; // what was written down: lines, ledger, accounts
 pub mod policy; // what is done about what
-pub mod protocol; // what supervisor and worker say to each other
-pub mod remote; // a worker process as a device
 pub mod supervisor; // carries the decisions out
 pub mod worker; // the worker's end
+
+pub use toprope_protocol::{self as protocol, remote};

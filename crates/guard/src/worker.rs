@@ -271,13 +271,17 @@ impl Worker {
                 let queued = self.opened.device.copy_out(buffer, offset as usize, to, after);
                 queued.map(|ticket| self.queued(id, ticket))
             }
-            Call::Prepare { program, in_place } => {
+            Call::Prepare { program, in_place, places } => {
                 let program = validate(*program).map_err(|defects| {
                     let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
                     WorkerError::Nonsense(format!("the program is not valid: {}", listed.join("; ")))
                 })?;
                 let layout = if in_place { StateLayout::InPlace } else { StateLayout::Double };
                 let plan = Arc::new(MemoryPlan::new(&program, Width::Native, layout));
+                if protocol::places(&plan) != places {
+                    let reason = "the memory plan is not what this worker makes of the program; use one installation for both";
+                    return Err(WorkerError::Nonsense(reason.into()));
+                }
                 let prepared = self.opened.device.prepare(Arc::new(program), plan);
                 prepared.map(|PreparedId(prepared)| (Outcome::Prepared { prepared }, Vec::new()))
             }

@@ -27,10 +27,18 @@ pub enum Verb {
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
     Status(Status),
     /// Show the devices of this machine.
-    Devices,
+    Devices {
+        /// The interpreter that has torch; default python3, or what TOPROPE_PYTHON names.
+        #[arg(long, value_name = "PYTHON")]
+        python: Option<PathBuf>,
+    },
     /// A device behind two pipes, as `train` starts it (docs/worker-protocol.md).
     #[command(hide = true)]
-    Worker,
+    Worker {
+        /// The interpreter that has torch.
+        #[arg(long)]
+        python: Option<PathBuf>,
+    },
     /// Print pages that are made from the program itself (for `docs/`).
     #[command(hide = true)]
     Docs {
@@ -54,7 +62,8 @@ pub struct Train {
     /// Steps of the whole run, instead of the recipe's.
     #[arg(long)]
     pub steps: Option<u64>,
-    /// The device that trains.
+    /// The device that trains: cpu, cpu:avx2, reference, or what your PyTorch runs on, such as pytorch:cuda:0 or
+    /// pytorch:cpu+attention=sdpa-math+mode=compile (`toprope devices` lists the variants).
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Devices to go on with where the first one fails for good, in order, as in cpu:avx2,reference.
@@ -72,6 +81,9 @@ pub struct Train {
     /// The cpu's dispatch level: amx, avx512, avx2 or portable; default the best that is there.
     #[arg(long)]
     pub level: Option<String>,
+    /// The interpreter that has torch, for pytorch devices; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,

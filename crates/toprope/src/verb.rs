@@ -18,9 +18,9 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
         Verb::Rehearse(arguments) => rehearse::run(&arguments, command.json),
-        Verb::Worker => worker::run(),
+        Verb::Worker { python } => worker::run(python),
         Verb::Status(arguments) => status::run(&arguments, command.json),
-        Verb::Devices => devices::run(command.json),
+        Verb::Devices { python } => devices::run(python, command.json),
         Verb::Docs { page } => docs::run(&page),
     }
 }

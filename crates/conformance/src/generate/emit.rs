@@ -108,9 +108,11 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             d.add("norm", RmsNorm { epsilon }, vec![x, weight])
         }
         Operator::RmsNormGradient(_) => {
+            // A device may take the forward operator's results for what they are, and run it again.
             let (x, weight) = norm_operands(d);
             let shape = d.builder.operand_type(&x).shape;
-            let rstd = d.dense("rstd", DType::F32, &shape[..shape.len() - 1]);
+            let epsilon = d.random.pick(&[1e-6, 1e-5, 1e-3]);
+            let rstd = d.add("norm", RmsNorm { epsilon }, vec![x.clone(), weight.clone()])?[1].into();
             let (dtype, weight_output) = (d.float_dtype(), d.float_dtype());
             let dy = d.float("dy", dtype, &shape);
             d.add("dnorm", RmsNormGradient { weight_output }, vec![x, weight, rstd, dy])
@@ -135,18 +137,18 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
             d.add("router", attributes, vec![logits, bias])
         }
         Operator::RouterGradient(_) => {
-            let (rows, experts) = (d.rows(), 1 + d.random.below(17));
-            let k = 1 + d.random.below(experts.min(8));
-            let scores = d.dense("scores", DType::F32, &[rows, experts.into()]);
-            let indices = d.integers("choices", &[rows, k.into()]);
-            let weights = d.dense("weights", DType::F32, &[rows, k.into()]);
-            let dweights = d.float("dweights", DType::F32, &[rows, k.into()]);
+            let rows = d.rows();
+            let (attributes, experts) = router_attributes(d);
+            let Router { scoring, normalize, scale, top_k, .. } = attributes;
+            let logits = d.float("logits", DType::F32, &[rows, experts.into()]);
+            let bias = d.dense("bias", DType::F32, &[experts.into()]);
+            let outputs = d.add("router", attributes, vec![logits, bias])?;
+            let [scores, indices, weights] = [0, 1, 2].map(|at| Operand::from(outputs[at]));
+            let dweights = d.float("dweights", DType::F32, &[rows, top_k.into()]);
             let mut operands = vec![scores, indices, weights, dweights];
             if d.random.chance(0.5) {
                 operands.push(d.float("dscores", DType::F32, &[rows, experts.into()]));
             }
-            let (scoring, scale) = (scoring(d), d.random.pick(&[1.0, 2.5]));
-            let normalize = d.random.chance(0.5);
             d.add("drouter", RouterGradient { scoring, normalize, scale }, operands)
         }
         Operator::BalanceLoss(_) => {

@@ -2,7 +2,7 @@
 //! intermediate results beyond f32.
 
 use super::{OVERFLOW, OVERFLOWS};
-use toprope_program::operator::{Operator, Router};
+use toprope_program::operator::{Operator, Router, RouterGradient, Scoring};
 use toprope_program::{DType, Tensor, Tolerance};
 
 /// The smallest f32; one rounding below the normal numbers is off by at most half of it.
@@ -10,6 +10,9 @@ const SMALLEST: f64 = 1.401_298_464_324_817e-45;
 
 /// The smallest normal number of f32 and bf16. A bf16 product may take operands, products and sums below it as zero.
 const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
+
+/// A sigmoid below this is 0 where e^-x overflows an f32 on the way: beyond x = -88.7, of which it is 2^-128.
+const SMALLEST_SIGMOID: f64 = 2.938_735_877_055_719e-39;
 
 /// Beyond this, squares and their sums may leave f32.
 const WILD: f64 = 1_073_741_824.0;
@@ -164,6 +167,7 @@ pub(super) fn slack(
             vec![vec![(count as f64 * SMALLEST / 2.0).sqrt()]]
         }
         Operator::Router(router) => router_slacks(router, want),
+        Operator::RouterGradient(gradient) => router_gradient_slack(gradient, operands),
         Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) => {
             let flushed = flushed(&operands[0], &operands[1]);
             if flushed == 0.0 {
@@ -188,13 +192,32 @@ pub(super) fn slack(
     }
 }
 
+/// The weights that the operator is given come from scores before these were stored. Below the normal numbers the two part:
+/// `Σ_j dweights·weights` is off by what a weight is, times `s/n`, which is 1 at most.
+fn router_gradient_slack(gradient: &RouterGradient, operands: &[Tensor]) -> Vec<Vec<f64>> {
+    let (scores, indices, dweights) = (&operands[0], &operands[1], &operands[3]);
+    let (experts, top_k) = (scores.sizes[1], indices.sizes[1]);
+    let rows = scores.data.chunks(experts).zip(indices.data.chunks(top_k)).zip(dweights.data.chunks(top_k));
+    let slack = rows.flat_map(|((scores, chosen), dweights)| {
+        let sum: f64 = chosen.iter().filter_map(|e| scores.get(*e as usize)).sum();
+        let divisor = if gradient.normalize { sum + 1e-20 } else { 1.0 };
+        let most: f64 = dweights.iter().map(|dweight| dweight.abs()).sum();
+        vec![most * gradient.scale / divisor * (1 + top_k) as f64 * SMALLEST; experts]
+    });
+    vec![slack.collect()]
+}
+
 fn router_slacks(router: &Router, want: &[Tensor]) -> Vec<Vec<f64>> {
     let experts = want[0].sizes[1];
     let weights = want[1].data.chunks(router.top_k).enumerate().flat_map(|(row, chosen)| {
         let sum = chosen.iter().map(|e| want[0].data[row * experts + *e as usize]).sum();
         vec![router_underflow(router, sum); router.top_k]
     });
-    vec![Vec::new(), Vec::new(), weights.collect()]
+    let scores = match router.scoring {
+        Scoring::Sigmoid => vec![SMALLEST_SIGMOID; want[0].data.len()],
+        Scoring::Softmax => Vec::new(),
+    };
+    vec![scores, Vec::new(), weights.collect()]
 }
 
 fn divisor(router: &Router, sum: f64) -> f64 {
@@ -203,7 +226,8 @@ fn divisor(router: &Router, sum: f64) -> f64 {
 
 /// What a weight may be off where the chosen scores have this sum, from scores below the normal numbers.
 pub(super) fn router_underflow(router: &Router, sum: f64) -> f64 {
-    router.scale / divisor(router, sum) * (1 + router.top_k) as f64 * SMALLEST
+    let lost = if router.scoring == Scoring::Sigmoid { SMALLEST_SIGMOID } else { SMALLEST };
+    router.scale / divisor(router, sum) * (1 + router.top_k) as f64 * lost
 }
 
 /// Magnitudes with the slack taken in, in units of the tolerance's factor.

@@ -134,15 +134,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let name = instruction.operator.name();
                     unchecked.entry(name.into()).or_default()[column] += entry.nanoseconds as f64 / 1e6;
                 }
-                if level == CheckLevel::Full {
-                    if let Some(bit) = instruction.check {
-                        let name = format!(
-                            "{:?} of {}",
-                            sites[usize::from(bit)].kind,
-                            sites[usize::from(bit)].checked.operator
-                        );
-                        *shares.entry(name).or_default() += entry.nanoseconds as f64 / 1e6;
-                    }
+                if let Some(bit) = instruction.check.filter(|_| level == CheckLevel::Full) {
+                    let name = format!(
+                        "{:?} of {}",
+                        sites[usize::from(bit)].kind,
+                        sites[usize::from(bit)].checked.operator
+                    );
+                    *shares.entry(name).or_default() += entry.nanoseconds as f64 / 1e6;
                 }
             }
         }

@@ -828,6 +828,7 @@ pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> R
     let control = control.map_err(|error| lost(error.to_string()))?;
     let hello = worker::hello(String::new(), Worker { rank: Rank(0), generation: Generation(0) }, spec, None);
     let regions = [control];
+    let command = spec.command.as_ref().unwrap_or(command);
     let options = WorkerOptions { command, regions: &regions, hello, generation: 0, patience: LAUNCH_LIMIT };
     let mut device = RemoteDevice::launch(world, options)?;
     match device.ready(LAUNCH_LIMIT)? {

@@ -12,7 +12,7 @@ use toprope_program::{
 use toprope_world::{SharedRegion, World};
 
 /// A device of the run's list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct DeviceSpec {
     /// What opens it.
     pub name: String,
@@ -20,6 +20,10 @@ pub struct DeviceSpec {
     pub threads: Option<usize>,
     /// The dispatch level to force.
     pub level: Option<String>,
+    /// How its worker is started, where it brings one of its own; else it is [`Start::command`].
+    pub command: Option<WorkerCommand>,
+    /// Whether it computes in the host's memory; one that does not keeps everything in its own.
+    pub in_host_memory: bool,
 }
 
 /// A worker that is up: its device with the step's program ready on it.
@@ -59,6 +63,14 @@ pub struct Start {
     pub limit: Duration,
 }
 
+impl Start {
+    /// The same for a device; one with memory of its own adopts none of the host's.
+    fn in_memory_of(&self, spec: &DeviceSpec) -> Start {
+        let start = self.clone();
+        if spec.in_host_memory { start } else { Start { state: None, work: None, ..start } }
+    }
+}
+
 /// Bytes of the control region's part for one progress word: a cache line.
 const PROGRESS_BYTES: u64 = 64;
 
@@ -80,7 +92,7 @@ pub fn launch(
     tell: Sender<Launched>,
 ) -> Result<(), Fault> {
     let device = process(world, start, worker, spec)?;
-    let start = start.clone();
+    let start = start.in_memory_of(spec);
     let name = spec.name.clone();
     let thread = std::thread::Builder::new().name(format!("toprope-launch-{}", worker.generation.0));
     let spawned = thread.spawn(move || {
@@ -103,7 +115,7 @@ pub fn ready_now(
     worker: Worker,
     (index, spec): (DeviceIndex, &DeviceSpec),
 ) -> Result<Crew, Fault> {
-    ready(process(world, start, worker, spec)?, start, index)
+    ready(process(world, start, worker, spec)?, &start.in_memory_of(spec), index)
 }
 
 /// Starts the process from the calling thread, with which the system ends it.
@@ -117,7 +129,8 @@ pub fn process(
     spec: &DeviceSpec,
 ) -> Result<RemoteDevice, Fault> {
     let hello = hello(start.run.clone(), worker, spec, start.faults.clone());
-    let (command, regions, patience) = (&start.command, start.regions.as_slice(), start.limit);
+    let command = spec.command.as_ref().unwrap_or(&start.command);
+    let (regions, patience) = (start.regions.as_slice(), start.limit);
     let generation = worker.generation.0;
     RemoteDevice::launch(world, WorkerOptions { command, regions, hello, generation, patience })
 }

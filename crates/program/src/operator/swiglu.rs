@@ -14,7 +14,7 @@ pub(super) const RECORD: Record = Record {
     source: "Shazeer, arXiv 2002.05202, section 2",
     operands: &[slot("x", "[R, 2F]", Accepts::Float)],
     outputs: &[slot("y", "[R, F]", Accepts::Float)],
-    numerics: "f32 inside, one rounding on store to x's dtype; magnitude |gate·up|.",
+    numerics: "f32 inside, one rounding on store to x's dtype; magnitude |gate·up|·max(sigmoid(gate), 2^-104): where e^-gate overflows an f32, 0 is right.",
     gradient: "dx = swiglu_gradient(x, dy)",
     invariant: Invariant::Recompute,
 };

@@ -2,14 +2,16 @@
 
 use crate::exit::{Exit, Failure};
 use crate::progress::bytes;
+use std::path::PathBuf;
 use toprope_devices::OpenOptions;
 
 /// Lists the devices that can be opened.
-pub fn run(json: bool) -> Result<Exit, Failure> {
+pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
+    let options = OpenOptions { python, ..OpenOptions::default() };
     let mut descriptions = Vec::new();
     for listed in toprope_devices::list() {
         println!("{:<12} {}", listed.name, listed.description);
-        let device = match toprope_devices::open(listed.name, &OpenOptions::default()) {
+        let device = match toprope_devices::open(listed.name, &options) {
             Ok(device) => device,
             Err(error) => {
                 println!("{:<12} cannot be opened: {error}", "");
@@ -26,6 +28,12 @@ pub fn run(json: bool) -> Result<Exit, Failure> {
             println!("{:<12} problem: {problem}", "");
         }
         descriptions.push(d);
+    }
+    println!(
+        "\nvariants of pytorch devices, as in pytorch:cpu+attention=sdpa-math (the default stands first):"
+    );
+    for (key, values, meaning) in toprope_devices::pytorch_variants() {
+        println!("  {key:<14} {}: {meaning}", values.join(", "));
     }
     if json {
         println!("{}", serde_json::json!({ "devices": descriptions }));

@@ -333,8 +333,8 @@ fn planned_bytes(program: &Validated, recipe: &Recipe) -> u64 {
 
 /// A worker that only says what its device is and measures it: no vendor's code runs in this process.
 fn probe(name: &str, arguments: &Train, world: &dyn World) -> Result<Box<dyn Device>, Failure> {
-    let spec = guarded::spec(name, arguments);
-    let device = toprope_guard::supervisor::probe(world, &guarded::worker_command()?, &spec);
+    let spec = guarded::spec(name, arguments)?;
+    let device = toprope_guard::supervisor::probe(world, &guarded::worker_command(arguments)?, &spec);
     Ok(Box::new(device.or_exit(Exit::Device)?))
 }
 
@@ -434,8 +434,12 @@ impl Programs {
 }
 
 fn open_device(arguments: &Train) -> Result<Box<dyn Device>, Failure> {
-    let options =
-        OpenOptions { threads: arguments.threads, level: arguments.level.clone(), ..OpenOptions::default() };
+    let options = OpenOptions {
+        threads: arguments.threads,
+        level: arguments.level.clone(),
+        python: arguments.python.clone(),
+        ..OpenOptions::default()
+    };
     toprope_devices::open(&arguments.device, &options).or_exit(Exit::Device)
 }
 

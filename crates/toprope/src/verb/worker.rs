@@ -1,6 +1,7 @@
 //! `toprope worker`: a device behind two pipes. Started by the supervisor, not by people.
 
 use crate::exit::{Exit, Failure, OrExit};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use toprope_devices::{OpenError, OpenOptions};
@@ -11,16 +12,23 @@ use toprope_program::{Device, Fault, FaultKind, ProgressPlace, Width};
 use toprope_world::{RealWorld, SharedRegion, World};
 
 /// Serves until the supervisor is gone.
-pub fn run() -> Result<Exit, Failure> {
+pub fn run(python: Option<PathBuf>) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     let (input, mut output) = (Box::new(std::io::stdin()), std::io::stdout());
-    serve(&world, input, &mut output, &open).or_exit(Exit::Internal)?;
+    serve(&world, input, &mut output, &|opening| open(opening, python.as_deref())).or_exit(Exit::Internal)?;
     Ok(Exit::Done)
 }
 
-fn open(Opening { hello, progress, regions }: Opening<'_>) -> Result<Opened, Fault> {
+fn open(Opening { hello, progress, regions }: Opening<'_>, python: Option<&Path>) -> Result<Opened, Fault> {
     let (threads, level) = (hello.threads, hello.level.clone());
-    let options = OpenOptions { threads, level, width: Width::Native, progress: progress.clone() };
+    let options = OpenOptions {
+        threads,
+        level,
+        width: Width::Native,
+        progress: progress.clone(),
+        python: python.map(Into::into),
+        regions: regions.to_vec(),
+    };
     let device =
         toprope_devices::open(&hello.device, &options).map_err(|error| refused(&hello.device, &error))?;
     match &hello.faults {

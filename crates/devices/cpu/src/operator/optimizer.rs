@@ -152,8 +152,8 @@ fn update<P: Pass + Sync>(
     pool.for_each(count.div_ceil(PART), |index| {
         let start = index * PART;
         let part = state.map(|values| &values[start..count.min(start + PART)]);
-        // SAFETY: each index is handed out once, and parts of different indices don't meet.
         let next = next.as_ref().map_or([std::ptr::null_mut(); 3], |next| {
+            // SAFETY: each index is handed out once, and parts of different indices don't meet.
             [0, 1, 2].map(|output: usize| unsafe { next[output].part(start, PART) }.as_mut_ptr())
         });
         let sums = update_part(level, rates, part, next, start, pass);

@@ -20,7 +20,7 @@ pub fn magnitudes(operator: &Operator, operands: &[Tensor], outputs: &[Tensor]) 
         Operator::Scale(_) => of_outputs(outputs),
         Operator::Activation(a) => single::activation(a, operands),
         Operator::ActivationGradient(_) => single::activation_gradient(operands),
-        Operator::Swiglu(_) => of_outputs(outputs),
+        Operator::Swiglu(_) => single::swiglu(operands, outputs),
         Operator::SwigluGradient(_) => single::swiglu_gradient(operands),
         Operator::Assemble(a) => data(place::assemble(a, &absolute(), &outputs[0].sizes)),
         Operator::Gather(_) => of_outputs(outputs),

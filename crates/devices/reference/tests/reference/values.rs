@@ -144,7 +144,7 @@ fn digest_by_hand(words: impl IntoIterator<Item = u32>) -> u64 {
         z ^ (z >> 31)
     };
     let term = |(i, bits): (usize, u32)| {
-        let key = mix(u64::MAX - (i % 512) as u64) % (1 << 32) | 1;
+        let key = (mix(u64::MAX - (i % 512) as u64) % (1 << 32)) | 1;
         (mix((i / 512) as u64) | 1).wrapping_mul(key).wrapping_mul(u64::from(bits))
     };
     words.into_iter().enumerate().map(term).fold(0, u64::wrapping_add)

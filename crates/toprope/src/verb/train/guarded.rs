@@ -47,16 +47,24 @@ pub(super) struct Parts<'a> {
 }
 
 /// This binary, as a worker.
-pub(super) fn worker_command() -> Result<WorkerCommand, Failure> {
+pub(super) fn worker_command(arguments: &Train) -> Result<WorkerCommand, Failure> {
     let program = std::env::current_exe().or_exit(Exit::Internal)?;
-    Ok(WorkerCommand { program, arguments: vec!["worker".into()] })
+    let mut words = vec!["worker".into()];
+    if let Some(python) = &arguments.python {
+        words.extend(["--python".into(), python.into()]);
+    }
+    Ok(WorkerCommand { program, arguments: words, script: None })
 }
 
-/// A device as the command line asks for it.
-pub(super) fn spec(name: &str, arguments: &Train) -> DeviceSpec {
+/// A device as the command line asks for it. In a rehearsal every device is held by this binary's own worker, which
+/// injects the faults.
+pub(super) fn spec(name: &str, arguments: &Train) -> Result<DeviceSpec, Failure> {
     // The level is the primary's; a fallback names its own, as in `cpu:avx2`.
     let level = arguments.level.clone().filter(|_| name == arguments.device);
-    DeviceSpec { name: name.into(), threads: arguments.threads, level }
+    let own = toprope_devices::own_worker(name, arguments.python.as_deref()).or_exit(Exit::Device)?;
+    let in_host_memory = own.as_ref().is_none_or(|own| own.in_host_memory);
+    let command = own.map(|own| own.command).filter(|_| arguments.faults.is_none());
+    Ok(DeviceSpec { name: name.into(), threads: arguments.threads, level, command, in_host_memory })
 }
 
 /// Builds the engine; starts nothing yet.
@@ -79,11 +87,13 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         program: programs.train.clone(),
     };
     let Checked { program, sites, faults } = checked;
+    let devices = names.map(|name| spec(name, arguments)).collect::<Result<Vec<DeviceSpec>, Failure>>()?;
+    let in_host_memory = devices.iter().all(|device| device.in_host_memory);
     let supervisor = Supervisor::new(Options {
         world: world.clone(),
         run: run_id,
-        command: worker_command()?,
-        devices: names.map(|name| spec(name, arguments)).collect(),
+        command: worker_command(arguments)?,
+        devices,
         program,
         sites,
         checks: match recipe.guard.level {
@@ -91,7 +101,8 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
             Level::Sampled => CheckLevel::Sampled,
             Level::Full | Level::Shadow => CheckLevel::Full,
         },
-        state_on_device: recipe.training.state == StatePlan::OnDevice,
+        // A chip with memory of its own cannot adopt the host's.
+        state_on_device: recipe.training.state == StatePlan::OnDevice || !in_host_memory,
         shadow: recipe.guard.level == Level::Shadow,
         retest: retest(recipe, inputs, &programs.train),
         layout: recipe.training.state.into(),

@@ -103,7 +103,7 @@ fn read_bytes(from: &mut dyn Read, count: u32) -> Result<Vec<u8>, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Answer, Call, Outcome, Request};
+    use crate::{Answer, Call, Outcome, Request};
     use proptest::prelude::*;
 
     fn frame(payload: &[u8]) -> Vec<u8> {

@@ -5,14 +5,17 @@
 //! step costs few round trips. Every message bears run, rank and generation; what bears others is not believed.
 
 mod frame; // bytes on the pipe
+pub mod remote; // a worker process as a device
 
 pub use frame::{FrameError, Incoming, read_frame, write_frame};
 
 use serde::{Deserialize, Serialize};
-use toprope_program::{Description, Fault, Program, Range};
+use toprope_program::{Description, Fault, MemoryPlan, Program, Range, Region};
 
 /// What both sides must speak.
-pub const VERSION: u32 = 1;
+///
+/// 2: `prepare` tells where every value lies.
+pub const VERSION: u32 = 2;
 
 /// The first thing that a worker is sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +131,8 @@ pub enum Call {
         program: Box<Program>,
         /// Whether the next state takes the current one's place.
         in_place: bool,
+        /// Where each value lies, by id: the buffer's number among those of `run` and the first byte.
+        places: Vec<Option<(u8, u64)>>,
     },
     /// Queue instructions. Not answered; `wait` tells of it.
     Run {
@@ -195,4 +200,15 @@ pub enum Outcome {
         /// How.
         fault: Box<Fault>,
     },
+}
+
+/// A memory plan's places as `prepare` tells them.
+pub fn places(plan: &MemoryPlan) -> Vec<Option<(u8, u64)>> {
+    let number = |region| match region {
+        Region::Current => 0,
+        Region::Next => 1,
+        Region::Work => 2,
+    };
+    let told = |place: &toprope_program::Location| (number(place.region), place.offset_bytes as u64);
+    plan.places.iter().map(|place| place.as_ref().map(told)).collect()
 }

@@ -1,6 +1,6 @@
 //! A worker process as a device: the supervisor's end of the protocol.
 
-use crate::protocol::{self, Answer, Call, FrameError, Hello, Incoming, Outcome, Request};
+use crate::{Answer, Call, FrameError, Hello, Incoming, Outcome, Request};
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -18,8 +18,42 @@ use toprope_world::{ChildProcess, Exit, Launch, SharedRegion, Stream, World};
 pub struct WorkerCommand {
     /// The executable.
     pub program: std::path::PathBuf,
-    /// Its arguments.
+    /// Its arguments; one that is [`SCRIPT`] stands for the path of `script`.
     pub arguments: Vec<std::ffi::OsString>,
+    /// What an interpreter is to run. It is passed as a shared region, so that no file of it is left anywhere and no list
+    /// of processes shows it; blanks follow it.
+    pub script: Option<&'static str>,
+}
+
+/// Stands for the path of the script among a command's arguments.
+pub const SCRIPT: &str = "{script}";
+
+impl WorkerCommand {
+    /// The arguments, with the region that holds the script where there is one.
+    fn resolved(
+        &self,
+        world: &dyn World,
+    ) -> Result<(Vec<std::ffi::OsString>, Option<Arc<SharedRegion>>), toprope_world::SharedMemoryError> {
+        let Some(script) = self.script else { return Ok((self.arguments.clone(), None)) };
+        let words = script.len().div_ceil(8).max(1);
+        let region = world.shared_memory().create("toprope-script", words * 8)?;
+        for index in 0..words {
+            let mut bytes = [b'\n'; 8];
+            let rest = script.as_bytes().get(index * 8..).unwrap_or_default();
+            let count = rest.len().min(8);
+            bytes[..count].copy_from_slice(&rest[..count]);
+            if let Some(word) = region.word(index * 8) {
+                word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            }
+        }
+        let folder = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+        let path = region.handle().map(|handle| format!("{folder}/{}", handle.descriptor));
+        let place = |argument: &std::ffi::OsString| match (&path, argument == SCRIPT) {
+            (Some(path), true) => path.into(),
+            _ => argument.clone(),
+        };
+        Ok((self.arguments.iter().map(place).collect(), Some(region)))
+    }
 }
 
 /// What a worker is started with.
@@ -86,11 +120,12 @@ impl RemoteDevice {
         if let Some(word) = regions.get(progress.0).and_then(|region| region.word(progress.1)) {
             word.store(generation, Ordering::Release);
         }
+        let (arguments, script) = command.resolved(world).map_err(|error| lost(error.to_string()))?;
         let launch = Launch {
             program: command.program.clone(),
-            arguments: command.arguments.clone(),
+            arguments,
             environment: Vec::new(),
-            regions: regions.to_vec(),
+            regions: regions.iter().cloned().chain(script).collect(),
             input: Stream::Pipe,
             output: Stream::Pipe,
             error: Stream::Inherit,
@@ -104,7 +139,7 @@ impl RemoteDevice {
         let read_all = move || {
             let Some(mut output) = output else { return };
             loop {
-                let frame = protocol::read_frame(&mut *output);
+                let frame = crate::read_frame(&mut *output);
                 let ended = frame.is_err();
                 if sender.send(frame).is_err() || ended {
                     return;
@@ -142,13 +177,13 @@ impl RemoteDevice {
         if self.description.is_none() {
             let Some(answer) = self.receive(1, limit)? else { return Ok(None) };
             match answer.head.outcome {
-                Outcome::Ready { version, description } if version == protocol::VERSION => {
+                Outcome::Ready { version, description } if version == crate::VERSION => {
                     self.description = Some(*description);
                 }
                 Outcome::Ready { version, .. } => {
                     let reason = format!(
                         "the worker speaks protocol version {version}, this supervisor {}; use one installation for both",
-                        protocol::VERSION
+                        crate::VERSION
                     );
                     return Err(self.lose(FaultKind::Lost { reason }));
                 }
@@ -206,7 +241,7 @@ impl RemoteDevice {
         self.last_id += 1;
         let request = Request { id: self.last_id, generation: self.generation, step: self.step, call };
         let sent = match self.input.as_mut() {
-            Some(input) => protocol::write_frame(&mut **input, &request, payload),
+            Some(input) => crate::write_frame(&mut **input, &request, payload),
             None => Err(FrameError::Closed),
         };
         match sent {
@@ -424,7 +459,11 @@ impl Device for RemoteDevice {
 
     fn prepare(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
         let in_place = plan.layout == StateLayout::InPlace;
-        let call = Call::Prepare { program: Box::new(program.program().clone()), in_place };
+        let call = Call::Prepare {
+            program: Box::new(program.program().clone()),
+            in_place,
+            places: crate::places(&plan),
+        };
         match self.ask(call, &[])?.head.outcome {
             Outcome::Prepared { prepared } => {
                 self.prepared.insert(PreparedId(prepared), plan.work_bytes);
