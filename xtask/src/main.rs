@@ -72,6 +72,18 @@ enum Chore {
         #[arg(default_value_t = 10_000)]
         count: u64,
     },
+    /// Random schedules of faults on pytorch:cpu, each with a failover to cpu and back: nothing lost, nothing doubled.
+    PytorchSchedules {
+        /// How many.
+        #[arg(default_value_t = 50)]
+        count: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The interpreter that has torch; default python3, or what TOPROPE_PYTHON names.
+        #[arg(long)]
+        python: Option<String>,
+    },
     /// How long a run stands still when its worker is killed (bench-moe), beside torchrun where --python has torch.
     Recovery {
         /// Kills of each.
@@ -98,6 +110,7 @@ enum Chore {
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
+mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs
 mod simulate;
 mod worker_kills; // ends of the worker alone // schedules from seeds
@@ -114,6 +127,9 @@ fn main() -> ExitCode {
         Chore::WorkerKills { count, others, recipe } => worker_kills::run(&root, count, others, &recipe),
         Chore::Campaign { arguments } => campaign::run(&root, &arguments),
         Chore::Simulate { count } => simulate::run(&root, count),
+        Chore::PytorchSchedules { count, seed, python } => {
+            pytorch_schedules::run(&root, count, seed, python.as_deref())
+        }
         Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };

@@ -340,6 +340,16 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// A process whose pipe is closed has ended within this time, or does something else.
 const EXIT_LIMIT: Duration = Duration::from_millis(500);
 
+impl std::fmt::Debug for RemoteDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let generation = self.generation;
+        f.debug_struct("RemoteDevice")
+            .field("name", &self.name)
+            .field("generation", &generation)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for RemoteDevice {
     fn drop(&mut self) {
         // A worker ends by itself when its pipe is closed; one that hangs or was stopped does not.
