@@ -136,7 +136,10 @@ pub fn judge(
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
         Operator::AdamwDigest(it) => own_digest(&mut court, &adamw(&it.adamw(), operands), &got[0]),
-        Operator::ProductCheck(_) | Operator::AttentionCheck(_) | Operator::LossCheck(_) => {
+        Operator::ProductCheck(_)
+        | Operator::AttentionCheck(_)
+        | Operator::LossCheck(_)
+        | Operator::Verify(_) => {
             check(&mut court, tolerances[0].absolute, want[0].data[0], got[0].data[0]);
         }
         Operator::Adamw(adamw) if adamw.digests => {

@@ -132,6 +132,20 @@ mutants! {
     StreamIgnored in "random_bits",
     /// A check always says that all is well.
     CheckAlwaysPasses in "product_check",
+    /// Two runs are always the same.
+    CompareAlwaysPasses in "compare",
+    /// Attention always holds its identities.
+    AttentionCheckAlwaysPasses in "attention_check",
+    /// The head's loss is always right.
+    LossCheckAlwaysPasses in "loss_check",
+    /// Another route always leads to the same result.
+    VerifyAlwaysPasses in "verify",
+    /// Every update has the same digest.
+    UpdateDigestConstant in "adamw_digest",
+    /// Every value has the same digest.
+    DigestConstant in "digest",
+    /// Sums of probabilities are 1, whatever the log-sum-exp is.
+    SumsAlwaysOne in "attention_gradient",
     /// Writes one element behind its output.
     WritesBehindOutput in "combine",
     /// Refuses a shape in the middle of a run.

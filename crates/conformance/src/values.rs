@@ -1,7 +1,7 @@
 //! What a program's values are filled with: drawn from a seed, in the sense of whoever reads them.
 
 use crate::random::Random;
-use toprope_program::operator::{ActivationKind, Operator};
+use toprope_program::operator::{ActivationKind, Operator, Verify};
 use toprope_program::shape::sizes;
 use toprope_program::tensor::round;
 use toprope_program::{DType, Program, Range, Role, Tensor, ValueId};
@@ -198,6 +198,30 @@ fn purpose(operator: &Operator, position: usize, shapes: &[Vec<usize>]) -> Purpo
             _ => Purpose::Float(Tame),
         },
         Operator::Compare(_) => Purpose::Float(Any),
+        // Numbers only: one that is none is a mismatch by itself.
+        Operator::Verify(verify) => {
+            let inputs = verify.inputs(shapes.len());
+            let own = if position < inputs {
+                purpose(&verify.of, position, &shapes[..inputs])
+            } else {
+                made(verify, position - inputs, shapes)
+            };
+            match own {
+                Purpose::Float(_) => Purpose::Float(Tame),
+                own => own,
+            }
+        }
+    }
+}
+
+/// What somebody else's result of a verified operator is drawn as: such that it might be one.
+fn made(verify: &Verify, output: usize, shapes: &[Vec<usize>]) -> Purpose {
+    match (&*verify.of, output) {
+        (Operator::Router(_), 1) => Purpose::Choices { bound: shapes[0][1] },
+        (Operator::Router(_), 3) | (Operator::ExpertSort(_), 2) => Purpose::Counts,
+        (Operator::ExpertSort(_), _) => Purpose::Index { bound: shapes[0].iter().product(), stray: true },
+        (Operator::Increment(_), _) => Purpose::Counts,
+        _ => Purpose::Float(Latitude::Tame),
     }
 }
 

@@ -92,6 +92,7 @@ fn is_linear(operator: &Operator) -> bool {
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
-        | Operator::AdamwDigest(_) => false,
+        | Operator::AdamwDigest(_)
+        | Operator::Verify(_) => false,
     }
 }

@@ -242,6 +242,7 @@ pub fn emit(d: &mut Draft, operator: &Operator) -> Outcome {
         Operator::Compare(_) => compare(d),
         Operator::AttentionCheck(_) => attention_check(d),
         Operator::LossCheck(_) => loss_check(d),
+        Operator::Verify(_) => verify(d),
     }
 }
 
@@ -415,8 +416,17 @@ fn attention_gradient(d: &mut Draft) -> Outcome {
     let dtype = d.float_dtype();
     let dout = d.float("dout", dtype, &shape);
     let [q, k, v, segment_start] = [0, 1, 2, 3].map(|at| forward[at].clone());
-    let operands = vec![q, k, v, outputs[0].into(), outputs[1].into(), dout, segment_start];
-    d.add("dattention", AttentionGradient { scale }, operands)
+    let sums = d.random.chance(0.3);
+    let mut lse: Operand = outputs[1].into();
+    if sums && d.random.chance(0.5) {
+        // With a larger log-sum-exp the sums are below 1.
+        let shape = d.builder.program().value(outputs[1]).shape.clone();
+        let more = d.dense("more", DType::F32, &shape);
+        let more = d.add("more", Activation { kind: ActivationKind::Relu }, vec![more])?[0].into();
+        lse = d.add("larger", Add { output: DType::F32 }, vec![lse, more])?[0].into();
+    }
+    let operands = vec![q, k, v, outputs[0].into(), lse, dout, segment_start];
+    d.add("dattention", AttentionGradient { scale, sums }, operands)
 }
 
 fn attention_check(d: &mut Draft) -> Outcome {
@@ -430,10 +440,18 @@ fn attention_check(d: &mut Draft) -> Outcome {
     let [out, lse] = [0, 1].map(|at| Operand::from(outputs[at]));
     let operands =
         vec![q.clone(), k.clone(), v.clone(), out.clone(), lse, dout.clone(), segment_start.clone()];
-    let gradients = d.add("dattention", AttentionGradient { scale }, operands)?;
+    let mut gradients = d.add("dattention", AttentionGradient { scale, sums: true }, operands)?;
+    let sums = gradients.pop().map(Operand::from);
     let mut operands = vec![q, k, v, out, dout];
     operands.extend(gradients.iter().map(|id| Operand::from(*id)));
+    // Now and then one of the gradients is somebody else's, and the check must say so.
+    if d.random.chance(0.3) {
+        let at = 5 + d.random.below(3);
+        let r#type = d.builder.operand_type(&operands[at]);
+        operands[at] = d.dense("other", r#type.dtype, &r#type.shape);
+    }
     operands.push(segment_start);
+    operands.extend(sums);
     d.add("check", AttentionCheck { scale }, operands)
 }
 
@@ -449,6 +467,51 @@ fn loss_check(d: &mut Draft) -> Outcome {
     // Now and then the loss is somebody else's, and the check must say so.
     let loss = if d.random.chance(0.3) { d.dense("loss", DType::F32, &[rows]) } else { outputs[0].into() };
     d.add("check", LossCheck {}, vec![loss, outputs[3].into(), outputs[4].into()])
+}
+
+/// Operators that can be verified, each as its own emission draws it.
+fn verify(d: &mut Draft) -> Outcome {
+    let output = DType::F32;
+    let of: Vec<Operator> = vec![
+        RmsNorm { epsilon: 1e-6 }.into(),
+        RmsNormGradient { weight_output: output }.into(),
+        Router {
+            scoring: Scoring::Sigmoid,
+            top_k: 1,
+            groups: 1,
+            top_groups: 1,
+            normalize: false,
+            scale: 1.0,
+        }
+        .into(),
+        RouterGradient { scoring: Scoring::Sigmoid, normalize: false, scale: 1.0 }.into(),
+        BalanceLoss { sequence: 1 }.into(),
+        BalanceLossGradient { sequence: 1 }.into(),
+        ExpertSort { experts: 1 }.into(),
+        ColumnSum { output }.into(),
+        Dot {}.into(),
+        GlobalNorm { clip: 1.0 }.into(),
+        BiasUpdate { rate: 0.001 }.into(),
+        Increment { by: 1 }.into(),
+    ];
+    let kind = of[d.random.below(of.len())].clone();
+    let made = emit(d, &kind)?;
+    let program = d.builder.program();
+    let mut all = program.accumulate.iter().chain(&program.update);
+    let Some(instruction) = all.find(|i| i.outputs == made).cloned() else { return Ok(Vec::new()) };
+    let Some(operator) = Verify::new(&instruction.operator) else { return Ok(Vec::new()) };
+    let mut operands = instruction.operands.clone();
+    operands.extend(instruction.outputs.iter().map(|id| Operand::from(*id)));
+    // Now and then a result is somebody else's, and the check must say so.
+    if d.random.chance(0.4) {
+        let at = instruction.operands.len() + d.random.below(instruction.outputs.len());
+        let r#type = d.builder.operand_type(&operands[at]);
+        operands[at] = match r#type.dtype.is_float() {
+            true => d.dense("other", r#type.dtype, &r#type.shape),
+            false => d.integers("other", &r#type.shape),
+        };
+    }
+    d.add("check", operator, operands)
 }
 
 fn norm_operands(d: &mut Draft) -> (Operand, Operand) {

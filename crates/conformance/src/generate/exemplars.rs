@@ -25,7 +25,7 @@ pub fn exemplars() -> Vec<Operator> {
         GroupedMatmul { output, row_sums: false }.into(),
         GroupedOuter { output, row_sums: false }.into(),
         Attention { scale: 1.0 }.into(),
-        AttentionGradient { scale: 1.0 }.into(),
+        AttentionGradient { scale: 1.0, sums: false }.into(),
         RmsNorm { epsilon: 1e-6 }.into(),
         RmsNormGradient { weight_output: output }.into(),
         Rope { start: 0, interleaved: false, inverse: false }.into(),
@@ -59,6 +59,7 @@ pub fn exemplars() -> Vec<Operator> {
         AttentionCheck { scale: 1.0 }.into(),
         LossCheck {}.into(),
         AdamwDigest { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 }.into(),
+        Verify { of: Box::new(Dot {}.into()) }.into(),
     ]
 }
 

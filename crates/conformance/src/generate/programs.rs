@@ -239,6 +239,7 @@ fn has_gradient(operator: &Operator) -> bool {
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
-        | Operator::AdamwDigest(_) => false,
+        | Operator::AdamwDigest(_)
+        | Operator::Verify(_) => false,
     }
 }

@@ -62,7 +62,8 @@ fn is_compound(operator: &Operator) -> bool {
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
-        | Operator::AdamwDigest(_) => false,
+        | Operator::AdamwDigest(_)
+        | Operator::Verify(_) => false,
     }
 }
 

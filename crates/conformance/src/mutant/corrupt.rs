@@ -277,7 +277,14 @@ pub(super) fn corrupt(mutant: Mutant, scene: &Scene<'_>, outputs: &mut [Tensor])
                 *y = f64::from(block[at % 4]);
             }
         }
-        Mutant::CheckAlwaysPasses => outputs[0].data.fill(0.0),
+        Mutant::CheckAlwaysPasses
+        | Mutant::CompareAlwaysPasses
+        | Mutant::AttentionCheckAlwaysPasses
+        | Mutant::LossCheckAlwaysPasses
+        | Mutant::VerifyAlwaysPasses
+        | Mutant::UpdateDigestConstant
+        | Mutant::DigestConstant => outputs[0].data.fill(0.0),
+        Mutant::SumsAlwaysOne => outputs.iter_mut().skip(3).for_each(|sums| sums.data.fill(1.0)),
         // These two act on the device, not on values.
         Mutant::WritesBehindOutput | Mutant::RefusesInRun => {}
     }

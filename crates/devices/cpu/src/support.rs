@@ -57,5 +57,6 @@ pub(crate) fn support(operator: &Operator) -> Result<&dyn Execute, Unsupported> 
         Operator::AdamwDigest(it) => it,
         Operator::LossCheck(it) => it,
         Operator::AttentionCheck(it) => it,
+        Operator::Verify(it) => it,
     })
 }

@@ -1,7 +1,8 @@
 //! Any chip that the user's own PyTorch runs on, as a device: a script that speaks the worker protocol, carried in the
 //! binary and run by the user's interpreter, and an oracle that we did not write.
 //!
-//! The script is `operators.py` (the contract in plain torch) and `worker.py` (everything else). The guard starts it
+//! The script is `operators.py` (the contract in plain torch), `verify.py` (its results by other code) and `worker.py`
+//! (everything else). The guard starts it
 //! itself ([`command`]); whoever wants the device in its own process holds its other end ([`open`]). No code of torch runs
 //! on this side. docs/pytorch.md tells what it computes and where it differs from the oracle.
 
@@ -19,7 +20,7 @@ use toprope_protocol::{Hello, VERSION};
 use toprope_world::{SharedRegion, World};
 
 /// What the interpreter runs.
-pub const WORKER: &str = concat!(include_str!("operators.py"), include_str!("worker.py"));
+pub const WORKER: &str = concat!(include_str!("operators.py"), include_str!("verify.py"), include_str!("worker.py"));
 
 /// Reads the script from its file and runs it under a name that tracebacks can show.
 const RUN: &str = "import sys; exec(compile(open(sys.argv[1], 'rb').read(), 'toprope-worker.py', 'exec'))";

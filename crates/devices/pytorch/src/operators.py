@@ -259,12 +259,19 @@ def attention(op, q, k, v, segment_start, query_offset=None, cache_length=None):
 
 
 def attention_gradient(op, q, k, v, out, lse, dout, segment_start):
-    """torch's gradient of the forward operator, which it runs again: `out` and `lse` are its results and not needed."""
+    """torch's gradient of the forward operator, which it runs again: `out` and `lse` are its results and not needed, but
+    where the sums are asked for: a row whose `lse` is not its own has probabilities that many times too large."""
     pack = Pack(op, q, k, v, segment_start)
+    upstream, sums = dout, ()
+    if op.sums:
+        seen = torch.cat([mask.any(-1).flatten() for _, _, _, mask in pack.blocks])
+        of_row = torch.where(seen[:, None], (pack.log_sums(op, *floats(q, k)) - lse).exp(), 0.0)
+        foreign = ((of_row - 1.0).abs() > 1e-3) & seen[:, None]
+        upstream, sums = dout.float() * torch.where(foreign, of_row, 1.0)[..., None], (of_row,)
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in in_kernel_dtype(op, q, k, v)]
         result = pack.out(op, *leaves)
-        return torch.autograd.grad(result, leaves, dout.to(result.dtype))
+        return torch.autograd.grad(result, leaves, upstream.to(result.dtype)) + sums
 
 
 def norm(x, weight, rstd):
@@ -593,8 +600,8 @@ def compare(op, *values):
     return [count.reshape(1)]
 
 
-def attention_check(op, q, k, v, out, dout, dq, dk, dv, segment_start):
-    """The four identities of docs/operators.md over each run of rows and each key head."""
+def attention_check(op, q, k, v, out, dout, dq, dk, dv, segment_start, sums):
+    """The identities of docs/operators.md over each run of rows and each key head."""
     unit = 2.0**-8 if out.dtype == torch.bfloat16 else 2.0**-24
     pack, heads, found = Pack(op, q, k, v, segment_start), k.shape[1], []
     wide = op.chip.wide
@@ -604,6 +611,7 @@ def attention_check(op, q, k, v, out, dout, dq, dk, dv, segment_start):
         query = lambda x: pack.cut(x, starts, length).to(wide).unflatten(1, (heads, -1))  # noqa: E731
         key = lambda x: pack.cut(x, starts, keys)[:, :, : keys if split else length].to(wide)  # noqa: E731
         q_, out_, dout_, dq_ = query(q), query(out), query(dout), query(dq)
+        sums_ = query(sums[..., None])
         k_, v_, dk_, dv_ = key(k), key(v), key(dk), key(dv)
         seen = mask.any(-1)[:, None, None, :, None]
         here = unit + 2.0**-24 * length**0.5
@@ -618,6 +626,12 @@ def attention_check(op, q, k, v, out, dout, dq, dk, dv, segment_start):
         for left, right in ((q_ * dq_, k_ * dk_), (out_ * dout_, v_ * dv_)):
             total = left.sum((2, 3, 4)) - right.sum((2, 3))
             meet(total, left.square().sum((2, 3, 4)), right.square().sum((2, 3)))
+        most = v_.abs().amax(2)
+        meet((out_.abs().amax((2, 3)) - most).clamp_min(0), most.square(), torch.zeros_like(most))
+        size = op.scale * q.shape[2] * q_.abs().amax((2, 3, 4)) * k_.abs().amax((2, 3))
+        bound = 2.0**-24 * (1.0 + length**0.5 + size)[:, :, None, None, None]
+        far = (sums_ - 1.0).abs() / bound
+        found.append(torch.where(far.isfinite(), far, torch.inf)[seen.expand_as(far)])
     return worst_of(found)
 
 

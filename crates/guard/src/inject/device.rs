@@ -279,6 +279,8 @@ impl Injected {
                 self.follow_sums(run, (sums(1), 3), row, &changed)?
             }
             (Operator::LinearCrossEntropyGradient(_), _) => {}
+            // The sums of attention's gradient are of the probabilities, which come before what is changed here.
+            (Operator::AttentionGradient(_), _) => {}
             _ => self.follow_sums(run, (sums(0), 1), row, &changed)?,
         }
         Ok(different.len())

@@ -87,8 +87,8 @@ fn strike(program: &Program, what: &What) -> Option<Strike> {
     }
 }
 
-/// Where a fault strikes a device, its echoes among it: the check that runs an instruction a second time on a chip that is
-/// broken for good meets the same fault.
+/// Where a fault strikes a device, its echoes among it: a check that runs an instruction a second time on a chip that is
+/// broken for good meets the same fault. Check operators are other code and do not meet it.
 pub(super) fn strikes(program: &Program, fault: &Scheduled) -> Vec<Strike> {
     let Some(first) = strike(program, &fault.what) else { return Vec::new() };
     let mut strikes = vec![first];
@@ -114,6 +114,7 @@ pub fn results(instruction: &Instruction) -> usize {
         Operator::GroupedOuter(outer) => usize::from(outer.row_sums),
         Operator::LinearCrossEntropyGradient(loss) => 2 * usize::from(loss.sums),
         Operator::Adamw(adamw) => Adamw::DIGESTS.len() * usize::from(adamw.digests),
+        Operator::AttentionGradient(attention) => usize::from(attention.sums),
         _ => 0,
     };
     instruction.outputs.len() - checksums

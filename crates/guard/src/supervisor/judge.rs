@@ -89,7 +89,11 @@ fn alarm(site: &CheckSite, Mismatch { error, tolerance }: Mismatch) -> Alarm {
     let suspect = match site.kind {
         CheckKind::Carried => Suspect::Carried,
         CheckKind::State => Suspect::State,
-        CheckKind::Product | CheckKind::Replay | CheckKind::Attention | CheckKind::Loss => Suspect::Compute,
+        CheckKind::Product
+        | CheckKind::Replay
+        | CheckKind::Verify
+        | CheckKind::Attention
+        | CheckKind::Loss => Suspect::Compute,
     };
     Alarm { kind, place: Some(place), suspect }
 }

@@ -5,7 +5,7 @@ use crate::cost::{self, Cost};
 use crate::dtype::DType;
 use crate::operator::{
     Adamw, AdamwDigest, AttentionCheck, Compare, Digest, LOSS_LIMIT, LossCheck, Operator, PRODUCT_LIMIT,
-    ProductCheck, ProductForm, attention_limit,
+    ProductCheck, ProductForm, VERIFY_LIMIT, Verify, attention_limit,
 };
 use crate::order;
 use crate::program::{Instruction, Phase, Program, Range};
@@ -37,8 +37,10 @@ pub fn insert(program: &mut Program, plan: &CheckPlan) -> Vec<CheckSite> {
 enum Way {
     /// Row sums against its operands.
     Product,
-    /// A second run.
+    /// A second run: what repeats on its device passes it.
     Replay,
+    /// The result by other code, stored nowhere.
+    Verify,
     /// The identities of attention, at its gradient.
     Attention,
     /// The sums of the loss's gradients.
@@ -62,10 +64,10 @@ fn way(operator: &Operator) -> Way {
         | Operator::ColumnSum(_)
         | Operator::Dot(_)
         | Operator::GlobalNorm(_)
-        | Operator::Adamw(_)
         | Operator::BiasUpdate(_)
-        | Operator::Increment(_)
-        | Operator::RandomBits(_) => Way::Replay,
+        | Operator::Increment(_) => Way::Verify,
+        // The optimizer's second run is a digest's, which is other code; a repeated change of random bits is random bits.
+        Operator::Adamw(_) | Operator::RandomBits(_) => Way::Replay,
         Operator::Cast(_)
         | Operator::Add(_)
         | Operator::Multiply(_)
@@ -89,7 +91,8 @@ fn way(operator: &Operator) -> Way {
         | Operator::Compare(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
-        | Operator::AdamwDigest(_) => Way::Nothing,
+        | Operator::AdamwDigest(_)
+        | Operator::Verify(_) => Way::Nothing,
     }
 }
 
@@ -133,6 +136,7 @@ impl<'a> Pass<'a> {
                 Way::Attention => self.attention(range, instruction, &mut checked),
                 Way::Loss => self.loss(range, instruction, &mut checked),
                 Way::Replay => self.replay(range, instruction, &mut checked),
+                Way::Verify => self.verify(range, instruction, &mut checked),
                 Way::Nothing => checked.push(instruction),
             }
         }
@@ -217,19 +221,25 @@ impl<'a> Pass<'a> {
     }
 
     /// Puts the identities of attention and its gradient behind the gradient.
-    fn attention(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
-        let Operator::AttentionGradient(gradient) = &instruction.operator else {
-            return checked.push(instruction);
-        };
-        let scale = gradient.scale;
+    fn attention(&mut self, range: Range, mut instruction: Instruction, checked: &mut Vec<Instruction>) {
         let dtype = self.program.operand_type(&instruction.operands[0]).dtype;
         if self.program.operand_type(&instruction.operands[5]).dtype != dtype {
             return self.replay(range, instruction, checked);
+        }
+        let Operator::AttentionGradient(gradient) = &mut instruction.operator else {
+            return checked.push(instruction);
+        };
+        let scale = gradient.scale;
+        if !std::mem::replace(&mut gradient.sums, true) {
+            let name = format!("{}.sums", self.name(instruction.outputs[0]));
+            let shape = self.program.operand_type(&instruction.operands[4]);
+            instruction.outputs.push(self.scratch(&name, shape));
         }
         let read = [0, 1, 2, 3, 5].map(|at| instruction.operands[at].clone());
         let made = [0, 1, 2].map(|at| Operand::from(instruction.outputs[at]));
         let mut operands: Vec<Operand> = read.into_iter().chain(made).collect();
         operands.push(instruction.operands[6].clone());
+        operands.push(instruction.outputs[3].into());
         let site = (CheckKind::Attention, range, attention_limit(dtype));
         let check = self.distance(site, &instruction, AttentionCheck { scale }, operands);
         checked.push(instruction);
@@ -389,17 +399,46 @@ impl<'a> Pass<'a> {
         u16::try_from(self.drafts.len()).ok().filter(|bit| *bit < u16::MAX)
     }
 
+    /// Judges what the instruction gave by other code, behind it. An update may overwrite the state that it read, so there a
+    /// second run is judged before the first, and the first must give its bits: a fault that repeats is in both.
+    fn verify(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
+        let Some(operator) = Verify::new(&instruction.operator) else {
+            return self.replay(range, instruction, checked);
+        };
+        let overwrites = instruction.outputs.iter().any(|id| of_next(self.program, *id));
+        let mut made = instruction.clone();
+        if overwrites {
+            made = self.again(instruction.clone(), "verified");
+        }
+        let outputs = made.outputs.iter().map(|id| Operand::from(*id));
+        let operands = instruction.operands.iter().cloned().chain(outputs).collect();
+        let site = (CheckKind::Verify, range, VERIFY_LIMIT);
+        let check = self.distance(site, &instruction, operator, operands);
+        if overwrites {
+            made.check = check.check;
+            checked.extend([made, check]);
+            return self.replay(range, instruction, checked);
+        }
+        checked.push(made);
+        checked.push(check);
+    }
+
+    /// The instruction once more, into values of its own.
+    fn again(&mut self, mut instruction: Instruction, what: &str) -> Instruction {
+        for output in &mut instruction.outputs {
+            let value = self.program.value(*output).clone();
+            *output = self.scratch(&format!("{}.{what}", value.name), value.r#type());
+        }
+        instruction
+    }
+
     /// Runs the instruction twice and compares the bits. The second run stands before the first, where the state that an
     /// update reads has not been overwritten even if it is in place.
     fn replay(&mut self, range: Range, instruction: Instruction, checked: &mut Vec<Instruction>) {
         if matches!(instruction.operator, Operator::Adamw(_)) {
             return self.adamw(range, instruction, checked);
         }
-        let mut again = instruction.clone();
-        for output in &mut again.outputs {
-            let value = self.program.value(*output).clone();
-            *output = self.scratch(&format!("{}.again", value.name), value.r#type());
-        }
+        let mut again = self.again(instruction.clone(), "again");
         let count = again.outputs.len();
         let first = instruction.outputs.iter().take(count).map(|id| Operand::from(*id));
         let operands = first.chain(again.outputs.iter().map(|id| Operand::from(*id))).collect();

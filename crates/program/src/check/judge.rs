@@ -28,7 +28,11 @@ pub fn judge(site: &CheckSite, results: &[Tensor]) -> Option<Mismatch> {
                 _ => wrong(1.0),
             }
         }
-        CheckKind::Product | CheckKind::Replay | CheckKind::Attention | CheckKind::Loss => {
+        CheckKind::Product
+        | CheckKind::Replay
+        | CheckKind::Verify
+        | CheckKind::Attention
+        | CheckKind::Loss => {
             let mut largest = 0.0f64;
             for result in results {
                 let Some(distance) = result.data.first().copied() else { return wrong(f64::INFINITY) };

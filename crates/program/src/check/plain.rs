@@ -28,6 +28,7 @@ pub fn without_checks(program: &Program) -> Program {
             Operator::GroupedMatmul(grouped) => (&mut grouped.row_sums, 1),
             Operator::GroupedOuter(outer) => (&mut outer.row_sums, 1),
             Operator::LinearCrossEntropyGradient(gradient) => (&mut gradient.sums, 3),
+            Operator::AttentionGradient(gradient) => (&mut gradient.sums, 3),
             _ => continue,
         };
         let unread = instruction

@@ -30,6 +30,8 @@ pub enum CheckKind {
     Product,
     /// The instruction is run a second time and the bits are compared.
     Replay,
+    /// The result against the same result by other code, or a certificate of it.
+    Verify,
     /// The identities of attention and its gradient.
     Attention,
     /// The identities of the head's loss and its gradients.

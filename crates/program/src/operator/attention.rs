@@ -111,7 +111,7 @@ impl Definition for Attention {
             gradients.incoming(0)?,
             gradients.operand(3),
         ];
-        let emitted = gradients.emit(AttentionGradient { scale: self.scale }, inputs)?;
+        let emitted = gradients.emit(AttentionGradient { scale: self.scale, sums: false }, inputs)?;
         for (operand, gradient) in emitted.into_iter().enumerate() {
             gradients.set(operand, gradient);
         }

@@ -21,7 +21,7 @@ pub fn attention_limit(dtype: DType) -> f64 {
 pub(super) const RECORD: Record = Record {
     name: "attention_check",
     summary: "What attention and its gradient must satisfy together: the largest distance in units of its bound.",
-    formula: "for each key head and each run of rows (a run ends where no later row sees an earlier key), with the query heads of the key head: (1) each column: Σ dv - Σ dout over rows that see a key, scale Σ dv², Σ dout²; (2) each column: Σ dk, scale Σ dk², scale²·Σ q²·(Σ_c (dout·out)²); (3) Σ q·dq - Σ k·dk; (4) Σ out·dout - Σ v·dv, scale the sum of the products' squares on either side; distance = |·| / ((u + 2^-24·√R)·(√first + √second) + 2^-70), u the unit roundoff of q's dtype, R the run's rows; worst is the largest, NaN counting as +∞",
+    formula: "for each key head and each run of rows (a run ends where no later row sees an earlier key), with the query heads of the key head: (1) each column: Σ dv - Σ dout over rows that see a key, scale Σ dv², Σ dout²; (2) each column: Σ dk, scale Σ dk², scale²·Σ q²·(Σ_c (dout·out)²); (3) Σ q·dq - Σ k·dk; (4) Σ out·dout - Σ v·dv, scale the sum of the products' squares on either side; (6) each column: max(0, max |out| - max |v|), scale max v²; distance = |·| / ((u + 2^-24·√R)·(√first + √second) + 2^-70), u the unit roundoff of q's dtype, R the run's rows; (5) each row that sees a key: |sums - 1| / (2^-24·(1 + √R + scale·D·max|q|·max|k|)), the largest of the run's; worst is the largest of all, NaN counting as +∞",
     source: "rows of the probabilities sum to one, rows of ds to zero; bound: docs/checks.md",
     operands: &[
         slot("q", "[T, Hq, D]", Accepts::Float),
@@ -33,6 +33,7 @@ pub(super) const RECORD: Record = Record {
         slot("dk", "[S, Hk, D]", Accepts::Float),
         slot("dv", "[S, Hk, Dv]", Accepts::Float),
         slot("segment_start", "[T]", Accepts::I32),
+        slot("sums", "[T, Hq]", Accepts::F32),
     ],
     outputs: &[slot("worst", "[1]", Accepts::F32)],
     numerics: "f32 or wider inside, any order. At most 8 (bf16) or 64 (f32) on a healthy device. Judged against that, not across devices.",
@@ -54,6 +55,7 @@ impl Definition for AttentionCheck {
         same_shape("q and dq", q, &operands[5])?;
         same_shape("k and dk", k, &operands[6])?;
         same_shape("v and dv", v, &operands[7])?;
+        dims("sums", &operands[9], &q.shape[..2])?;
         if operands[..8].iter().any(|operand| operand.dtype != q.dtype) {
             return Err("all floats must have one dtype".into());
         }

@@ -8,12 +8,15 @@ use super::*;
 pub struct AttentionGradient {
     /// As in `attention`.
     pub scale: f64,
+    /// Whether the sums of the probabilities' rows come as a fourth output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sums: bool,
 }
 
 pub(super) const RECORD: Record = Record {
     name: "attention_gradient",
     summary: "Gradient of attention from its output and log-sum-exp; the score matrix is never stored.",
-    formula: "p = e^(scale·q·k - lse); D[i,h] = Σ dout·out; dp = dout·v; ds = p·(dp - D); dq[i,h] = scale·Σ_j ds·k; dk[j,h'] = scale·Σ_{i,h→h'} ds·q; dv[j,h'] = Σ_{i,h→h'} p·dout",
+    formula: "p = e^(scale·q·k - lse); D[i,h] = Σ dout·out; dp = dout·v; ds = p·(dp - D); dq[i,h] = scale·Σ_j ds·k; dk[j,h'] = scale·Σ_{i,h→h'} ds·q; dv[j,h'] = Σ_{i,h→h'} p·dout; sums[i,h] = Σ_j p",
     source: "FlashAttention, arXiv 2205.14135, appendix B.2",
     operands: &[
         slot("q", "[T, Hq, D]", Accepts::Float),
@@ -28,8 +31,9 @@ pub(super) const RECORD: Record = Record {
         slot("dq", "[T, Hq, D]", Accepts::Float),
         slot("dk", "[S, Hk, D]", Accepts::Float),
         slot("dv", "[S, Hk, Dv]", Accepts::Float),
+        optional("sums", "[T, Hq]", Accepts::F32),
     ],
-    numerics: "f32 inside, any order; bf16 operands may round p and ds to bf16 before products; stored in q's dtype. With e = scale·Σ|q·k| + |lse| and m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e): magnitude of dq scale·Σ m·|k|, of dk scale·Σ m·|q|, of dv Σ p·(1 + 2e)·|dout|.",
+    numerics: "f32 inside, any order; bf16 operands may round p and ds to bf16 before products; stored in q's dtype. With e = scale·Σ|q·k| + |lse| and m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e): magnitude of dq scale·Σ m·|k|, of dk scale·Σ m·|q|, of dv Σ p·(1 + 2e)·|dout|, of sums Σ p·(1 + 2e), from the f32 probabilities.",
     gradient: "none",
     invariant: Invariant::Identity("Σ_j dv[j,h'] = Σ_{i,h→h'} dout[i,h] over rows that see a key"),
 };
@@ -49,7 +53,11 @@ impl Definition for AttentionGradient {
         if operands[3].dtype != q.dtype {
             return Err("out must have q's dtype".into());
         }
-        Ok(vec![q.clone(), k.clone(), v.clone()])
+        let mut outputs = vec![q.clone(), k.clone(), v.clone()];
+        if self.sums {
+            outputs.push(operands[4].clone());
+        }
+        Ok(outputs)
     }
 
     /// Five products over the causal half, counted as in attention.
@@ -66,6 +74,10 @@ impl Definition for AttentionGradient {
         let mut tolerance = attention::tolerance(outputs[0].dtype, q.dtype, q.sizes[2], terms);
         // `out` carries its own rounding into D.
         tolerance.accumulated += operands[3].dtype.unit_roundoff();
-        vec![tolerance; 3]
+        let mut tolerances = vec![tolerance; 3];
+        if self.sums {
+            tolerances.push(Tolerance::rounded(DType::F32, attention::roundings(q.sizes[2], k.sizes[0])));
+        }
+        tolerances
     }
 }

@@ -197,6 +197,7 @@ operators! {
     attention_check::AttentionCheck,
     loss_check::LossCheck,
     adamw_digest::AdamwDigest,
+    verify::Verify,
 }
 
 pub use activation::ActivationKind;
@@ -207,6 +208,7 @@ pub use digest::{
 pub use loss_check::LOSS_LIMIT;
 pub use product_check::{PRODUCT_LIMIT, ProductForm};
 pub use router::Scoring;
+pub use verify::VERIFY_LIMIT;
 
 impl Operator {
     /// The name in the printed form.

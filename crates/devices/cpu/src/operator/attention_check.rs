@@ -46,115 +46,163 @@ struct Parts<'a, X> {
     dv: Rows<'a, X>,
     mask: Mask<'a>,
     scale: f32,
+    sums: &'a [f32],
 }
 
-/// Adds `x·y` and `(x·y)²` to two sums, lane by lane.
-macro_rules! pair {
-    ($lanes:ident, $x:expr, $y:expr, $sums:expr) => {{
-        let (x, y) = ($x, $y);
-        let count = x.len().min(y.len());
-        let [mut sum, mut square] = $sums;
-        let mut start = 0;
-        while start < count {
-            let width = (count - start).min(WIDTH);
-            // SAFETY: start + width ≤ count.
-            let product = unsafe {
-                let x: $lanes = X::load_first(x.as_ptr().add(start), width);
-                x.mul(X::load_first(y.as_ptr().add(start), width))
-            };
-            sum = sum.add(product);
-            square = product.fused(product, square);
-            start += WIDTH;
-        }
-        [sum, square]
-    }};
-}
+/// Vectors of columns that are summed in registers at once.
+const TILE: usize = 2;
 
-/// `sum += sign·x`, `square += factor·x²`, column by column.
-macro_rules! columns {
-    ($lanes:ident, $x:expr, $sign:expr, $factor:expr, $sum:expr, $square:expr) => {{
-        let (x, sum, square) = ($x, &mut *$sum, &mut *$square);
-        let count = x.len().min(sum.len()).min(square.len());
-        let (sign, factor) = ($lanes::splat($sign), $lanes::splat($factor));
-        let mut start = 0;
-        while start < count {
-            let width = (count - start).min(WIDTH);
-            // SAFETY: start + width ≤ count.
-            unsafe {
-                let x: $lanes = X::load_first(x.as_ptr().add(start), width);
-                let (sums, squares) = (sum.as_mut_ptr().add(start), square.as_mut_ptr().add(start));
-                let value = x.fused(sign, f32::load_first(sums, width));
-                f32::store_first(value, sums, width);
-                let value = x.mul(x).fused(factor, f32::load_first(squares, width));
-                f32::store_first(value, squares, width);
+/// Calls `body(start, width, vector)` for the vectors of one tile of columns.
+macro_rules! tile {
+    ($columns:expr, $from:expr, |$start:ident, $width:ident, $vector:ident| $body:block) => {
+        for $vector in 0..TILE {
+            let $start = $from + $vector * WIDTH;
+            if $start < $columns {
+                let $width = ($columns - $start).min(WIDTH);
+                $body
             }
-            start += WIDTH;
         }
-    }};
+    };
 }
 
 kernel! {
-    /// The largest distance of one key head of one run.
+    /// The largest distance of one key head of one run. `along` has a value for each row and query head of the key head.
+    ///
+    /// A tile of columns at a time, so that sums stay in registers while rows pass by.
     fn run_distance[X: Element](
-        it: &'a Parts<'a, X>, rows: std::ops::Range<usize>, key_head: usize, unit: f64, sums: &'a mut [f32]
+        it: &'a Parts<'a, X>, rows: std::ops::Range<usize>, key_head: usize, unit: f64, along: &'a mut [f32]
     ) -> f64 {
         let (d, dv) = (it.q.columns, it.v.columns);
-        sums.fill(0.0);
-        let (value_sum, rest) = sums.split_at_mut(dv);
-        let (value_have, rest) = rest.split_at_mut(dv);
-        let (value_want, rest) = rest.split_at_mut(dv);
-        let (key_sum, rest) = rest.split_at_mut(d);
-        let (key_have, rest) = rest.split_at_mut(d);
-        let (key_want, unused) = rest.split_at_mut(d);
-        let none = [L::splat(0.0); 2];
-        let [mut of_queries, mut of_keys, mut of_out, mut of_values] = [none; 4];
         let each = it.q.heads / it.k.heads;
-        for row in rows.clone() {
-            let sees = !it.mask.visible(row).is_empty();
-            for head in key_head * each..(key_head + 1) * each {
-                let dout = it.dout.row(row, head);
-                let [sum, square] = pair!(L, it.out.row(row, head), dout, none);
-                of_out = [of_out[0].add(sum), of_out[1].add(square)];
-                if sees {
-                    columns!(L, dout, -1.0, 1.0, value_sum, value_want);
-                }
-                let q = it.q.row(row, head);
-                let factor = square.sum() * (it.scale * it.scale);
-                columns!(L, q, 0.0, factor, &mut unused[..d], key_want);
-                of_queries = pair!(L, q, it.dq.row(row, head), of_queries);
-            }
-            if row < it.mask.keys as usize {
-                let (dk, dv) = (it.dk.row(row, key_head), it.dv.row(row, key_head));
-                columns!(L, dv, 1.0, 1.0, value_sum, value_have);
-                columns!(L, dk, 1.0, 1.0, key_sum, key_have);
-                of_values = pair!(L, it.v.row(row, key_head), dv, of_values);
-                of_keys = pair!(L, it.k.row(row, key_head), dk, of_keys);
-            }
-        }
-        let unit = unit + 2f64.powi(-24) * (rows.len() as f64).sqrt();
+        let heads = key_head * each..(key_head + 1) * each;
+        let keys = rows.start..rows.end.min(it.mask.keys as usize).max(rows.start);
+        let root = (rows.len() as f64).sqrt();
+        let unit = unit + 2f64.powi(-24) * root;
         let mut largest = 0.0f64;
         let mut meet = |distance: f64, have: f64, want: f64| {
             let distance = distance.abs() / (unit * (have.sqrt() + want.sqrt()) + FLOOR);
             // Not below infinity: infinite or no number.
             largest = if distance < f64::INFINITY { largest.max(distance) } else { f64::INFINITY };
         };
+        let zero = L::splat(0.0);
+        along.fill(0.0);
+        let [mut of_out, mut of_values, mut of_queries, mut of_keys] = [[zero; 2]; 4];
+        let mut from = 0;
+        while from < dv {
+            let [mut sum, mut have, mut want, mut top_out, mut top] = [[zero; TILE]; 5];
+            let mut squares = along.iter_mut();
+            for row in rows.clone() {
+                let sees = if it.mask.visible(row).is_empty() { 0.0 } else { 1.0 };
+                for head in heads.clone() {
+                    let (dout, out) = (it.dout.row(row, head).as_ptr(), it.out.row(row, head).as_ptr());
+                    let mut square = zero;
+                    tile!(dv, from, |start, width, vector| {
+                        // SAFETY: start + width ≤ columns of each row.
+                        let (dout, out): (L, L) =
+                            unsafe { (X::load_first(dout.add(start), width), X::load_first(out.add(start), width)) };
+                        let product = dout.mul(out);
+                        of_out[0] = of_out[0].add(product);
+                        square = product.fused(product, square);
+                        top_out[vector] = out.abs().max(top_out[vector]);
+                        let seen = dout.mul(L::splat(sees));
+                        sum[vector] = sum[vector].sub(seen);
+                        want[vector] = seen.fused(seen, want[vector]);
+                    });
+                    of_out[1] = of_out[1].add(square);
+                    if let Some(along) = squares.next() {
+                        *along += square.sum();
+                    }
+                }
+            }
+            for row in keys.clone() {
+                let (v, dvalue) = (it.v.row(row, key_head).as_ptr(), it.dv.row(row, key_head).as_ptr());
+                tile!(dv, from, |start, width, vector| {
+                    // SAFETY: as above.
+                    let (v, dvalue): (L, L) =
+                        unsafe { (X::load_first(v.add(start), width), X::load_first(dvalue.add(start), width)) };
+                    let product = v.mul(dvalue);
+                    of_values = [of_values[0].add(product), product.fused(product, of_values[1])];
+                    top[vector] = v.abs().max(top[vector]);
+                    sum[vector] = sum[vector].add(dvalue);
+                    have[vector] = dvalue.fused(dvalue, have[vector]);
+                });
+            }
+            tile!(dv, from, |start, width, vector| {
+                let _ = start;
+                let [sum, have, want] = [sum[vector], have[vector], want[vector]].map(|lanes| lanes.to_array());
+                let [top_out, top] = [top_out[vector], top[vector]].map(|lanes| lanes.to_array());
+                for lane in 0..width {
+                    // A mean is not larger than the largest of what it is of.
+                    let above = f64::from(top_out[lane]) - f64::from(top[lane]);
+                    meet(above.max(0.0), f64::from(top[lane]).powi(2), 0.0);
+                    meet(f64::from(sum[lane]), f64::from(have[lane]), f64::from(want[lane]));
+                }
+            });
+            from += TILE * WIDTH;
+        }
+        let factor = it.scale * it.scale;
+        along.iter_mut().for_each(|along| *along *= factor);
+        let [mut most_query, mut most_key] = [zero; 2];
+        let mut from = 0;
+        while from < d {
+            let [mut sum, mut have, mut want] = [[zero; TILE]; 3];
+            let mut squares = along.iter();
+            for row in rows.clone() {
+                for head in heads.clone() {
+                    let (q, dq) = (it.q.row(row, head).as_ptr(), it.dq.row(row, head).as_ptr());
+                    let along = L::splat(squares.next().copied().unwrap_or(f32::INFINITY));
+                    tile!(d, from, |start, width, vector| {
+                        // SAFETY: as above.
+                        let (q, dq): (L, L) =
+                            unsafe { (X::load_first(q.add(start), width), X::load_first(dq.add(start), width)) };
+                        let product = q.mul(dq);
+                        of_queries = [of_queries[0].add(product), product.fused(product, of_queries[1])];
+                        want[vector] = q.mul(q).fused(along, want[vector]);
+                        most_query = q.abs().max(most_query);
+                    });
+                }
+            }
+            for row in keys.clone() {
+                let (k, dk) = (it.k.row(row, key_head).as_ptr(), it.dk.row(row, key_head).as_ptr());
+                tile!(d, from, |start, width, vector| {
+                    // SAFETY: as above.
+                    let (k, dk): (L, L) =
+                        unsafe { (X::load_first(k.add(start), width), X::load_first(dk.add(start), width)) };
+                    let product = k.mul(dk);
+                    of_keys = [of_keys[0].add(product), product.fused(product, of_keys[1])];
+                    sum[vector] = sum[vector].add(dk);
+                    have[vector] = dk.fused(dk, have[vector]);
+                    most_key = k.abs().max(most_key);
+                });
+            }
+            tile!(d, from, |start, width, vector| {
+                let _ = start;
+                let [sum, have, want] = [sum[vector], have[vector], want[vector]].map(|lanes| lanes.to_array());
+                for lane in 0..width {
+                    meet(f64::from(sum[lane]), f64::from(have[lane]), f64::from(want[lane]));
+                }
+            });
+            from += TILE * WIDTH;
+        }
         for (first, second) in [(of_queries, of_keys), (of_out, of_values)] {
             let [first, second] = [first, second].map(|sums| sums.map(|lanes| f64::from(lanes.sum())));
             meet(first[0] - second[0], first[1], second[1]);
         }
-        for ((sum, have), want) in value_sum.iter().zip(&*value_have).zip(&*value_want) {
-            meet(f64::from(*sum), f64::from(*have), f64::from(*want));
-        }
-        for ((sum, have), want) in key_sum.iter().zip(&*key_have).zip(&*key_want) {
-            meet(f64::from(*sum), f64::from(*have), f64::from(*want));
+        let size = f64::from(it.scale) * d as f64 * f64::from(most_query.largest()) * f64::from(most_key.largest());
+        let bound = 2f64.powi(-24) * (1.0 + root + size);
+        for row in rows.filter(|row| !it.mask.visible(*row).is_empty()) {
+            for sum in &it.sums[row * it.q.heads..][heads.clone()] {
+                let distance = (f64::from(*sum) - 1.0).abs() / bound;
+                largest = if distance < f64::INFINITY { largest.max(distance) } else { f64::INFINITY };
+            }
         }
         largest
     }
 }
 
-/// f32 values of a thread.
-fn values(columns: usize, value_columns: usize) -> usize {
-    (4 * columns + 3 * value_columns).next_multiple_of(WIDTH)
+/// f32 values of a thread: one for each row of the longest run and query head of a key head.
+fn values(rows: usize, heads: usize, key_heads: usize) -> usize {
+    (rows * heads / key_heads.max(1)).next_multiple_of(WIDTH)
 }
 
 impl Execute for AttentionCheck {
@@ -163,8 +211,8 @@ impl Execute for AttentionCheck {
     }
 
     fn workspace_bytes(&self, sizes: &Sizes<'_>) -> usize {
-        let (q, v) = (sizes.inputs[0].shape.sizes(), sizes.inputs[2].shape.sizes());
-        (sizes.threads * values(q[2], v[2]) + q[0] + 2) * size_of::<f32>()
+        let (q, k) = (sizes.inputs[0].shape.sizes(), sizes.inputs[1].shape.sizes());
+        (sizes.threads * values(q[0], q[1], k[1]) + q[0] + 2) * size_of::<f32>()
     }
 
     fn run(&self, task: &mut Task<'_, '_>) {
@@ -180,6 +228,7 @@ impl Execute for AttentionCheck {
         let (_, sums, _) = unsafe { sums.align_to_mut::<f32>() };
         let (pool, level) = (task.context.pool, task.context.level);
         let unit = task.inputs[0].dtype.unit_roundoff();
+        let row_sums = task.inputs[9].f32();
         let largest = AtomicU32::new(0);
         macro_rules! run {
             ($($operand:ident: $index:literal),*) => {{
@@ -187,15 +236,18 @@ impl Execute for AttentionCheck {
                     $($operand: Rows::new(&task.inputs[$index], $operand),)*
                     mask,
                     scale: self.scale as f32,
+                    sums: row_sums,
                 };
-                let each = values(it.q.columns, it.v.columns);
+                let each = values(rows, it.q.heads, it.k.heads);
+                let group = it.q.heads / it.k.heads;
                 let sums = super::parallel::Parts::new(sums);
                 pool.for_each_thread(found * it.k.heads, |thread, index| {
                     let (run, key_head) = (index / it.k.heads, index % it.k.heads);
                     let end = starts.get(run + 1).map_or(rows, |next| *next as usize);
+                    let run = starts[run] as usize..end;
                     // SAFETY: a thread's own part.
-                    let sums = unsafe { sums.part(thread * each, each) };
-                    let distance = run_distance(level, &it, starts[run] as usize..end, key_head, unit, sums);
+                    let along = unsafe { sums.part(thread * each, run.len() * group) };
+                    let distance = run_distance(level, &it, run, key_head, unit, along);
                     // Distances are not negative, so their bits are in their order.
                     largest.fetch_max((distance as f32).to_bits(), Ordering::Relaxed);
                 });

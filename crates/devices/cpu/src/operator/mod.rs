@@ -22,6 +22,7 @@ mod reduce;
 mod rope;
 mod routing;
 mod rows;
+mod verify;
 
 use crate::bind::{Layout, Output, View, Window};
 use crate::kernel::Context;

@@ -29,12 +29,13 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
 }
 
 /// With `e = scale·Σ|q·k| + |lse|` and `m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e)`: of dq `scale·Σ m·|k|`, of dk
-/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`.
+/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`, of sums `Σ p·(1 + 2e)`.
 pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Tensor]) -> Vec<Vec<f64>> {
     let heads = Heads::new(&operands[..3], &operands[6], &[]);
     let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
     let scale = attributes.scale;
     let [mut dq, mut dk, mut dv] = [heads.q, heads.k, heads.v].map(|x| vec![0.0; x.data.len()]);
+    let mut sums = vec![0.0; lse.data.len()];
     for (i, h) in heads.queries() {
         let (query, dout) = (heads.query(i, h), row(dout, i, h));
         let along = inner_absolute(dout, row(out, i, h));
@@ -47,7 +48,12 @@ pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Ten
             add_absolute(&mut dq[place(heads.q, i, h)], scale * m, heads.key(j, h));
             add_absolute(&mut dk[place(heads.k, j, g)], scale * m, query);
             add_absolute(&mut dv[place(heads.v, j, g)], p * (1.0 + 2.0 * e), dout);
+            sums[i * heads.q.sizes[1] + h] += p * (1.0 + 2.0 * e);
         }
     }
-    vec![dq, dk, dv]
+    let mut magnitudes = vec![dq, dk, dv];
+    if attributes.sums {
+        magnitudes.push(sums);
+    }
+    magnitudes
 }

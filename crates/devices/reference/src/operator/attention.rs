@@ -111,6 +111,7 @@ pub(crate) fn attention_gradient(
     let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
     let scale = attribute(attributes.scale, width);
     let [mut dq, mut dk, mut dv] = [heads.q, heads.k, heads.v].map(|x| Tensor::zeros(x.dtype, &x.sizes));
+    let mut sums = Tensor::zeros(DType::F32, &lse.sizes);
     for (i, h) in heads.queries() {
         let (query, dout) = (heads.query(i, h), row(dout, i, h));
         let along = inner(dout, row(out, i, h));
@@ -123,9 +124,14 @@ pub(crate) fn attention_gradient(
             add_scaled(&mut dq.data[q_place], scale * ds, heads.key(j, h));
             add_scaled(&mut dk.data[k_place], scale * ds, query);
             add_scaled(&mut dv.data[v_place], p, dout);
+            sums.data[i * heads.q.sizes[1] + h] += p;
         }
     }
-    vec![dq, dk, dv]
+    let mut outputs = vec![dq, dk, dv];
+    if attributes.sums {
+        outputs.push(sums);
+    }
+    outputs
 }
 
 /// The runs of rows that see nothing of each other.
@@ -142,6 +148,7 @@ fn runs(heads: &Heads<'_>) -> Vec<Range<usize>> {
 pub(crate) fn attention_check(attributes: &AttentionCheck, operands: &[Tensor]) -> Vec<Tensor> {
     let heads = Heads::new(&operands[..3], &operands[8], &[]);
     let [out, dout, dq, dk, dv] = [3, 4, 5, 6, 7].map(|index: usize| &operands[index]);
+    let sums = &operands[9];
     let mut worst = 0.0f64;
     for run in runs(&heads) {
         let unit = out.dtype.unit_roundoff() + 2f64.powi(-24) * (run.len() as f64).sqrt();
@@ -162,6 +169,10 @@ pub(crate) fn attention_check(attributes: &AttentionCheck, operands: &[Tensor]) 
                 let want: Vec<f64> = seeing.map(|(i, h)| row(dout, i, h)[c]).collect();
                 let total = have.iter().sum::<f64>() - want.iter().sum::<f64>();
                 meet(total, square(&have), square(&want));
+                let top = |x: f64, y: f64| x.max(y.abs());
+                let out = queries().map(|(i, h)| row(out, i, h)[c]).fold(0.0, top);
+                let most = keys.clone().map(|j| row(heads.v, j, g)[c]).fold(0.0, top);
+                meet((out - most).max(0.0), most * most, 0.0);
             }
             for c in 0..dk.sizes[2] {
                 let have: Vec<f64> = keys.clone().map(|j| row(dk, j, g)[c]).collect();
@@ -183,6 +194,15 @@ pub(crate) fn attention_check(attributes: &AttentionCheck, operands: &[Tensor]) 
             ] {
                 let total = first.iter().sum::<f64>() - second.iter().sum::<f64>();
                 meet(total, square(&first), square(&second));
+            }
+            let most = |x: &[f64]| x.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            let of_queries = queries().map(|(i, h)| most(heads.query(i, h))).fold(0.0, f64::max);
+            let of_keys = keys.clone().map(|j| most(row(heads.k, j, g))).fold(0.0, f64::max);
+            let size = attributes.scale * heads.q.sizes[2] as f64 * of_queries * of_keys;
+            let bound = 2f64.powi(-24) * (1.0 + (run.len() as f64).sqrt() + size);
+            for (i, h) in queries().filter(|(i, _)| !heads.visible(*i).is_empty()) {
+                let distance = (sums.data[i * heads.q.sizes[1] + h] - 1.0).abs() / bound;
+                worst = if distance.is_finite() { worst.max(distance) } else { f64::INFINITY };
             }
         }
     }

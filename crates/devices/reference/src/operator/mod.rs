@@ -10,6 +10,7 @@ pub(crate) mod place; // elements and rows moved to other places
 pub(crate) mod product; // products and sums
 pub(crate) mod rotary; // rotary position embedding
 pub(crate) mod routing; // experts: choice, order, balance
+pub(crate) mod verify; // results against the same by another route
 
 use toprope_program::tensor::round;
 use toprope_program::{DType, Operator, Tensor, Width, shape};
@@ -30,7 +31,25 @@ pub fn evaluate_bound(
     first: bool,
     width: Width,
 ) -> Vec<Tensor> {
-    let mut outputs = match operator {
+    let mut outputs = exact(operator, operands, symbols, first, width);
+    for output in &mut outputs {
+        if width == Width::Native || !output.dtype.is_float() {
+            let dtype = output.dtype;
+            output.data.iter_mut().for_each(|x| *x = round(dtype, *x));
+        }
+    }
+    outputs
+}
+
+/// As [`evaluate_bound`], nothing rounded at the end.
+fn exact(
+    operator: &Operator,
+    operands: &[Tensor],
+    symbols: &[usize],
+    first: bool,
+    width: Width,
+) -> Vec<Tensor> {
+    match operator {
         Operator::Cast(a) => elementwise::cast(a, operands),
         Operator::Add(a) => elementwise::add(a, operands),
         Operator::Multiply(a) => elementwise::multiply(a, operands),
@@ -74,14 +93,8 @@ pub fn evaluate_bound(
         Operator::AttentionCheck(a) => attention::attention_check(a, operands),
         Operator::LossCheck(a) => loss::loss_check(a, operands),
         Operator::AdamwDigest(a) => optimizer::adamw_digest(a, operands, width),
-    };
-    for output in &mut outputs {
-        if width == Width::Native || !output.dtype.is_float() {
-            let dtype = output.dtype;
-            output.data.iter_mut().for_each(|x| *x = round(dtype, *x));
-        }
+        Operator::Verify(a) => verify::verify(a, operands, width),
     }
-    outputs
 }
 
 /// An attribute as operators use it: rounded to f32, except in wide mode.

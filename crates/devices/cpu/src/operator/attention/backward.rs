@@ -50,18 +50,20 @@ impl Backward<'_> {
         key_head * each..(key_head + 1) * each
     }
 
-    /// One block of queries of one head: adds into dk and dv (rows counted from the run's first), gives dq.
+    /// One block of queries of one head: adds into dk and dv (rows counted from the run's first), gives dq and the sums of
+    /// the probabilities' rows.
     fn block(
         &self,
         alone: &Context<'_>,
         (queries, head, key_head, first_key): (Range<usize>, usize, usize, usize),
-        (dk, dv, dq): (&mut [f32], &mut [f32], &mut [f32]),
+        (dk, dv, dq, sums): (&mut [f32], &mut [f32], &mut [f32], &mut [f32]),
         scratch: &mut [f32],
         workspace: &mut [u8],
     ) {
         let rows = queries.len();
         let (columns, value_columns) = (self.q.columns, self.v.columns);
         dq.fill(0.0);
+        sums.fill(0.0);
         let q = self.q.matrix(queries.clone(), head);
         let dout = self.dout.matrix(queries.clone(), head);
         let narrow = self.k.values.is_bf16();
@@ -83,7 +85,7 @@ impl Backward<'_> {
                 }
                 let along = self.dout.dot(query, head, &self.out, query, head);
                 let lse = self.lse[query * self.q.heads + head];
-                gradient_row(
+                sums[row] += gradient_row(
                     alone.level,
                     &mut scores[seen.clone()],
                     &mut slopes[seen],
@@ -159,9 +161,10 @@ impl Execute for AttentionGradient {
         let found = runs(&mask, q.rows, starts);
         let starts = &starts[..found];
         let workspace = Parts::new(workspace);
-        let Some([dq, dk, dv]) = task.outputs.first_chunk_mut() else {
+        let Some(([dq, dk, dv], rest)) = task.outputs.split_first_chunk_mut() else {
             panic!("attention_gradient has three outputs")
         };
+        let all_sums = rest.first_mut().filter(|_| self.sums).map(|sums| Parts::new(sums.f32()));
         macro_rules! run {
             ($dq:expr, $dk:expr, $dv:expr) => {{
                 let (all_dq, all_dk, all_dv) = (Parts::new($dq), Parts::new($dk), Parts::new($dv));
@@ -184,7 +187,15 @@ impl Execute for AttentionGradient {
                             let queries = start..rows.end.min(start + QUERIES);
                             let dq = &mut dq[..queries.len() * q.columns];
                             let place = (queries.clone(), head, key_head, keys.start);
-                            it.block(&alone, place, (dk, dv, dq), scratch, products);
+                            let mut block_sums = [0.0; QUERIES];
+                            let block_sums = &mut block_sums[..queries.len()];
+                            it.block(&alone, place, (dk, dv, dq, block_sums), scratch, products);
+                            if let Some(all_sums) = &all_sums {
+                                for (query, sum) in queries.clone().zip(&*block_sums) {
+                                    // SAFETY: each item writes sums of its own heads.
+                                    unsafe { all_sums.part(query * q.heads + head, 1) }.fill(*sum);
+                                }
+                            }
                             finite &= all_finite(dq);
                             for (query, dq) in queries.zip(dq.chunks_exact(q.columns)) {
                                 // SAFETY: each item writes rows of its own heads.
@@ -193,11 +204,15 @@ impl Execute for AttentionGradient {
                         }
                     }
                     if !(finite && all_finite(dk) && all_finite(dv)) {
-                        exact::backward(&it, rows, key_head, dk, dv, |query, head, value| {
+                        exact::backward(&it, rows, key_head, dk, dv, |query, head, sum, value| {
                             // SAFETY: each item writes rows of its own heads.
                             let dq = unsafe { all_dq.part((query * q.heads + head) * q.columns, q.columns) };
                             for (column, dq) in dq.iter_mut().enumerate() {
                                 *dq = Element::from_f32(value(column));
+                            }
+                            if let Some(all_sums) = &all_sums {
+                                // SAFETY: as above.
+                                unsafe { all_sums.part(query * q.heads + head, 1) }.fill(sum);
                             }
                         });
                     }

@@ -36,14 +36,15 @@ pub(super) fn forward(
     }
 }
 
-/// As the blocked backward pass over one run of rows and one key head.
+/// As the blocked backward pass over one run of rows and one key head; `dq` is called with a query, a head, the sum of its
+/// probabilities and its row.
 pub(super) fn backward(
     it: &Backward<'_>,
     run: Range<usize>,
     key_head: usize,
     dk: &mut [f32],
     dv: &mut [f32],
-    mut dq: impl FnMut(usize, usize, &dyn Fn(usize) -> f32),
+    mut dq: impl FnMut(usize, usize, f32, &dyn Fn(usize) -> f32),
 ) {
     dk.fill(0.0);
     dv.fill(0.0);
@@ -58,8 +59,10 @@ pub(super) fn backward(
                 let dp = it.dout.dot(query, head, &it.v, key, key_head);
                 (p, it.scale * p * (dp - along))
             };
+            let mut sum = 0.0;
             for key in visible.clone() {
                 let (p, ds) = slope(key);
+                sum += p;
                 let row = key - run.start;
                 for (column, dk) in dk[row * columns..][..columns].iter_mut().enumerate() {
                     *dk += ds * it.q.at(query, head, column);
@@ -68,7 +71,7 @@ pub(super) fn backward(
                     *dv += p * it.dout.at(query, head, column);
                 }
             }
-            dq(query, head, &|column| {
+            dq(query, head, sum, &|column| {
                 visible.clone().map(|key| slope(key).1 * it.k.at(key, key_head, column)).sum()
             });
         }

@@ -79,10 +79,11 @@ kernel! {
 
 kernel! {
     /// Scores to probabilities `p = e^(scale·s - lse)`, and the gradients of probabilities to those of scores,
-    /// `scale·p·(dp - along)`.
-    pub(super) fn gradient_row[](scores: &'a mut [f32], dp: &'a mut [f32], scale: f32, lse: f32, along: f32) {
+    /// `scale·p·(dp - along)`. Gives `Σ p`.
+    pub(super) fn gradient_row[](scores: &'a mut [f32], dp: &'a mut [f32], scale: f32, lse: f32, along: f32) -> f32 {
         let count = scores.len().min(dp.len());
         let (scores, dp) = (scores.as_mut_ptr(), dp.as_mut_ptr());
+        let mut sum = L::splat(0.0);
         let mut start = 0;
         while start < count {
             let width = (count - start).min(WIDTH);
@@ -91,11 +92,13 @@ kernel! {
                 let score = f32::load_first::<L>(scores.add(start), width);
                 let p = exp(difference(score, scale, lse));
                 let slope = f32::load_first::<L>(dp.add(start), width).sub(L::splat(along));
+                sum = sum.add(if width < WIDTH { p.first(width, 0.0) } else { p });
                 f32::store_first::<L>(p, scores.add(start), width);
                 f32::store_first::<L>(p.mul(slope).mul(L::splat(scale)), dp.add(start), width);
             }
             start += WIDTH;
         }
+        sum.sum()
     }
 }
 
