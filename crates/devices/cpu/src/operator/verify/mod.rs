@@ -70,33 +70,53 @@ impl Unit {
     }
 }
 
-/// The largest quotient of pairs of lanes, without a division for each pair.
-#[derive(Clone, Copy)]
-struct Ratio<L> {
-    over: L,
-    under: L,
-    /// 0 as long as every dividend is a finite number.
-    poison: L,
+/// What a pass over the elements finds out.
+trait Mode: Send + Sync + 'static {
+    /// The largest distance, rather than whether one is not below 1.
+    const EXACT: bool;
 }
+
+/// Whether a distance is not below 1: what is asked always.
+struct Quick;
+
+impl Mode for Quick {
+    const EXACT: bool = false;
+}
+
+/// The largest distance: what is asked where one is not below 1.
+struct Exact;
+
+impl Mode for Exact {
+    const EXACT: bool = true;
+}
+
+/// The largest quotient of pairs of lanes, or a mark of those that are not below 1.
+#[derive(Clone, Copy)]
+struct Ratio<L>(L);
 
 impl<L: Lanes> Ratio<L> {
     #[inline(always)]
     fn new() -> Ratio<L> {
-        Ratio { over: L::splat(0.0), under: L::splat(1.0), poison: L::splat(0.0) }
+        Ratio(L::splat(0.0))
     }
 
     /// Meets `over / under`; neither is negative, and `under` is not 0.
     #[inline(always)]
-    fn meet(&mut self, over: L, under: L) {
-        let (held, new) = (self.over.mul(under), over.mul(self.under));
-        self.over = held.select_less(new, over, self.over);
-        self.under = held.select_less(new, under, self.under);
-        self.poison = over.fused(L::splat(0.0), self.poison);
+    fn meet<M: Mode>(&mut self, over: L, under: L) {
+        let limit = L::splat(f32::INFINITY);
+        if M::EXACT {
+            let quotient = over.div(under);
+            // Not below infinity: infinite or no number.
+            self.0 = quotient.select_less(limit, quotient, limit).max(self.0);
+        } else {
+            self.0 = over.select_less(under, self.0, limit);
+        }
     }
 
+    /// The largest distance; of a quick pass 0 where all are below 1.
     #[inline(always)]
     fn largest(self) -> f32 {
-        if self.poison.sum() == 0.0 { self.over.div(self.under).largest() } else { f32::INFINITY }
+        self.0.largest()
     }
 }
 

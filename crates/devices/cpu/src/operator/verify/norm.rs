@@ -1,6 +1,6 @@
 //! Norms of rows and their gradient, row by row and column by column, each operand read once.
 
-use super::{FLOOR, Ratio, Unit, Worst};
+use super::{Exact, FLOOR, Mode, Quick, Ratio, Unit, Worst};
 use crate::bind::View;
 use crate::kernel::{Context, Floats};
 use crate::lanes::{Element, WIDTH};
@@ -32,7 +32,7 @@ impl<X> Rows<'_, X> {
 
 kernel! {
     /// The largest distance of these rows of `x` and `y`. `unit` is of y, then of rstd.
-    fn norm_rows[X: Element, W: Element](
+    fn norm_rows[X: Element, W: Element, M: Mode](
         x: Rows<'a, X>,
         y: Rows<'a, X>,
         rows: std::ops::Range<usize>,
@@ -72,7 +72,7 @@ kernel! {
                     )
                 };
                 let want = weight.mul(scale).mul(x);
-                worst.meet(y.sub(want).abs(), want.abs().fused(relative, floor));
+                worst.meet::<M>(y.sub(want).abs(), want.abs().fused(relative, floor));
                 start += WIDTH;
             }
         }
@@ -97,7 +97,12 @@ pub(super) fn rms_norm(
             let (x, y) = (Rows { values: $x, stride }, Rows { values: $y, stride: y_stride });
             with_floats!(weight, weight => context.pool.for_each(rows.div_ceil(ROWS), |block| {
                 let rows = block * ROWS..rows.min((block + 1) * ROWS);
-                worst.meet(norm_rows(context.level, x, y, rows, weight, rstd, epsilon, unit));
+                let mut found =
+                    norm_rows::<_, _, Quick>(context.level, x, y, rows.clone(), weight, rstd, epsilon, unit);
+                if found >= 1.0 {
+                    found = norm_rows::<_, _, Exact>(context.level, x, y, rows, weight, rstd, epsilon, unit);
+                }
+                worst.meet(found);
             }))
         }};
     }
@@ -129,8 +134,9 @@ struct Parts3<'a, X, W, D> {
 }
 
 kernel! {
-    /// The largest distance of at most [`TOGETHER`] rows of dx; adds their parts of dweight and the sizes of these to sums.
-    fn gradient_rows[X: Element, W: Element, D: Element](
+    /// The largest distance of at most [`TOGETHER`] rows of dx; a quick pass adds their parts of dweight and the sizes of
+    /// these to sums.
+    fn gradient_rows[X: Element, W: Element, D: Element, M: Mode](
         it: &'a Parts3<'a, X, W, D>,
         rows: std::ops::Range<usize>,
         sums: &'a mut [f32],
@@ -191,15 +197,17 @@ kernel! {
                 let want = first.sub(x.mul(L::splat(*along)));
                 let magnitude = x.abs().fused(L::splat(*most), first.abs());
                 let bound = want.abs().fused(relative, magnitude.fused(accumulated, floor));
-                worst.meet(dx.sub(want).abs(), bound);
+                worst.meet::<M>(dx.sub(want).abs(), bound);
                 let part = slope.mul(x);
                 sum = sum.add(part);
                 size = size.add(part.abs());
             }
-            // SAFETY: as above.
-            unsafe {
-                f32::store_first(sum, sums.add(start), width);
-                f32::store_first(size, sizes.add(start), width);
+            if !M::EXACT {
+                // SAFETY: as above.
+                unsafe {
+                    f32::store_first(sum, sums.add(start), width);
+                    f32::store_first(size, sizes.add(start), width);
+                }
             }
             start += WIDTH;
         }
@@ -240,7 +248,13 @@ pub(super) fn gradient(
                         let end = rows.min((block + 1) * ROWS);
                         for start in (block * ROWS..end).step_by(TOGETHER) {
                             let rows = start..end.min(start + TOGETHER);
-                            worst.meet(gradient_rows(context.level, &it, rows, &mut *sums, &mut *sizes));
+                            let (level, again) = (context.level, rows.clone());
+                            let mut found =
+                                gradient_rows::<_, _, _, Quick>(level, &it, rows, &mut *sums, &mut *sizes);
+                            if found >= 1.0 {
+                                found = gradient_rows::<_, _, _, Exact>(level, &it, again, &mut *sums, &mut *sizes);
+                            }
+                            worst.meet(found);
                         }
                     });
                 }))

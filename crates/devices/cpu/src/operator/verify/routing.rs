@@ -37,6 +37,12 @@ fn larger(held: f64, new: f64) -> f64 {
     if new < f64::INFINITY { held.max(new) } else { f64::INFINITY }
 }
 
+/// `over / under` where that is above 1, else 0: divisions are for what is wrong.
+#[inline(always)]
+fn beyond(over: f64, under: f64) -> f64 {
+    if over <= under { 0.0 } else { larger(0.0, over / under) }
+}
+
 kernel! {
     /// The largest distance of scores from the logistic function of these logits.
     fn logistic[](logits: &'a [f32], scores: &'a [f32], unit: f64) -> f64 {
@@ -52,7 +58,7 @@ kernel! {
                 worst[lane] = larger(worst[lane], (got[lane] - want).abs() / (unit * want + f64::from(FLOOR)));
             }
         }
-        worst.iter().fold(0.0, |held, new| larger(held, *new))
+        worst.into_iter().fold(0.0, larger)
     }
 }
 
@@ -103,11 +109,10 @@ pub(super) fn router(
                 rows.map(|(logits, scores)| softmax(logits, scores, unit)).fold(0.0, larger)
             }
         };
-        for (token, scores) in tokens.zip(scores.chunks_exact(experts)) {
-            let place = token * top_k..(token + 1) * top_k;
-            let chosen = Chosen { scores, bias, indices: &indices[place.clone()], weights: &weights[place] };
-            largest = larger(largest, chosen.distance(router, units[2], scratch));
-        }
+        let place = tokens.start * top_k..tokens.end * top_k;
+        let (indices, weights) = (&indices[place.clone()], &weights[place]);
+        let all = Chosen { scores, bias, indices, weights };
+        largest = larger(largest, choices(context.level, all, router, units[2], scratch));
         worst.meet(largest as f32);
     });
     let found = &mut found[..experts];
@@ -121,7 +126,22 @@ pub(super) fn router(
     worst.demand(counts.iter().zip(&*found).all(|(count, found)| f64::from(*count) == *found));
 }
 
-/// One token's choice.
+kernel! {
+    /// The largest distance of any of some tokens' choices.
+    fn choices[](all: Chosen<'a>, router: &'a Router, weighted: Unit, scratch: &'a mut [f64]) -> f64 {
+        let _ = std::marker::PhantomData::<L>;
+        let mut largest = 0.0;
+        let chosen = all.indices.chunks_exact(router.top_k).zip(all.weights.chunks_exact(router.top_k));
+        for (scores, (indices, weights)) in all.scores.chunks_exact(all.bias.len()).zip(chosen) {
+            let one = Chosen { scores, bias: all.bias, indices, weights };
+            largest = larger(largest, one.distance(router, weighted, scratch));
+        }
+        largest
+    }
+}
+
+/// Tokens' choices.
+#[derive(Clone, Copy)]
 struct Chosen<'a> {
     scores: &'a [f32],
     bias: &'a [f32],
@@ -130,7 +150,8 @@ struct Chosen<'a> {
 }
 
 impl Chosen<'_> {
-    /// What the certificate lacks, as the contract defines it.
+    /// What one token's certificate lacks, as the contract defines it.
+    #[inline(always)]
     fn distance(&self, router: &Router, weighted: Unit, scratch: &mut [f64]) -> f64 {
         let experts = self.scores.len();
         let (b, rest) = scratch.split_at_mut(experts);
@@ -138,7 +159,7 @@ impl Chosen<'_> {
         let mut size = 0.0f64;
         for ((b, score), bias) in b.iter_mut().zip(self.scores).zip(self.bias) {
             *b = f64::from(*score) + f64::from(*bias);
-            size = larger(size, f64::from(score.abs()) + f64::from(bias.abs()));
+            size = size.max(f64::from(score.abs()) + f64::from(bias.abs()));
         }
         let unit = size * 2f64.powi(-22) + f64::from(FLOOR);
         let members = experts / router.groups;
@@ -198,8 +219,8 @@ impl Chosen<'_> {
         let scale = f64::from(router.scale as f32) / divisor;
         for (weight, expert) in self.weights.iter().zip(self.indices) {
             let want = scale * f64::from(self.scores[*expert as usize]);
-            let distance = (f64::from(*weight) - want).abs() / weighted.bound(want, want.abs());
-            largest = larger(largest, distance);
+            let over = (f64::from(*weight) - want).abs();
+            largest = larger(largest, beyond(over, weighted.bound(want, want.abs())));
         }
         largest
     }
@@ -222,32 +243,78 @@ fn borders(scores: &[f64], count: usize) -> (f64, f64) {
     (last, best)
 }
 
+/// Elements of a few tokens of the router's gradient.
+#[derive(Clone, Copy)]
+struct Slopes<'a> {
+    scores: &'a [f32],
+    indices: &'a [i32],
+    weights: &'a [f32],
+    dweights: &'a [f32],
+    dscores: Option<&'a [f32]>,
+    dlogits: &'a [f32],
+    experts: usize,
+}
+
 kernel! {
-    /// The largest distance of one token's dlogits; `g` and `size` are scratch memory.
-    fn gradient_token[](
-        softmax: bool,
-        scores: &'a [f32],
-        dlogits: &'a [f32],
-        g: &'a mut [f64],
-        size: &'a mut [f64],
-        unit: Unit,
-    ) -> f64 {
+    /// The largest distance of some tokens' dlogits; `g` and `size` are scratch memory.
+    fn slopes[](it: Slopes<'a>, router: &'a RouterGradient, unit: Unit, g: &'a mut [f64], size: &'a mut [f64]) -> f64 {
         let _ = std::marker::PhantomData::<L>;
-        let [mut mean, mut most] = [0.0f64; 2];
-        if softmax {
-            for ((score, g), size) in scores.iter().zip(&*g).zip(&*size) {
-                mean += g * f64::from(*score);
-                most += size * f64::from(*score);
+        let (experts, scale) = (it.experts, f64::from(router.scale as f32));
+        let tokens = it.scores.len() / experts.max(1);
+        let top_k = it.indices.len() / tokens.max(1);
+        let softmax = router.scoring == Scoring::Softmax;
+        let mut largest = 0.0f64;
+        for token in 0..tokens {
+            let (row, place) = (token * experts..(token + 1) * experts, token * top_k..(token + 1) * top_k);
+            let (scores, dlogits) = (&it.scores[row.clone()], &it.dlogits[row.clone()]);
+            let (indices, dweights) = (&it.indices[place.clone()], &it.dweights[place.clone()]);
+            match it.dscores {
+                Some(dscores) => {
+                    for ((g, size), d) in g.iter_mut().zip(&mut *size).zip(&dscores[row]) {
+                        (*g, *size) = (f64::from(*d), f64::from(d.abs()));
+                    }
+                }
+                None => {
+                    g.fill(0.0);
+                    size.fill(0.0);
+                }
             }
+            let inside = |expert: &i32| usize::try_from(*expert).ok().filter(|expert| *expert < experts);
+            let [mut divisor, mut along, mut along_size] = [1.0, 0.0, 0.0];
+            if router.normalize {
+                divisor = 1e-20;
+                for ((expert, dweight), weight) in indices.iter().zip(dweights).zip(&it.weights[place]) {
+                    divisor += inside(expert).map_or(0.0, |expert| f64::from(scores[expert]));
+                    let product = f64::from(*dweight) * f64::from(*weight);
+                    along += product;
+                    along_size += product.abs();
+                }
+            }
+            let share = 1.0 / divisor;
+            for (expert, dweight) in indices.iter().zip(dweights) {
+                if let Some(expert) = inside(expert) {
+                    let first = scale * f64::from(*dweight);
+                    g[expert] += (first - along) * share;
+                    size[expert] += (first.abs() + along_size) * share;
+                }
+            }
+            let [mut mean, mut most] = [0.0f64; 2];
+            if softmax {
+                for ((score, g), size) in scores.iter().zip(&*g).zip(&*size) {
+                    mean += g * f64::from(*score);
+                    most += size * f64::from(*score);
+                }
+            }
+            let mut worst = 0.0f64;
+            for (((score, got), g), size) in scores.iter().zip(dlogits).zip(&*g).zip(&*size) {
+                let s = f64::from(*score);
+                let want = if softmax { s * (g - mean) } else { (s - s * s) * g };
+                let over = (f64::from(*got) - want).abs();
+                worst = larger(worst, beyond(over, unit.bound(want, s * (size + most))));
+            }
+            largest = larger(largest, worst);
         }
-        let mut worst = 0.0f64;
-        for (((score, got), g), size) in scores.iter().zip(dlogits).zip(&*g).zip(&*size) {
-            let s = f64::from(*score);
-            let want = if softmax { s * (g - mean) } else { (s - s * s) * g };
-            let magnitude = s * (size + most);
-            worst = larger(worst, (f64::from(*got) - want).abs() / unit.bound(want, magnitude));
-        }
-        worst
+        largest
     }
 }
 
@@ -271,48 +338,65 @@ pub(super) fn gradient(
         // SAFETY: one thread's scratch memory.
         let scratch = unsafe { own.part(2 * thread * experts, 2 * experts) };
         let (g, size) = scratch.split_at_mut(experts);
-        let mut largest = 0.0f64;
-        for token in block * TOKENS..tokens.min((block + 1) * TOKENS) {
-            let row = token * experts..(token + 1) * experts;
-            let place = token * top_k..(token + 1) * top_k;
-            let scores = &scores[row.clone()];
-            match dscores {
-                Some(dscores) => {
-                    for ((g, size), d) in g.iter_mut().zip(&mut *size).zip(&dscores[row.clone()]) {
-                        (*g, *size) = (f64::from(*d), f64::from(d.abs()));
-                    }
-                }
-                None => {
-                    g.fill(0.0);
-                    size.fill(0.0);
-                }
-            }
-            let inside = |expert: &i32| usize::try_from(*expert).ok().filter(|expert| *expert < experts);
-            let [mut divisor, mut along, mut along_size] = [1.0, 0.0, 0.0];
-            let pairs = || indices[place.clone()].iter().zip(&dweights[place.clone()]);
-            if router.normalize {
-                divisor = 1e-20;
-                for ((expert, dweight), weight) in pairs().zip(&weights[place.clone()]) {
-                    divisor += inside(expert).map_or(0.0, |expert| f64::from(scores[expert]));
-                    let product = f64::from(*dweight) * f64::from(*weight);
-                    along += product;
-                    along_size += product.abs();
-                }
-            }
-            let scale = f64::from(router.scale as f32);
-            for (expert, dweight) in pairs() {
-                if let Some(expert) = inside(expert) {
-                    let first = scale * f64::from(*dweight);
-                    g[expert] += (first - along) / divisor;
-                    size[expert] += (first.abs() + along_size) / divisor;
-                }
-            }
-            let softmax = router.scoring == Scoring::Softmax;
-            let found = gradient_token(context.level, softmax, scores, &dlogits[row], g, size, units[0]);
-            largest = larger(largest, found);
-        }
-        worst.meet(largest as f32);
+        let tokens = block * TOKENS..tokens.min((block + 1) * TOKENS);
+        let rows = tokens.start * experts..tokens.end * experts;
+        let place = tokens.start * top_k..tokens.end * top_k;
+        let it = Slopes {
+            scores: &scores[rows.clone()],
+            indices: &indices[place.clone()],
+            weights: &weights[place.clone()],
+            dweights: &dweights[place],
+            dscores: dscores.map(|dscores| &dscores[rows.clone()]),
+            dlogits: &dlogits[rows],
+            experts,
+        };
+        worst.meet(slopes(context.level, it, router, units[0], g, size) as f32);
     });
+}
+
+/// One sequence of the balance term, or of its gradient.
+#[derive(Clone, Copy)]
+struct Sequence<'a> {
+    scores: &'a [f32],
+    /// The gradient of this sequence's loss and dscores, where it is the gradient.
+    gradient: Option<(f32, &'a [f32])>,
+    loss: f32,
+    length: f64,
+    unit: Unit,
+}
+
+kernel! {
+    /// Its largest distance, from the experts' loads; `affinity` is scratch memory.
+    fn sequence_distance[](it: Sequence<'a>, load: &'a [f64], affinity: &'a mut [f64]) -> f64 {
+        let _ = std::marker::PhantomData::<L>;
+        let experts = load.len();
+        let mut worst = 0.0f64;
+        affinity.fill(0.0);
+        for (row, scores) in it.scores.chunks_exact(experts).enumerate() {
+            let [mut sum, mut mean] = [0.0f64; 2];
+            for (score, load) in scores.iter().zip(load) {
+                sum += f64::from(*score);
+                mean += f64::from(*score) * load;
+            }
+            let share = 1.0 / sum;
+            let Some((dloss, got)) = it.gradient else {
+                affinity.iter_mut().zip(scores).for_each(|(all, score)| *all += f64::from(*score) * share);
+                continue;
+            };
+            let (mean, factor) = (mean * share, f64::from(dloss) / it.length * share);
+            for (got, load) in got[row * experts..][..experts].iter().zip(load) {
+                let want = factor * (load - mean);
+                let bound = it.unit.bound(want, factor.abs() * (load + mean));
+                worst = larger(worst, beyond((f64::from(*got) - want).abs(), bound));
+            }
+        }
+        if it.gradient.is_none() {
+            let sum: f64 = load.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
+            let want = sum / it.length;
+            worst = larger(worst, beyond((f64::from(it.loss) - want).abs(), it.unit.bound(want, want)));
+        }
+        worst
+    }
 }
 
 /// The balance term of each sequence, or its gradient.
@@ -334,39 +418,22 @@ pub(super) fn balance(
         let scratch = unsafe { own.part(2 * thread * experts, 2 * experts) };
         let (load, affinity) = scratch.split_at_mut(experts);
         load.fill(0.0);
-        affinity.fill(0.0);
         for expert in &indices[sequence * length * top_k..][..length * top_k] {
             if let Some(load) = usize::try_from(*expert).ok().and_then(|expert| load.get_mut(expert)) {
-                *load += experts as f64 / (top_k * length) as f64;
+                *load += 1.0;
             }
         }
+        let each = experts as f64 / (top_k * length) as f64;
+        load.iter_mut().for_each(|load| *load *= each);
         let place = sequence * length * experts..(sequence + 1) * length * experts;
-        let mut largest = 0.0f64;
-        for (row, scores) in scores[place.clone()].chunks_exact(experts).enumerate() {
-            let [mut sum, mut mean] = [0.0f64; 2];
-            for (score, load) in scores.iter().zip(&*load) {
-                sum += f64::from(*score);
-                mean += f64::from(*score) * load;
-            }
-            if !is_gradient {
-                let share = 1.0 / sum;
-                affinity.iter_mut().zip(scores).for_each(|(all, score)| *all += f64::from(*score) * share);
-                continue;
-            }
-            let (mean, factor) = (mean / sum, f64::from(third[sequence]) / (length as f64 * sum));
-            let got = &last[place.start + row * experts..][..experts];
-            for (got, load) in got.iter().zip(&*load) {
-                let want = factor * (load - mean);
-                let bound = units[0].bound(want, factor.abs() * (load + mean));
-                largest = larger(largest, (f64::from(*got) - want).abs() / bound);
-            }
-        }
-        if !is_gradient {
-            let sum: f64 = load.iter().zip(&*affinity).map(|(load, affinity)| load * affinity).sum();
-            let want = sum / length as f64;
-            largest = larger(largest, (f64::from(last[sequence]) - want).abs() / units[0].bound(want, want));
-        }
-        worst.meet(largest as f32);
+        let it = Sequence {
+            scores: &scores[place.clone()],
+            gradient: is_gradient.then(|| (third[sequence], &last[place])),
+            loss: if is_gradient { 0.0 } else { third[sequence] },
+            length: length as f64,
+            unit: units[0],
+        };
+        worst.meet(sequence_distance(context.level, it, load, affinity) as f32);
     });
 }
 
