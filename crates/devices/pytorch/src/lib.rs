@@ -20,7 +20,8 @@ use toprope_protocol::{Hello, VERSION};
 use toprope_world::{SharedRegion, World};
 
 /// What the interpreter runs.
-pub const WORKER: &str = concat!(include_str!("operators.py"), include_str!("verify.py"), include_str!("worker.py"));
+pub const WORKER: &str =
+    concat!(include_str!("operators.py"), include_str!("verify.py"), include_str!("worker.py"));
 
 /// Reads the script from its file and runs it under a name that tracebacks can show.
 const RUN: &str = "import sys; exec(compile(open(sys.argv[1], 'rb').read(), 'toprope-worker.py', 'exec'))";

@@ -5,10 +5,10 @@ use crate::device::CheckMask;
 use crate::philox;
 
 /// At the level `Sampled` every check fires at least once in this many steps.
-pub const STEPS_MAX: usize = 16;
+pub const STEPS_MAX: usize = 20;
 
 /// What `Sampled` may cost, as a share of the step, as long as [`STEPS_MAX`] allows it.
-const SHARE_MAX: f64 = 0.01;
+const SHARE_MAX: f64 = 0.005;
 
 /// The checks that fire in step `step`: all of them at `Full`, none at `Off`; at `Sampled` one of at most [`STEPS_MAX`]
 /// parts of equal cost, each in its turn, and those that must fire in every step. The same for the same arguments; `seed` chooses the parts' order.

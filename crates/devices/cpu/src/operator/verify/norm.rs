@@ -267,13 +267,14 @@ pub(super) fn gradient(
         }
     }
     with_floats!(dweight.floats(), dweight => {
-        for (column, got) in dweight.iter().enumerate() {
-            let (mut sum, mut size) = (0.0f64, 0.0f64);
-            for block in sums.chunks_exact(2 * columns) {
-                sum += f64::from(block[column]);
-                size += f64::from(block[columns + column]);
-            }
-            worst.element(got.to_f32(), sum, units[1].bound(sum, size));
+        // In the order in which they lie: the sums, then their sizes.
+        let mut totals = vec![0.0f64; 2 * columns];
+        for block in sums.chunks_exact(2 * columns) {
+            totals.iter_mut().zip(block).for_each(|(total, part)| *total += f64::from(*part));
+        }
+        let (sum, size) = totals.split_at(columns);
+        for ((got, sum), size) in dweight.iter().zip(sum).zip(size) {
+            worst.element(got.to_f32(), *sum, units[1].bound(*sum, *size));
         }
     });
 }
