@@ -3,7 +3,7 @@
 use super::{Exact, FLOOR, Mode, Quick, Ratio, Unit, Worst};
 use crate::bind::View;
 use crate::kernel::{Context, Floats};
-use crate::lanes::{Element, WIDTH};
+use crate::lanes::{Element, Lanes, WIDTH};
 use crate::level::kernel;
 use crate::operator::floats::with_floats;
 use crate::operator::parallel::Parts;
@@ -30,6 +30,36 @@ impl<X> Rows<'_, X> {
     }
 }
 
+/// `Σ x²` of a row.
+///
+/// # Safety
+/// `x` is readable for `columns` elements.
+#[inline(always)]
+unsafe fn square<L: Lanes, X: Element>(x: *const X, columns: usize) -> f64 {
+    let mut sums = [L::splat(0.0); 2];
+    let whole = columns - columns % WIDTH;
+    // SAFETY: the caller's promise; start + 16 ≤ whole ≤ columns.
+    unsafe {
+        for start in (0..whole).step_by(WIDTH) {
+            let value: L = X::load(x.add(start));
+            sums = [sums[1], value.fused(value, sums[0])];
+        }
+        if whole < columns {
+            let value: L = X::load_first(x.add(whole), columns - whole);
+            sums[0] = value.fused(value, sums[0]);
+        }
+    }
+    f64::from(sums[0].sum()) + f64::from(sums[1].sum())
+}
+
+/// Meets sixteen elements of y with what x and weight make of them. No closure: those are compiled without the level's
+/// features where they are not inlined.
+#[inline(always)]
+fn meet<L: Lanes, M: Mode>([x, y, weight]: [L; 3], [scale, relative, floor]: [L; 3], worst: &mut Ratio<L>) {
+    let want = weight.mul(scale).mul(x);
+    worst.meet::<M>(y.sub(want).abs(), want.abs().fused(relative, floor));
+}
+
 kernel! {
     /// The largest distance of these rows of `x` and `y`. `unit` is of y, then of rstd.
     fn norm_rows[X: Element, W: Element, M: Mode](
@@ -42,38 +72,29 @@ kernel! {
         unit: [f32; 2],
     ) -> f32 {
         let columns = weight.len();
+        let whole = columns - columns % WIDTH;
         let mut worst = Ratio::<L>::new();
         let mut of_scales = 0.0f64;
         for row in rows {
             let (x, y, weight) = (x.row(row, columns), y.row(row, columns), weight.as_ptr());
-            let mut sums = [L::splat(0.0); 2];
-            let mut start = 0;
-            while start < columns {
-                let width = (columns - start).min(WIDTH);
-                // SAFETY: start + width ≤ columns, the length of every row.
-                let value: L = unsafe { X::load_first(x.add(start), width) };
-                sums = [sums[1], value.fused(value, sums[0])];
-                start += WIDTH;
-            }
-            let square = f64::from(sums[0].sum()) + f64::from(sums[1].sum());
+            // SAFETY: the row has that many elements.
+            let square = unsafe { square::<L, X>(x, columns) };
             let scale = 1.0 / (square / columns as f64 + epsilon).sqrt();
             let distance = (f64::from(rstd[row]) - scale).abs() / (f64::from(unit[1]) * scale + f64::from(FLOOR));
             of_scales = if distance < f64::INFINITY { of_scales.max(distance) } else { f64::INFINITY };
             let (scale, relative, floor) = (L::splat(scale as f32), L::splat(unit[0]), L::splat(FLOOR));
-            let mut start = 0;
-            while start < columns {
-                let width = (columns - start).min(WIDTH);
-                // SAFETY: as above.
-                let (x, y, weight): (L, L, L) = unsafe {
-                    (
-                        X::load_first(x.add(start), width),
-                        X::load_first(y.add(start), width),
-                        W::load_first(weight.add(start), width),
-                    )
-                };
-                let want = weight.mul(scale).mul(x);
-                worst.meet::<M>(y.sub(want).abs(), want.abs().fused(relative, floor));
-                start += WIDTH;
+            let scales = [scale, relative, floor];
+            // SAFETY: start + 16 ≤ whole ≤ columns, the length of every row; then the rest of them.
+            unsafe {
+                for start in (0..whole).step_by(WIDTH) {
+                    let (x, y) = (X::load(x.add(start)), X::load(y.add(start)));
+                    meet::<L, M>([x, y, W::load(weight.add(start))], scales, &mut worst);
+                }
+                if whole < columns {
+                    let rest = columns - whole;
+                    let (x, y) = (X::load_first(x.add(whole), rest), X::load_first(y.add(whole), rest));
+                    meet::<L, M>([x, y, W::load_first(weight.add(whole), rest)], scales, &mut worst);
+                }
             }
         }
         worst.largest().max(of_scales as f32)
@@ -133,6 +154,87 @@ struct Parts3<'a, X, W, D> {
     unit: [f32; 2],
 }
 
+/// Sixteen elements, or where that is known to be too many the first `width` and zeros: a loop over whole vectors holds no code
+/// for parts of one.
+///
+/// # Safety
+/// `pointer` is readable for 16 elements, or for `width`.
+#[inline(always)]
+unsafe fn take<L: Lanes, X: Element, const WHOLE: bool>(pointer: *const X, width: usize) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { if WHOLE { X::load::<L>(pointer) } else { X::load_first::<L>(pointer, width) } }
+}
+
+/// `Σ x·dy·weight` and `Σ |x·dy·weight|` over the columns of a row.
+///
+/// # Safety
+/// All are readable for `columns` elements.
+#[inline(always)]
+unsafe fn along<L: Lanes, X: Element, W: Element, D: Element>(
+    (x, dy, weight): (*const X, *const D, *const W),
+    columns: usize,
+) -> [f32; 2] {
+    let [mut sum, mut size] = [L::splat(0.0); 2];
+    let whole = columns - columns % WIDTH;
+    // SAFETY: the caller's promise; start + 16 ≤ whole ≤ columns.
+    unsafe {
+        for start in (0..whole).step_by(WIDTH) {
+            let (x, dy, weight): (L, L, L) =
+                (X::load(x.add(start)), D::load(dy.add(start)), W::load(weight.add(start)));
+            let product = x.mul(dy);
+            (sum, size) = (product.fused(weight, sum), product.abs().fused(weight.abs(), size));
+        }
+        if whole < columns {
+            let rest = columns - whole;
+            let (x, dy): (L, L) = (X::load_first(x.add(whole), rest), D::load_first(dy.add(whole), rest));
+            let (product, weight): (L, L) = (x.mul(dy), W::load_first(weight.add(whole), rest));
+            (sum, size) = (product.fused(weight, sum), product.abs().fused(weight.abs(), size));
+        }
+    }
+    [sum.sum(), size.sum()]
+}
+
+/// One vector of columns of all `rows`: their distances, and what they add to dweight and its size.
+///
+/// # Safety
+/// `width` columns from `start` are inside every row and `sums`, which holds the sizes `apart` behind; 16 where `WHOLE`.
+#[inline(always)]
+unsafe fn gradient_columns<L: Lanes, X: Element, W: Element, D: Element, M: Mode, const WHOLE: bool>(
+    it: &Parts3<'_, X, W, D>,
+    (rows, scales): (std::ops::Range<usize>, &[[f32; 3]; TOGETHER]),
+    (start, width): (usize, usize),
+    (sums, sizes): (*mut f32, *mut f32),
+    worst: &mut Ratio<L>,
+) {
+    let columns = it.weight.len();
+    let (relative, accumulated, floor) = (L::splat(it.unit[0]), L::splat(it.unit[1]), L::splat(FLOOR));
+    // SAFETY: the caller's promise.
+    unsafe {
+        let weight: L = take::<L, W, WHOLE>(it.weight.as_ptr().add(start), width);
+        let mut sum: L = take::<L, f32, WHOLE>(sums.add(start), width);
+        let mut size: L = take::<L, f32, WHOLE>(sizes.add(start), width);
+        for (row, [scale, along, most]) in rows.zip(scales) {
+            let (x, dy, dx) = (it.x.row(row, columns), it.dy.row(row, columns), it.dx.row(row, columns));
+            let x: L = take::<L, X, WHOLE>(x.add(start), width);
+            let dy: L = take::<L, D, WHOLE>(dy.add(start), width);
+            let dx: L = take::<L, X, WHOLE>(dx.add(start), width);
+            let slope = dy.mul(L::splat(*scale));
+            let first = slope.mul(weight);
+            let want = first.sub(x.mul(L::splat(*along)));
+            let magnitude = x.abs().fused(L::splat(*most), first.abs());
+            let bound = want.abs().fused(relative, magnitude.fused(accumulated, floor));
+            worst.meet::<M>(dx.sub(want).abs(), bound);
+            let part = slope.mul(x);
+            sum = sum.add(part);
+            size = size.add(part.abs());
+        }
+        if !M::EXACT {
+            f32::store_first(sum, sums.add(start), width);
+            f32::store_first(size, sizes.add(start), width);
+        }
+    }
+}
+
 kernel! {
     /// The largest distance of at most [`TOGETHER`] rows of dx; a quick pass adds their parts of dweight and the sizes of
     /// these to sums.
@@ -143,73 +245,28 @@ kernel! {
         sizes: &'a mut [f32],
     ) -> f32 {
         let columns = it.weight.len();
-        let weight = it.weight.as_ptr();
-        let (sums, sizes) = (sums[..columns].as_mut_ptr(), sizes[..columns].as_mut_ptr());
+        let out = (sums[..columns].as_mut_ptr(), sizes[..columns].as_mut_ptr());
         let mut scales = [[0.0f32; 3]; TOGETHER];
         for (row, scales) in rows.clone().zip(&mut scales) {
             let (x, dy) = (it.x.row(row, columns), it.dy.row(row, columns));
-            let [mut sum, mut size] = [L::splat(0.0); 2];
-            let mut start = 0;
-            while start < columns {
-                let width = (columns - start).min(WIDTH);
-                // SAFETY: start + width ≤ columns, the length of every row.
-                let (x, dy, weight): (L, L, L) = unsafe {
-                    (
-                        X::load_first(x.add(start), width),
-                        D::load_first(dy.add(start), width),
-                        W::load_first(weight.add(start), width),
-                    )
-                };
-                let product = x.mul(dy);
-                sum = product.fused(weight, sum);
-                size = product.abs().fused(weight.abs(), size);
-                start += WIDTH;
-            }
+            // SAFETY: each is as long as there are columns.
+            let [sum, size] = unsafe { along::<L, X, W, D>((x, dy, it.weight.as_ptr()), columns) };
             let scale = it.rstd[row];
             let cube = f64::from(scale) * f64::from(scale) * f64::from(scale) / columns as f64;
-            *scales = [scale, (cube * f64::from(sum.sum())) as f32, (cube * f64::from(size.sum())).abs() as f32];
+            *scales = [scale, (cube * f64::from(sum)) as f32, (cube * f64::from(size)).abs() as f32];
         }
         let mut worst = Ratio::<L>::new();
-        let (relative, accumulated, floor) = (L::splat(it.unit[0]), L::splat(it.unit[1]), L::splat(FLOOR));
-        let mut start = 0;
-        while start < columns {
-            let width = (columns - start).min(WIDTH);
-            // SAFETY: as above.
-            let (weight, mut sum, mut size): (L, L, L) = unsafe {
-                (
-                    W::load_first(weight.add(start), width),
-                    f32::load_first(sums.add(start), width),
-                    f32::load_first(sizes.add(start), width),
-                )
-            };
-            for (row, [scale, along, most]) in rows.clone().zip(&scales) {
-                let (x, dy, dx) = (it.x.row(row, columns), it.dy.row(row, columns), it.dx.row(row, columns));
-                // SAFETY: as above.
-                let (x, dy, dx): (L, L, L) = unsafe {
-                    (
-                        X::load_first(x.add(start), width),
-                        D::load_first(dy.add(start), width),
-                        X::load_first(dx.add(start), width),
-                    )
-                };
-                let slope = dy.mul(L::splat(*scale));
-                let first = slope.mul(weight);
-                let want = first.sub(x.mul(L::splat(*along)));
-                let magnitude = x.abs().fused(L::splat(*most), first.abs());
-                let bound = want.abs().fused(relative, magnitude.fused(accumulated, floor));
-                worst.meet::<M>(dx.sub(want).abs(), bound);
-                let part = slope.mul(x);
-                sum = sum.add(part);
-                size = size.add(part.abs());
+        let whole = columns - columns % WIDTH;
+        // SAFETY: start + 16 ≤ whole ≤ columns, the length of every row; then the rest of them.
+        unsafe {
+            for start in (0..whole).step_by(WIDTH) {
+                let rows = (rows.clone(), &scales);
+                gradient_columns::<L, X, W, D, M, true>(it, rows, (start, WIDTH), out, &mut worst);
             }
-            if !M::EXACT {
-                // SAFETY: as above.
-                unsafe {
-                    f32::store_first(sum, sums.add(start), width);
-                    f32::store_first(size, sizes.add(start), width);
-                }
+            if whole < columns {
+                let rows = (rows.clone(), &scales);
+                gradient_columns::<L, X, W, D, M, false>(it, rows, (whole, columns - whole), out, &mut worst);
             }
-            start += WIDTH;
         }
         worst.largest()
     }
