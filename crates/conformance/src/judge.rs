@@ -1,7 +1,10 @@
 //! Judges one instruction's outputs against the oracle's, element by element, at the contract's tolerance.
 
+mod accuracy; // errors as effective bits, beside exact arithmetic rounded once
 mod router;
 mod slack;
+
+pub use accuracy::{Accuracy, Spread};
 
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
@@ -39,6 +42,8 @@ pub struct Judgement {
     pub routed_rows: u64,
     /// Rows among them whose choice hangs on less than the tolerance.
     pub tied_rows: u64,
+    /// How exact each output is; none for those that are not numbers with a tolerance.
+    pub accuracy: Vec<Option<Accuracy>>,
 }
 
 /// Collects elements into a judgement.
@@ -53,6 +58,7 @@ struct Court {
     incomparable: BTreeMap<String, u64>,
     routed_rows: u64,
     tied_rows: u64,
+    accuracy: Vec<Option<Accuracy>>,
 }
 
 impl Court {
@@ -93,6 +99,7 @@ impl Court {
             incomparable: self.incomparable,
             routed_rows: self.routed_rows,
             tied_rows: self.tied_rows,
+            accuracy: self.accuracy,
         }
     }
 }
@@ -123,6 +130,7 @@ pub fn judge(
         incomparable: BTreeMap::new(),
         routed_rows: 0,
         tied_rows: 0,
+        accuracy: vec![None; want.len()],
     };
     let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
         tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
@@ -196,6 +204,9 @@ fn one(
         };
         court.element(output, element, got, want, if same { 0.0 } else { f64::INFINITY }, same);
         return;
+    }
+    if let Some(accuracy) = court.accuracy.get_mut(output) {
+        accuracy.get_or_insert_default().element(dtype, got, want, magnitude);
     }
     let accepted = tolerance.accepts(got, want, magnitude);
     let overflows = || may_overflow(court, place, want, magnitude).then_some(OVERFLOWS);
