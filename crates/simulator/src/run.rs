@@ -112,7 +112,9 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
                 drive.world.end();
                 break;
             }
-            Some(StopReason::Policy { class }) if class == "non_finite" && drive.world.has_bad_batch() => {
+            Some(StopReason::Policy { class })
+                if class == "non_finite" && drive.world.has_bad_batch_from(drive.guard.committed()) =>
+            {
                 stopped_by_policy = true;
                 break;
             }
@@ -120,6 +122,8 @@ pub fn run(schedule: &Schedule, mutant: Option<Mutant>, trace: Option<&mut dyn F
                 let honest = match &reason {
                     StopReason::Requested => std::mem::take(&mut drive.world.stop_requested),
                     StopReason::NoDevice => drive.guard.quarantined().len() == schedule.setup.devices.len(),
+                    // No rule of a schedule says so: only a batch that is bad everywhere does.
+                    StopReason::Policy { class } => class != "non_finite",
                     _ => true,
                 };
                 if !honest {

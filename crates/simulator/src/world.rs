@@ -144,9 +144,9 @@ impl World {
         self.queue.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Whether a batch gives NaN everywhere.
-    pub fn has_bad_batch(&self) -> bool {
-        !self.bad_batches.is_empty()
+    /// Whether a batch from a step on gives NaN everywhere. The run may have gone back before it ended for that batch.
+    pub fn has_bad_batch_from(&self, step: u64) -> bool {
+        self.bad_batches.range(step..).next().is_some()
     }
 
     /// Lets the next thing happen; gives what the guard hears of it.
@@ -580,11 +580,17 @@ impl World {
         let base = self.state(worker);
         let mut bits = Bits { digest: gradients(base.digest, worker.rank.0, step), ..base };
         let mut alarms = Vec::new();
-        if base.guilty && !base.silent {
-            alarms.push(alarm("state", Suspect::State));
-        }
         let mut loss = 2.0 + 0.2 * self.random.fraction();
         let mut deviation = Deviation::None;
+        if base.guilty && !base.silent {
+            // What is computed from a changed state need not be a number, and then that is what shows first.
+            if base.digest.is_multiple_of(2) {
+                loss = f64::NAN;
+                deviation = Deviation::Persistent;
+            } else {
+                alarms.push(alarm("state", Suspect::State));
+            }
+        }
         if self.spikes.contains(&step) {
             loss *= 30.0;
             deviation = Deviation::Data;
@@ -824,12 +830,22 @@ impl World {
         next.or_else(|| process.and_then(|process| of(process.gradients))).unwrap_or(Deviation::None)
     }
 
+    /// Whether the supervisor finds that the state, which no update has overwritten yet, is not the committed one.
+    fn state_changed(&self, worker: Worker, attempt: Attempt) -> bool {
+        let updated = self.processes.get(&worker).and_then(|process| process.next);
+        let overwritten = self.schedule.setup.home == StateHome::SharedInPlace
+            && updated.is_some_and(|(said, ..)| said == attempt);
+        let base = self.state(worker);
+        !overwritten && base.guilty && !base.silent
+    }
+
     fn replay(&mut self, now: Duration, worker: Worker, attempt: Attempt) {
         let what = self.strike(now, worker.rank.0, Call::Replay);
         let deviation = self.subject(worker, attempt);
         self.checker.examine(deviation, false);
         let finding = match deviation {
             _ if what == Some(What::Unknown) => Finding::Unknown,
+            _ if self.state_changed(worker, attempt) => Finding::StateDamaged,
             Deviation::Transient => Finding::Differs,
             Deviation::None | Deviation::Persistent | Deviation::Data => Finding::Agrees,
         };
@@ -845,6 +861,7 @@ impl World {
         self.checker.examine(deviation, lies);
         let there = device.filter(|device| !self.gone.contains(&device.0));
         let finding = match deviation {
+            _ if self.state_changed(worker, attempt) => Finding::StateDamaged,
             _ if there.is_none() || what == Some(What::Unknown) => Finding::Unknown,
             _ if lies => Finding::Differs,
             Deviation::None | Deviation::Data => Finding::Agrees,

@@ -115,8 +115,11 @@ impl StepInputs {
     pub fn validation(&self, tokens: u64) -> Validation {
         let sequences = self.recipe.micro_batch();
         let none = Validation { batches: Vec::new(), bytes: 0.0 };
-        let Ok(all) = ValidationBatches::new(&self.validation, self.shape(sequences)) else { return none };
-        let each = (sequences * self.recipe.training.sequence) as u64;
+        let stride = self.recipe.evaluation_stride();
+        let Ok(all) = ValidationBatches::new(&self.validation, self.shape(sequences), stride) else {
+            return none;
+        };
+        let each = (sequences * stride) as u64;
         let count = if tokens == 0 { all.len() } else { (tokens.div_ceil(each) as usize).min(all.len()) };
         let batches: Vec<StepBatch> = (0..count)
             .map(|index| {

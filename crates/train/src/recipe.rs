@@ -175,6 +175,10 @@ pub struct Evaluation {
     pub tokens: u64,
     /// Tokens looked at after the last step; 0 looks at all, as what the model is held against is of all.
     pub final_tokens: u64,
+    /// Tokens between the beginnings of two windows; a whole sequence where it is not given. Below that, windows overlap
+    /// and a token is predicted once, with more of its document before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
 }
 
 /// Text made at the end, in the model's own words.
@@ -199,6 +203,11 @@ impl Recipe {
     /// Sequences of a micro-batch.
     pub fn micro_batch(&self) -> usize {
         self.training.micro_batch.unwrap_or(self.training.batch)
+    }
+
+    /// Tokens between the beginnings of two windows of held-out text.
+    pub fn evaluation_stride(&self) -> usize {
+        self.evaluation.stride.unwrap_or(self.training.sequence)
     }
 
     /// What the model's builder needs to know.

@@ -94,6 +94,8 @@ pub enum Finding {
     Differs,
     /// It could not be told.
     Unknown,
+    /// The state that it was computed from is not the committed one any more: it changed at rest.
+    StateDamaged,
 }
 
 /// What is seen.

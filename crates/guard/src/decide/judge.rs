@@ -225,6 +225,10 @@ impl Guard {
         if !self.is_active(worker) {
             return;
         }
+        if finding == Finding::StateDamaged && !self.is(Mutant::BlindToDamage) {
+            self.damage_found(worker.rank);
+            return;
+        }
         let transient =
             finding == Finding::Differs || (finding == Finding::Agrees && self.is(Mutant::AgreesIsTransient));
         match case {
@@ -249,6 +253,10 @@ impl Guard {
         }
         let replay = judgement.replay;
         let Some(case) = judgement.cases.pop_front() else { return };
+        if finding == Finding::StateDamaged && !self.is(Mutant::BlindToDamage) {
+            self.damage_found(case.rank);
+            return;
+        }
         let name = device.and_then(|device| self.setup.devices.get(usize::from(device.0)));
         let name = name.cloned().unwrap_or_else(|| "no other device".into());
         let chip = if other_chip {
@@ -259,7 +267,7 @@ impl Guard {
         let agrees = finding == Finding::Agrees
             || (finding == Finding::Differs && self.is(Mutant::DiffersIsAgreement));
         match (finding, case.what) {
-            (Finding::Unknown, _) => self.untold(case, attempt, &name),
+            (Finding::Unknown | Finding::StateDamaged, _) => self.untold(case, attempt, &name),
             (_, What::Compute) if agrees => {
                 self.counters.false_alarms += 1;
                 self.verdict(attempt, "false_alarm", format!("{} agrees with {name}{chip}", case.kind));
@@ -359,6 +367,12 @@ impl Guard {
                 self.end(StopReason::Policy { class: class.name().into() });
             }
         }
+    }
+
+    /// What was alarmed about follows from a state that is not the committed one: nothing was computed wrong.
+    fn damage_found(&mut self, rank: Rank) {
+        let kind = FaultKind::Mismatch { operator: "state".into(), error: 1.0, tolerance: 0.0 };
+        self.state_damaged(rank, kind, None);
     }
 
     /// The committed state of a rank changed at rest: only older bits mend that.

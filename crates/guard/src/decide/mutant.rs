@@ -55,11 +55,13 @@ pub enum Mutant {
     RetryOneRank,
     /// An update is asked for while a checkpoint is read from the half that it overwrites.
     UpdateUnderCheckpoint,
+    /// What a state that changed at rest gives is taken for a thing that cannot be told.
+    BlindToDamage,
 }
 
 impl Mutant {
     /// All of them, with their names on the command line.
-    pub const ALL: [(Mutant, &'static str); 26] = [
+    pub const ALL: [(Mutant, &'static str); 27] = [
         (Mutant::SkipDigestCheck, "skip-digest-check"),
         (Mutant::AcceptPoisonedSnapshot, "accept-poisoned-snapshot"),
         (Mutant::CommitBeforeVerify, "commit-before-verify"),
@@ -86,5 +88,6 @@ impl Mutant {
         (Mutant::AcceptNonFinite, "accept-non-finite"),
         (Mutant::RetryOneRank, "retry-one-rank"),
         (Mutant::UpdateUnderCheckpoint, "update-under-checkpoint"),
+        (Mutant::BlindToDamage, "blind-to-damage"),
     ];
 }

@@ -22,6 +22,9 @@ impl Supervisor {
     /// Runs the step again on the worker that ran it, with every check, up to the range of the suspected operator.
     pub(super) fn replay(&mut self, worker: Worker, attempt: Attempt, place: Option<Place>) {
         let before = self.loss_under_way();
+        if self.is_damaged() {
+            return self.event(Event::Replayed { worker, attempt, finding: Finding::StateDamaged });
+        }
         if through(&place) == Range::Update && self.plan.layout == StateLayout::InPlace {
             // What `update` read is overwritten: it cannot be told.
             return self.event(Event::Replayed { worker, attempt, finding: Finding::Unknown });
@@ -51,6 +54,10 @@ impl Supervisor {
         let other = device.or_else(|| others.map(DeviceIndex).find(|index| Some(*index) != active));
         let unknown =
             Event::Confirmed { attempt, device: other, other_chip: false, finding: Finding::Unknown };
+        if self.is_damaged() {
+            let (device, finding) = (other, Finding::StateDamaged);
+            return self.event(Event::Confirmed { attempt, device, other_chip: false, finding });
+        }
         let Some(index) = other else { return self.event(unknown) };
         let hardware = self.describe().map(|description| description.hardware);
         match self.elsewhere(index, attempt.step, through(&place)) {
@@ -73,6 +80,12 @@ impl Supervisor {
                 self.event(unknown);
             }
         }
+    }
+
+    /// Whether the state that the alarm came from changed at rest: no device computes right from that. What an update
+    /// under way has overwritten says nothing.
+    fn is_damaged(&mut self) -> bool {
+        matches!(self.held(), Ok(Some(half)) if self.state.digest(half) != self.committed.1)
     }
 
     fn loss_under_way(&self) -> f64 {

@@ -40,16 +40,26 @@ impl Supervisor {
     /// It is not the one that was committed; the device could not be read.
     pub(super) fn verified(&mut self) -> Result<NamedState, Fault> {
         let wanted = self.committed.0;
-        if self.options.state_on_device && self.begun && self.state.find(wanted).is_none() {
-            self.fetch()?;
-        }
-        let half = self.state.find(wanted).unwrap_or(self.state.current());
+        let half = self.held()?.unwrap_or(self.state.current());
         if self.state.digest(half) != self.committed.1 {
             let reason = format!("the state of {wanted} steps changed in memory after it was committed");
             return Err(Fault::new("state", FaultKind::Lost { reason }));
         }
         let read = |tensor: &Tensor| (tensor.name.clone(), self.state.read(half, tensor));
         Ok(self.state.tensors().iter().map(read).collect())
+    }
+
+    /// The half that holds the committed state, fetched from the device where it lies there; none while an update is
+    /// in its place.
+    ///
+    /// # Errors
+    /// The device could not be read.
+    pub(super) fn held(&mut self) -> Result<Option<usize>, Fault> {
+        let wanted = self.committed.0;
+        if self.options.state_on_device && self.begun && self.state.find(wanted).is_none() {
+            self.fetch()?;
+        }
+        Ok(self.state.find(wanted))
     }
 
     /// Copies the state of the active worker into the older slot.

@@ -70,12 +70,12 @@ const SCENES: &[Scene] = &[
         promise: Promise::SameBits,
     },
     Scene {
-        name: "bits change at rest: in the state, in gradients; half of a state never arrives",
-        faults: "step 7: flip bit 28 at rest state model.norm.weight; step 14: flip bit 29 at rest carried gradient.model.norm.weight; step 21: tear state",
+        name: "bits change at rest: in the state, into infinity; in gradients; half of a state never arrives",
+        faults: "step 7: flip bit 30 at rest state model.norm.weight; step 14: flip bit 29 at rest carried gradient.model.norm.weight; step 21: tear state",
         arguments: FULL,
         resumes: false,
         comes_back: false,
-        expects: &["mismatch"],
+        expects: &["mismatch", "non_finite"],
         promise: Promise::SameBits,
     },
     Scene {

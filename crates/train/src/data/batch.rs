@@ -147,28 +147,35 @@ impl<'a> Batches<'a> {
         let mut batch = Batch::with_capacity(&self.shape, range.len());
         for sequence in self.drawn(step, range) {
             let start = sequence as usize * length;
-            batch.push(self.tokens, start..start + length);
+            batch.push(self.tokens, start..start + length, 0);
         }
         batch
     }
 }
 
-/// The held-out documents in order, cut into sequences as in training; what the last batch lacks is padded with tokens
-/// that predict nothing and that no other token attends to. Each token but a document's first is a target exactly once
-/// over all batches.
+/// The held-out documents in order, as windows that may overlap; what the last batch lacks is padded with tokens that
+/// predict nothing and that no other token attends to. Each token but a document's first is a target exactly once over
+/// all batches: a window predicts what no earlier one did, so that with a stride below its length each target has at
+/// least `length − stride` tokens before it, as far as its document has them.
 #[derive(Clone, Copy, Debug)]
 pub struct ValidationBatches<'a> {
     tokens: &'a Tokens,
     shape: BatchShape,
+    stride: usize,
 }
 
 impl<'a> ValidationBatches<'a> {
-    /// Batches of `tokens`.
+    /// Batches of `tokens`; windows begin `stride` tokens apart.
     ///
     /// # Errors
-    /// A size of 0, a batch that 32 bits cannot index, no tokens.
-    pub fn new(tokens: &'a Tokens, shape: BatchShape) -> Result<Self, DataError> {
+    /// A size of 0, a batch that 32 bits cannot index, a stride of 0 or above a sequence, no tokens.
+    pub fn new(tokens: &'a Tokens, shape: BatchShape, stride: usize) -> Result<Self, DataError> {
         shape.check()?;
+        if stride == 0 || stride > shape.sequence_length {
+            let reason =
+                format!("is {stride}; it must be from 1 to `training.sequence` = {}", shape.sequence_length);
+            return Err(DataError::Shape { key: "evaluation.stride", reason });
+        }
         if tokens.is_empty() {
             return Err(DataError::TooShort {
                 origin: tokens.origin().to_owned(),
@@ -176,12 +183,13 @@ impl<'a> ValidationBatches<'a> {
                 sequence_length: shape.sequence_length,
             });
         }
-        Ok(Self { tokens, shape })
+        Ok(Self { tokens, shape, stride })
     }
 
     /// How many batches there are.
     pub fn len(&self) -> usize {
-        self.tokens.len().div_ceil(self.shape.sequence_length * self.shape.sequences)
+        let beyond_first = self.tokens.len().saturating_sub(self.shape.sequence_length);
+        (1 + beyond_first.div_ceil(self.stride)).div_ceil(self.shape.sequences)
     }
 
     /// Never: there is at least one token.
@@ -204,8 +212,10 @@ impl<'a> ValidationBatches<'a> {
         let length = self.shape.sequence_length;
         let mut batch = Batch::with_capacity(&self.shape, self.shape.sequences);
         for sequence in 0..self.shape.sequences {
-            let start = (index * self.shape.sequences + sequence) * length;
-            batch.push(self.tokens, start..start + length);
+            let window = index * self.shape.sequences + sequence;
+            let start = window * self.stride;
+            let predicted_before = if window == 0 { 0 } else { start - self.stride + length };
+            batch.push(self.tokens, start..start + length, predicted_before);
         }
         batch
     }
@@ -233,8 +243,9 @@ impl Batch {
         }
     }
 
-    /// Appends one sequence; places at the end of the data and beyond are padding.
-    fn push(&mut self, data: &Tokens, places: Range<usize>) {
+    /// Appends one sequence; places at the end of the data and beyond are padding, and places below `predicted_before`
+    /// are read only.
+    fn push(&mut self, data: &Tokens, places: Range<usize>, predicted_before: usize) {
         let first_entry = self.tokens.len();
         let mut place = places.start;
         while place < places.end {
@@ -249,19 +260,20 @@ impl Batch {
                     Some(place) if !padding && place < document_end => data.store().at(place),
                     _ => NO_TOKEN,
                 };
+                let target = |count: usize| if place < predicted_before { NO_TOKEN } else { ahead(count) };
                 self.tokens.push(if padding { data.padding() } else { data.store().at(place) });
-                self.targets.push(ahead(1));
+                self.targets.push(target(1));
                 for depth in 1..=self.mtp_tokens.len() {
                     self.mtp_tokens[depth - 1].push(ahead(depth));
-                    let target = ahead(depth + 1);
+                    let target = target(depth + 1);
                     self.mtp_targets[depth - 1].push(target);
                     self.mtp_target_counts[depth - 1] += u64::from(target != NO_TOKEN);
                 }
                 self.segment_start.push(segment_start as i32);
                 self.positions.push((place - part.start) as i32);
             }
-            let predicted =
-                if padding { 0 } else { part.end.min(document_end - 1).saturating_sub(part.start) };
+            let from = part.start.max(predicted_before);
+            let predicted = if padding { 0 } else { part.end.min(document_end - 1).saturating_sub(from) };
             self.target_count += predicted as u64;
             place = part.end;
         }

@@ -123,6 +123,11 @@ fn check(file: &str, text: &str, recipe: &Recipe) -> Result<(), RecipeError> {
         let reason = format!("{micro} does not divide the batch of {} sequences", training.batch);
         return Err(fail("training.micro_batch", reason).hint("choose a divisor of training.batch"));
     }
+    let stride = recipe.evaluation_stride();
+    if stride == 0 || stride > training.sequence {
+        let reason = format!("{stride} must be from 1 to training.sequence = {}", training.sequence);
+        return Err(fail("evaluation.stride", reason));
+    }
     let tokens = training.sequence.checked_mul(training.batch);
     if tokens.is_none_or(|tokens| tokens > 1 << 30) {
         return Err(fail("training.batch", "batch × sequence is more than 2^30 tokens".into()));

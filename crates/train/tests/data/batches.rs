@@ -21,7 +21,7 @@ fn a_small_case_by_hand() {
     // The stream: END a b c END END d END, of two documents; in sequences of three and padding.
     let data = tokens(&["abc", "d"]);
     let [a, b, c, d] = [97, 98, 99, 100];
-    let batches = ValidationBatches::new(&data, shape(3, 3, 2)).unwrap();
+    let batches = ValidationBatches::new(&data, shape(3, 3, 2), 3).unwrap();
     assert_eq!((batches.len(), batches.targets(), batches.bytes()), (1, 6, 4));
     let batch = batches.batch(0);
     assert_eq!(
@@ -163,15 +163,28 @@ proptest! {
 
     #[test]
     fn validation_predicts_each_token_of_each_text_once_in_order(
-        texts in texts(), length in 1..17_usize, sequences in 1..6_usize, depth in 0..3_usize,
+        texts in texts(), length in 1..17_usize, stride in 1..17_usize, sequences in 1..6_usize,
+        depth in 0..3_usize,
     ) {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let data = tokens(&texts);
-        let batches = ValidationBatches::new(&data, shape(length, sequences, depth)).unwrap();
+        let stride = stride.min(length);
+        let batches = ValidationBatches::new(&data, shape(length, sequences, depth), stride).unwrap();
         let mut predicted = Vec::new();
         let mut count = 0;
-        for batch in batches.iter() {
-            check(&batch);
+        for (index, batch) in batches.iter().enumerate() {
+            if stride == length {
+                check(&batch);
+            }
+            for (entry, target) in batch.targets.iter().enumerate() {
+                // In each window but the first, what comes before a target is at least the overlap, or its document.
+                let (window, place) = (index * sequences + entry / length, entry % length);
+                if window > 0 && *target != NO_TOKEN {
+                    let before = batch.positions[entry] as usize;
+                    prop_assert!(before >= (length - stride).min(place) || batch.tokens[entry - before] == END);
+                    prop_assert!(place >= length - stride);
+                }
+            }
             prop_assert_eq!(batch.sequences, sequences);
             predicted.extend(batch.targets.iter().copied().filter(|target| *target != NO_TOKEN));
             count += batch.target_count;
@@ -197,7 +210,7 @@ proptest! {
             // As many steps as there are sequences visit each of them `sequences` times.
             let count: u64 = (0..epoch).map(|step| batches.batch(step).target_count).sum();
             let used = epoch as usize * length;
-            let validation = ValidationBatches::new(&data, shape(length, 1, 0)).unwrap();
+            let validation = ValidationBatches::new(&data, shape(length, 1, 0), length).unwrap();
             let expected: u64 = (0..used / length).map(|index| validation.batch(index).target_count).sum();
             prop_assert_eq!(count, expected * sequences as u64);
         }
