@@ -7,6 +7,7 @@ use toprope_guard::decide::{
     Finding, Generation, Guard, Phase, Rank, Setup, Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
 use toprope_guard::policy::{BadData, Policy};
+use toprope_program::Range;
 
 fn setup(ranks: u16, devices: u16, home: StateHome) -> Setup {
     Setup {
@@ -240,10 +241,16 @@ fn an_alarm_that_another_device_clears_costs_nothing() {
     let (worker, attempt) = play.until_step(9);
     let actions =
         play.tell(Event::Accumulated { worker, attempt, result: result(2.0, vec![alarm(Suspect::Compute)]) });
-    assert!(actions.contains(&Action::Replay { worker, attempt, place: None }));
+    assert!(actions.contains(&Action::Replay { worker, attempt, range: Range::Accumulate, place: None }));
     let actions = play.tell(Event::Replayed { worker, attempt, finding: Finding::Agrees });
     let device = Some(DeviceIndex(1));
-    assert!(actions.contains(&Action::Confirm { worker, attempt, place: None, device }));
+    assert!(actions.contains(&Action::Confirm {
+        worker,
+        attempt,
+        range: Range::Accumulate,
+        place: None,
+        device
+    }));
     let actions = play.tell(Event::Confirmed { attempt, device, other_chip: true, finding: Finding::Agrees });
     assert!(actions.contains(&Action::Update { worker, attempt }), "{actions:?}");
     assert_eq!(play.verdicts(), ["false_alarm"]);
@@ -351,11 +358,27 @@ fn numbers_that_are_none_twice_are_asked_about_and_met_by_the_policy() {
 }
 
 #[test]
+fn a_spike_of_the_gradients_is_replayed_to_the_end_of_the_update() {
+    let mut play = Play::new(setup(1, 2, StateHome::SharedDouble), Policy::default());
+    let (worker, attempt) = play.until_step(40);
+    play.tell(Event::Accumulated { worker, attempt, result: result(2.0, Vec::new()) });
+    let updated = Updated { gradient_norm: 500.0, state: Digest(41), alarms: Vec::new() };
+    let actions = play.tell(Event::Updated { worker, attempt, result: updated });
+    let range = Range::Update;
+    assert!(actions.contains(&Action::Replay { worker, attempt, range, place: None }), "{actions:?}");
+    play.tell(Event::Replayed { worker, attempt, finding: Finding::Differs });
+    assert_eq!(play.verdicts(), ["transient"]);
+}
+
+#[test]
 fn a_spike_of_the_data_is_committed() {
     let mut play = Play::new(setup(1, 2, StateHome::SharedDouble), Policy::default());
     let (worker, attempt) = play.until_step(40);
     let actions = play.tell(Event::Accumulated { worker, attempt, result: result(50.0, Vec::new()) });
-    assert!(actions.contains(&Action::Replay { worker, attempt, place: None }), "{actions:?}");
+    assert!(
+        actions.contains(&Action::Replay { worker, attempt, range: Range::Accumulate, place: None }),
+        "{actions:?}"
+    );
     play.tell(Event::Replayed { worker, attempt, finding: Finding::Agrees });
     let device = Some(DeviceIndex(1));
     play.tell(Event::Confirmed { attempt, device, other_chip: false, finding: Finding::Agrees });

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use toprope_program::{FaultKind, Place};
+use toprope_program::{FaultKind, Place, Range};
 
 /// A device by its index in the run's list: 0 is the primary, the others are fallbacks in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -338,7 +338,9 @@ pub enum Action {
         worker: Worker,
         /// The execution in question.
         attempt: Attempt,
-        /// The operator; none replays the range.
+        /// The range whose result is in question: its loss, or its gradients' norm.
+        range: Range,
+        /// The operator in question; none asks for the range's number.
         place: Option<Place>,
     },
     /// Run it on another device. Answered by `Confirmed`.
@@ -347,7 +349,9 @@ pub enum Action {
         worker: Worker,
         /// The execution in question.
         attempt: Attempt,
-        /// The operator; none replays the range.
+        /// The range whose result is in question: its loss, or its gradients' norm.
+        range: Range,
+        /// The operator in question; none asks for the range's number.
         place: Option<Place>,
         /// The device to ask; none means whatever there is beside the suspected one.
         device: Option<DeviceIndex>,

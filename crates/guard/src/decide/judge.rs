@@ -7,12 +7,22 @@ use super::{
 use crate::policy::{BadData, Remedy};
 use std::collections::VecDeque;
 use std::time::Duration;
+use toprope_program::Range;
 
 /// After which range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Accumulate,
     Update,
+}
+
+impl Stage {
+    fn range(self) -> Range {
+        match self {
+            Stage::Accumulate => Range::Accumulate,
+            Stage::Update => Range::Update,
+        }
+    }
 }
 
 /// What is said to be wrong.
@@ -196,7 +206,7 @@ impl Guard {
         let attempt = judgement.attempt;
         judgement.deadline = self.now + limit;
         if let Some(worker) = self.worker(case.rank) {
-            self.act(Action::Replay { worker, attempt, place: case.place });
+            self.act(Action::Replay { worker, attempt, range: stage.range(), place: case.place });
         }
     }
 
@@ -207,10 +217,10 @@ impl Guard {
         let Some(case) = judgement.cases.front().cloned() else { return };
         judgement.confirming = true;
         judgement.deadline = now + limit;
-        let attempt = judgement.attempt;
+        let (attempt, range) = (judgement.attempt, judgement.stage.range());
         let device = self.seat(case.rank).and_then(|seat| self.other(seat.device));
         if let Some(worker) = self.worker(case.rank) {
-            self.act(Action::Confirm { worker, attempt, place: case.place, device });
+            self.act(Action::Confirm { worker, attempt, range, place: case.place, device });
         }
     }
 

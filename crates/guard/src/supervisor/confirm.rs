@@ -12,32 +12,49 @@ struct Again {
     /// Operators whose checks did not hold.
     suspects: Vec<Place>,
     loss: f64,
+    gradient_norm: f64,
 }
 
-/// Losses of two devices that compute the same lie this close, relatively: the curve tolerance of bf16 (DESIGN,
-/// "Numerics"), which f32 is well within.
-const LOSS_TOLERANCE: f64 = 2e-3;
+impl Again {
+    /// The number that tells of a range.
+    fn number(&self, range: Range) -> f64 {
+        match range {
+            Range::Accumulate => self.loss,
+            Range::Update => self.gradient_norm,
+        }
+    }
+}
+
+/// How close a range's numbers on two devices that compute the same lie, relatively. Losses: the curve tolerance of bf16
+/// (DESIGN, "Numerics"), which f32 is well within. A norm is of gradients whose elements each have bf16's rounding behind them;
+/// what is asked about is above its median by half at least.
+fn tolerance(range: Range) -> f64 {
+    match range {
+        Range::Accumulate => 2e-3,
+        Range::Update => 0.05,
+    }
+}
 
 impl Supervisor {
-    /// Runs the step again on the worker that ran it, with every check, up to the range of the suspected operator.
-    pub(super) fn replay(&mut self, worker: Worker, attempt: Attempt, place: Option<Place>) {
-        let before = self.loss_under_way();
+    /// Runs the step again on the worker that ran it, with every check, to the end of the range in question.
+    pub(super) fn replay(&mut self, worker: Worker, attempt: Attempt, range: Range, place: Option<Place>) {
+        let before = self.number_under_way(range);
         if self.is_damaged() {
             return self.event(Event::Replayed { worker, attempt, finding: Finding::StateDamaged });
         }
-        if through(&place) == Range::Update && self.plan.layout == StateLayout::InPlace {
+        if range == Range::Update && self.plan.layout == StateLayout::InPlace {
             // What `update` read is overwritten: it cannot be told.
             return self.event(Event::Replayed { worker, attempt, finding: Finding::Unknown });
         }
         let Some(mut crew) = self.crews.remove(&worker) else { return };
-        let again = self.again(&mut crew, attempt.step, through(&place));
+        let again = self.again(&mut crew, attempt.step, range);
         self.crews.insert(worker, crew);
         match again {
             Ok(again) => {
                 let same = match &place {
                     Some(place) => again.suspects.iter().any(|other| same_operator(other, place)),
-                    // The same bits give the same loss, NaN among them.
-                    None => again.loss.to_bits() == before.to_bits(),
+                    // The same bits give the same number, NaN among them.
+                    None => again.number(range).to_bits() == before.to_bits(),
                 };
                 let finding = if same { Finding::Agrees } else { Finding::Differs };
                 self.event(Event::Replayed { worker, attempt, finding });
@@ -47,8 +64,14 @@ impl Supervisor {
     }
 
     /// Runs it on another device, from the same state and the same batch.
-    pub(super) fn confirm(&mut self, attempt: Attempt, place: Option<Place>, device: Option<DeviceIndex>) {
-        let before = self.loss_under_way();
+    pub(super) fn confirm(
+        &mut self,
+        attempt: Attempt,
+        range: Range,
+        place: Option<Place>,
+        device: Option<DeviceIndex>,
+    ) {
+        let before = self.number_under_way(range);
         let active = self.active.and_then(|worker| self.crews.get(&worker)).map(|crew| crew.index);
         let others = 0..self.options.devices.len() as u16;
         let other = device.or_else(|| others.map(DeviceIndex).find(|index| Some(*index) != active));
@@ -60,16 +83,17 @@ impl Supervisor {
         }
         let Some(index) = other else { return self.event(unknown) };
         let hardware = self.describe().map(|description| description.hardware);
-        match self.elsewhere(index, attempt.step, through(&place)) {
+        match self.elsewhere(index, attempt.step, range) {
             Ok((again, other_hardware)) => {
+                let number = again.number(range);
                 let agrees = match &place {
                     // The other device's own check of the same operator, on the same inputs: where it holds there, the
                     // suspect computed something else.
                     Some(place) => again.suspects.iter().any(|other| same_operator(other, place)),
-                    None if before.is_finite() && again.loss.is_finite() => {
-                        (again.loss - before).abs() <= LOSS_TOLERANCE * before.abs().max(1e-12)
+                    None if before.is_finite() && number.is_finite() => {
+                        (number - before).abs() <= tolerance(range) * before.abs().max(1e-12)
                     }
-                    None => before.is_finite() == again.loss.is_finite(),
+                    None => before.is_finite() == number.is_finite(),
                 };
                 let finding = if agrees { Finding::Agrees } else { Finding::Differs };
                 let other_chip = hardware.is_some_and(|own| own != other_hardware);
@@ -88,7 +112,10 @@ impl Supervisor {
         matches!(self.held(), Ok(Some(half)) if self.state.digest(half) != self.committed.1)
     }
 
-    fn loss_under_way(&self) -> f64 {
+    fn number_under_way(&self, range: Range) -> f64 {
+        if range == Range::Update {
+            return self.result.gradient_norm;
+        }
         let loss = self.result.scalars.iter().find(|(name, _)| name == "loss");
         loss.map_or(f64::NAN, |(_, loss)| *loss)
     }
@@ -114,7 +141,7 @@ impl Supervisor {
 
     /// Runs a step with every check, `update` only where it is asked for. Nothing is committed.
     fn again(&mut self, crew: &mut Crew, step: u64, through: Range) -> Result<Again, Fault> {
-        let mut again = Again { suspects: Vec::new(), loss: f64::NAN };
+        let mut again = Again { suspects: Vec::new(), loss: f64::NAN, gradient_norm: f64::NAN };
         crew.device.set_step(step);
         crew.session.set_checks(CheckMask::all(self.judge.sites().len()));
         for micro_batch in 0..self.options.steps.micro_batches(step) {
@@ -139,16 +166,13 @@ impl Supervisor {
         let (program, mask) = (self.options.program.program(), &crew.session.bindings().checks);
         let alarms = self.judge.judge(program, range, mask, &outputs);
         again.suspects.extend(alarms.into_iter().filter_map(|alarm| alarm.place));
-        if range == Range::Accumulate {
-            again.loss = outputs.scalar("loss").map_or(f64::NAN, f64::from);
+        let scalar = |name| outputs.scalar(name).map_or(f64::NAN, f64::from);
+        match range {
+            Range::Accumulate => again.loss = scalar("loss"),
+            Range::Update => again.gradient_norm = scalar("gradient_norm"),
         }
         Ok(())
     }
-}
-
-/// How far a step must be run to meet a suspect again.
-fn through(place: &Option<Place>) -> Range {
-    place.as_ref().map_or(Range::Accumulate, |place| place.range)
 }
 
 fn same_operator(a: &Place, b: &Place) -> bool {

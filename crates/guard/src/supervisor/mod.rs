@@ -621,8 +621,10 @@ impl Supervisor {
                     self.state.close(half, step + 1);
                 }
             }
-            Action::Replay { worker, attempt, place } => self.replay(worker, attempt, place),
-            Action::Confirm { attempt, place, device, .. } => self.confirm(attempt, place, device),
+            Action::Replay { worker, attempt, range, place } => self.replay(worker, attempt, range, place),
+            Action::Confirm { attempt, range, place, device, .. } => {
+                self.confirm(attempt, range, place, device);
+            }
             Action::Retest { device } => self.retest(device),
             Action::Record(entry) => self.record(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
