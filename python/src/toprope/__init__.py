@@ -1,0 +1,1 @@
+from .lockstep import lockstep
