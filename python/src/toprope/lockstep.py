@@ -14,8 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import judge as judging
 from . import rules
 from .call import Call, NotChecked, tensors
+from .cases import note_case, write_cases
 from .guess import Guess, History, guess, setting_of
 from .judge import Judgement
+from .report import Report
+from .reproducer import reproducer
 from .where import Place, Whereabouts
 
 #: Wrong calls that are kept one by one; beyond, only their number is.
@@ -39,6 +42,8 @@ class Finding:
     dtypes: Tuple[str, ...]
     judgement: Judgement
     guess: Optional[Guess] = None
+    #: A script of its own that shows it, where there is one.
+    reproducer: Optional[str] = None
 
 
 @dataclass
@@ -188,8 +193,6 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
             self._wrong(finding, func, call, args, kwargs, returned)
         if call is not None:
             self._history.note(finding.operator, call, args, kwargs, returned)
-            from .cases import note_case
-
             note_case(self.cases, call)
         key = (finding.operator, place.phase, place.layer, finding.shapes, finding.dtypes, judgement.status)
         if key not in self.groups:
@@ -204,6 +207,7 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
             finding.place = self._parameter_place(finding, call, args, kwargs)
         if self.first_wrong is None and call is not None:
             finding.guess = guess(self._history, func, call, args, kwargs, returned, finding)
+            finding.reproducer = reproducer(func, call, finding.judgement, finding.device, finding.place.layer)
             self.first_wrong = finding
         if len(self.wrong) < WRONG_KEPT:
             self.wrong.append(finding)
@@ -221,10 +225,8 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
 
     # What is told: see `report.py`.
 
-    def report(self) -> Any:
+    def report(self) -> Report:
         """Everything that was found, as a `Report`."""
-        from .report import Report
-
         return Report.of(self)
 
     def table(self, rows: int = 20) -> str:
@@ -241,8 +243,6 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
 
     def write_cases(self, path: Any) -> int:
         """Writes each distinct call as a line of `path`, without data; gives their number. See CASES.md."""
-        from .cases import write_cases
-
         return write_cases(self.cases, path)
 
 
