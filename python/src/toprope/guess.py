@@ -173,7 +173,8 @@ def guess(
     value = named.get(label)
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         return None
-    ago = history.seen(finding.operator, call, args, kwargs, returned)
+    with judging.out_of_sight():
+        ago = history.seen(finding.operator, call, args, kwargs, returned)
     if ago:
         return Guess("stale buffer", f"the same numbers came out {ago} call(s) of this shape ago")
     unsteady = repeats(func, call, label, value)
@@ -199,27 +200,30 @@ def again(func: Any, call: Call, label: str, operands: Optional[Dict[str, Captur
     def live(leaf: Any) -> Any:
         if not isinstance(leaf, Captured):
             return leaf
-        copy = leaf.raw.clone() if leaf.device.type == "cpu" else leaf.raw.to(leaf.device)
-        return copy
+        return leaf.raw.clone() if leaf.device.type == "cpu" else leaf.raw.to(leaf.device)
 
-    args, kwargs = map_tree(asked.args, live), map_tree(asked.kwargs, live)
+    with judging.out_of_sight():
+        args, kwargs = map_tree(asked.args, live), map_tree(asked.kwargs, live)
     try:
         returned = func(*args, **kwargs)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return None
     found = dict(results(call.signature, func, args, kwargs, returned)).get(label)
-    return found.detach().cpu() if isinstance(found, Tensor) else None
+    with judging.out_of_sight():
+        return found.detach().cpu() if isinstance(found, Tensor) else None
 
 
 def repeats(func: Any, call: Call, label: str, value: Tensor) -> Optional[Guess]:
     """Runs the call thrice more: does it give the same bits?"""
-    first = value.detach().cpu()
+    with judging.out_of_sight():
+        first = value.detach().cpu()
     differing = 0
     for _ in range(3):
         once = again(func, call, label)
         if once is None:
             return None
-        differing += not torch.equal(once.nan_to_num(), first.nan_to_num())
+        with judging.out_of_sight():
+            differing += not torch.equal(once.nan_to_num(), first.nan_to_num())
     if differing:
         return Guess("race or bit flip", f"{differing} of 3 repetitions of the same call give other bits")
     return None

@@ -223,7 +223,7 @@ def effective_bits(got: Tensor, want: Tensor) -> Tuple[Optional[float], Optional
 
     def bits(values: Tensor) -> float:
         lost = float(torch.linalg.vector_norm(torch.where(counted, (values - want) / largest, 0.0)))
-        return BITS_MAX if lost == 0.0 else min(max(-math.log2(lost / whole), 0.0), BITS_MAX)
+        return BITS_MAX if lost == 0.0 else min(max(0.0, -math.log2(lost / whole)), BITS_MAX)
 
     return bits(have), bits(want.to(got.dtype).double())
 

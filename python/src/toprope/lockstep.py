@@ -106,6 +106,7 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         self._entered = 0.0
 
     def __enter__(self) -> "lockstep":
+        """Begins to watch."""
         if self._mode is not None:
             raise RuntimeError("this lockstep has been entered before: make a new one")
         self.where.attach()
@@ -121,6 +122,7 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        """Ends to watch; what was found stays."""
         self.seconds_total = time.perf_counter() - self._entered
         assert self._mode is not None
         self._mode.__exit__(*raised)
@@ -182,7 +184,7 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
             judgement=judgement,
         )
         self.calls += 1
-        if not self.steps_seen or self.steps_seen[-1] != place.step:
+        if judgement.status != judging.BOOKKEEPING and place.step not in self.steps_seen[-1:]:
             self.steps_seen.append(place.step)
         for device in set(devices):
             self.devices[device] = self.devices.get(device, 0) + 1
@@ -192,8 +194,9 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         if judgement.status == judging.WRONG:
             self._wrong(finding, func, call, args, kwargs, returned)
         if call is not None:
-            self._history.note(finding.operator, call, args, kwargs, returned)
-            note_case(self.cases, call)
+            with judging.out_of_sight():
+                self._history.note(finding.operator, call, args, kwargs, returned)
+                note_case(self.cases, call)
         key = (finding.operator, place.phase, place.layer, finding.shapes, finding.dtypes, judgement.status)
         if key not in self.groups:
             self.groups[key] = Group(finding)

@@ -57,8 +57,8 @@ def contents_open(call: Call) -> List[Expected]:
     return [Verdict(lambda got: None, "contents are undefined; shape and dtype are checked", complete=True)]
 
 
-def positions(call: Call, values: Tensor, dim: int, distinct: bool) -> Verdict:
-    """Indices that must lead to `values` along `dim`; with ties any choice is right."""
+def positions(call: Call, values: Optional[Tensor], dim: int, distinct: bool) -> Verdict:
+    """Indices that must lead to `values` (where given) along `dim`; with ties any choice is right."""
     source = call.wide("self")
 
     def check(got: Tensor) -> Optional[str]:
@@ -67,14 +67,29 @@ def positions(call: Call, values: Tensor, dim: int, distinct: bool) -> Verdict:
         got = got.cpu()
         if int(got.min()) < 0 or int(got.max()) >= max(source.shape[dim] if source.dim() else 1, 1):
             return "an index points outside of the tensor"
-        found = torch.gather(source, dim, got) if source.dim() else source
-        if not torch.equal(torch.nan_to_num(found), torch.nan_to_num(values.reshape(found.shape))):
-            return "an index does not lead to its value"
         if distinct and got.dim() and bool((got.sort(dim).values.diff(dim=dim) == 0).any()):
             return "an index comes twice"
+        found = torch.gather(source, dim, got) if source.dim() else source
+        if values is not None and not torch.equal(torch.nan_to_num(found), torch.nan_to_num(values.reshape(found.shape))):
+            return "an index does not lead to its value"
         return None
 
     return Verdict(check, "indices may differ where values tie", complete=True)
+
+
+def in_any_order(call: Call, values: Tensor, dim: int) -> List[Expected]:
+    """The same values, and indices that lead to the same values, whatever their order."""
+    source, ordered_values = call.wide("self"), values.sort(dim).values
+    reason = "the order is open; sorted values are compared"
+
+    def same(found: Tensor) -> Optional[str]:
+        right = torch.equal(found.cpu().to(ordered_values.dtype).sort(dim).values, ordered_values)
+        return None if right else "not the largest (or smallest) values"
+
+    def lead_there(got: Tensor) -> Optional[str]:
+        return positions(call, None, dim, distinct=True).check(got) or same(torch.gather(source, dim, got.cpu()))
+
+    return [Verdict(same, reason, complete=True), Verdict(lead_there, reason, complete=True)]
 
 
 @rule("topk", "sort", "sort.stable", "kthvalue")
@@ -84,7 +99,7 @@ def ordered(call: Call) -> List[Expected]:
     dim = call.get("dim")
     dim = -1 if dim is None else dim
     if call.name == "topk" and call.get("sorted") is False:
-        raise NotChecked("topk in no order")
+        return in_any_order(call, values, dim)
     if call.name == "kthvalue":
         raise NotChecked("no rule for kthvalue")
     return [values, positions(call, values, dim, distinct=True)]
