@@ -9,26 +9,44 @@
     print(run.table())
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .watch import lockstep
+    from .report import Report
 
 OLDEST_TORCH = (2, 1)
 
+__all__ = ["Report", "__version__", "lockstep"]
 
-def _require_torch() -> None:
-    """Says what is missing where torch is not there or too old."""
+
+def require_torch() -> None:
+    """Raises ImportError, with the mend, where torch is not there or too old."""
     try:
         import torch
     except ImportError as error:
-        raise ImportError("toprope needs torch 2.1 or newer, and there is none: pip install torch") from error
-    parts = torch.__version__.split("+")[0].split(".")
+        raise ImportError(f"toprope needs torch 2.1 or newer, and none can be imported ({error}): pip install torch") from error
+    version = str(torch.__version__)
+    parts = version.split("+")[0].split(".")
     found = tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:2])
     if found < OLDEST_TORCH:
-        raise ImportError(f"toprope needs torch 2.1 or newer, this is {torch.__version__}: pip install --upgrade torch")
+        raise ImportError(f"toprope needs torch 2.1 or newer, this is {version}: pip install --upgrade torch")
 
 
-_require_torch()
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch when it is first asked for: without torch the command line can still say so."""
+    if name == "lockstep":
+        require_torch()
+        from .watch import lockstep
 
-from .lockstep import lockstep  # noqa: E402
-from .report import Report  # noqa: E402
+        return lockstep
+    if name == "Report":
+        require_torch()
+        from .report import Report
 
-__all__ = ["Report", "__version__", "lockstep"]
+        return Report
+    raise AttributeError(f"module 'toprope' has no attribute {name!r}")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from . import __version__, require_torch
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs and options."""
@@ -22,7 +24,6 @@ def parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--html", metavar="FILE", help="the report as a page")
     diagnose.add_argument("--cases", metavar="FILE", help="write the step's calls, without data")
     diagnose.add_argument("--reproducer", metavar="FILE", help="write the script that shows the first wrong call")
-    diagnose.add_argument("arguments", nargs="*", help="the script's own arguments, after `--`")
     cases = verbs.add_parser("cases", help="draw the operands of recorded calls from a seed, run them, judge them")
     cases.add_argument("file", help="a cases.jsonl")
     cases.add_argument("--device", default="cpu", help="where they run")
@@ -33,18 +34,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs a verb; gives the process's exit code."""
-    options = parser().parse_args(arguments)
-    try:
-        from . import __version__
-    except ImportError as error:
-        print(f"toprope: {error}", file=sys.stderr)
-        return 6
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    options = parser().parse_args(given[:cut])
     if options.version:
         print(f"toprope {__version__}")
         return 0
     if options.verb is None:
         parser().print_usage(sys.stderr)
         return 2
+    options.arguments = given[cut + 1 :]
+    try:
+        require_torch()
+    except ImportError as error:
+        print(f"toprope: {error}", file=sys.stderr)
+        return 6
     from .cases import CasesError
     from .diagnose import USAGE, DiagnoseError
 

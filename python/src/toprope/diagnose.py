@@ -12,7 +12,7 @@ from typing import Iterator, List, Optional
 
 import torch
 
-from .lockstep import lockstep
+from .watch import lockstep
 
 
 class DiagnoseError(Exception):
@@ -41,7 +41,9 @@ def open_device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise DiagnoseError(f"no device {name!r} here ({first[:160]}); there is: {', '.join(devices())}", DEVICE) from error
+        if "device type" in first:
+            first = "this torch does not know it; is its package installed?"
+        raise DiagnoseError(f"no device {name!r} here: {first[:160]}; there is {', '.join(devices())}", DEVICE) from error
     return device
 
 

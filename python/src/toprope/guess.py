@@ -413,7 +413,8 @@ def short_sum(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
 
 def moved(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
     """The right numbers in wrong places."""
-    if raw.numel() < 4:
+    if raw.numel() < 4 or evidence.fits(evidence.want, factor=64.0):
+        # A small error moves nothing.
         return None
     have = evidence.got.reshape(-1).sort().values
     want, order = evidence.want.reshape(-1).sort()
