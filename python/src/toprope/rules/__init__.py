@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 from torch import Tensor
 
 from ..call import Call, NotChecked
-from ..real import Real
+from ..real import ORACLE_UNIT, Real
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def base_name(name: str) -> str:
 
 
 def with_rerun(call: Call, bounded: Sequence[Optional[Real]]) -> List[Expected]:
-    """Bounds from formulas around the values of torch's own f64 rerun; around the formulas' where torch has none."""
+    """Bounds from formulas around the values of torch's own f64 rerun; around the formulas' where torch has none.
+
+    The two must agree: an oracle that contradicts itself judges nobody.
+    """
     try:
         wanted = call.rerun()
     except NotChecked:
@@ -86,9 +89,24 @@ def with_rerun(call: Call, bounded: Sequence[Optional[Real]]) -> List[Expected]:
     for bound, want in zip(bounded, wanted):
         if bound is None or not isinstance(want, Tensor) or want.dtype != bound.value.dtype:
             expected.append(bound)
-        else:
-            expected.append(bound.with_value(want))
+            continue
+        if not _agree(bound, want):
+            raise NotChecked("torch's f64 result and the rule's formula disagree")
+        expected.append(bound.with_value(want))
     return expected
+
+
+#: How much closer two f64 results must be than the bound on the arithmetic that is judged.
+ORACLE_MARGIN = 2.0**-10
+
+
+def _agree(formula: Real, want: Tensor) -> bool:
+    """Whether two f64 results differ by far less than what is allowed to the device."""
+    if formula.value.shape != want.shape:
+        return formula.value.numel() == want.numel() == 0
+    margin = ORACLE_MARGIN if formula.arithmetic.unit > 2 * ORACLE_UNIT else 1.0
+    near = (formula.value - want).abs() <= formula.bound() * margin + want.abs() * ORACLE_UNIT
+    return bool((near | (formula.value == want) | ~want.isfinite() | ~formula.bound().isfinite()).all())
 
 
 def dims_of(value: Any) -> Optional[List[int]]:
