@@ -182,6 +182,21 @@ class Operands:
         """Unit roundoff of the operands' own dtype."""
         return unit_roundoff(self.compute_dtype())
 
+    def put_down(self, x: Real) -> Real:
+        """A value that torch's own composition stores between its parts: rounded where the operands have 16 bits."""
+        dtype = self.compute_dtype()
+        return x.stored(dtype) if dtype in LOW_PRECISION else x
+
+    def kept_short(self) -> bool:
+        """Whether torch's CPU kernels may keep sums of these operands in 16 bits (other devices' keep them in f32)."""
+        return self.compute_dtype() in LOW_PRECISION and all(c.device.type == "cpu" for c in self.captured())
+
+    def added_up(self, total: Real, size: Tensor, additions: float) -> Real:
+        """A sum of that size, each of whose additions such a kernel rounds to 16 bits."""
+        if not self.kept_short() or additions <= 0:
+            return total
+        return Real(total.value, total.bound() + size * (additions * self.storage_unit()), total.arithmetic)
+
     def real(self, *names: str) -> Real:
         """An argument as a number with an error bound: tensors are exact, program numbers rounded to the tensors' dtype.
 

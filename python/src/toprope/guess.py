@@ -167,7 +167,22 @@ def guess(
     returned: Any,
     finding: Any,
 ) -> Optional[Guess]:
-    """The first experiment that speaks."""
+    """The first experiment that speaks; None where none does."""
+    try:
+        return _guess(history, func, call, args, kwargs, returned, finding)
+    except Exception as error:  # an experiment of ours that fails must not end the user's run
+        return Guess("unknown", f"an experiment failed: {type(error).__name__}: {str(error)[:160]}")
+
+
+def _guess(
+    history: History,
+    func: Any,
+    call: Call,
+    args: Tuple[Any, ...],
+    kwargs: Dict[str, Any],
+    returned: Any,
+    finding: Any,
+) -> Optional[Guess]:
     label = finding.judgement.output
     named = dict(results(call.signature, func, args, kwargs, returned))
     value = named.get(label)
@@ -267,7 +282,7 @@ def unwritten(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
     """Zeros in one part, right everywhere else."""
     wrong = (evidence.got - evidence.want).abs() > evidence.bound
     zero = wrong & (raw == 0)
-    if int(zero.sum()) * 100 < int(wrong.sum()) * 99:
+    if not bool(zero.any()) or int(zero.sum()) * 100 < int(wrong.sum()) * 99:
         return None
     return Guess("dropped part", f"{int(zero.sum())} of {raw.numel()} results are 0: {region(wrong)}")
 

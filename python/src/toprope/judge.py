@@ -111,18 +111,25 @@ def judge_result(label: str, value: Any, want: Any) -> Judgement:
         if problem:
             return Judgement(WRONG, problem, output=label, units=math.inf)
         return Judgement(RIGHT if want.complete else NOT_COMPARABLE, want.reason, output=label)
-    if not isinstance(value, Tensor):
-        value = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    value = as_tensor(value)
+    want = want if isinstance(want, Real) else as_tensor(want)
     got = value.detach()
     got = got.resolve_conj().resolve_neg() if got.is_conj() or got.is_neg() else got
     got = got.cpu()
-    shape = tuple(want.value.shape) if isinstance(want, Real) else tuple(torch.as_tensor(want).shape)
+    shape = tuple(want.value.shape) if isinstance(want, Real) else tuple(want.shape)
     if tuple(got.shape) != shape:
         reason = f"the shape is {list(got.shape)}, {list(shape)} expected"
         return Judgement(WRONG, reason, output=label, units=math.inf)
     if isinstance(want, Real):
         return bounded(label, got, want)
-    return exact(label, got, torch.as_tensor(want))
+    return exact(label, got, want)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A result that may be a number."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def exact(label: str, got: Tensor, want: Tensor) -> Judgement:

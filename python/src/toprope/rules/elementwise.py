@@ -44,7 +44,7 @@ def other(c: Operands) -> Real:
 def alpha(c: Operands, product: Real) -> Real:
     """`alpha` times the second operand of a sum."""
     factor = c.get("alpha")
-    return product if factor is None or factor == 1 else product * c.real("alpha")
+    return product if factor is None or factor == 1 else c.put_down(product * c.real("alpha"))
 
 
 formula("add")(lambda c: c.real("self") + alpha(c, other(c)))
@@ -85,11 +85,20 @@ for _name in ("exp2", "expm1", "log2", "log10", "log1p", "sin", "cos", "tan", "a
 
 @formula("pow")
 def _pow(c: Operands) -> Real:
-    base, exponent = c.real("self"), c.get("exponent")
-    if not isinstance(exponent, Captured):
-        return base.power(float(exponent))
-    value = base.value.pow(c.real("exponent").value)
-    return Real(value, None, base.arithmetic).rounded(2 * ULPS["pow"])
+    base, exponent = c.real("self"), c.real("exponent")
+    if isinstance(c.get("exponent"), Captured):
+        whole = None
+    else:
+        whole = float(c.get("exponent"))
+    if whole == 3.0:
+        return c.put_down(base * base) * base
+    if whole is not None and exponent.error is None:
+        return base.power(whole)
+    value = base.value.pow(exponent.value)
+    # An exponent that was rounded: xᵉ⁺ᵈ = xᵉ·e^(d·ln x).
+    turned = exponent.bound() * base.value.abs().clamp(min=torch.finfo(torch.float64).tiny).log().abs()
+    carried = value.abs() * torch.expm1(turned)
+    return Real(value, carried, base.arithmetic).rounded(2 * ULPS["pow"])
 
 
 @formula("addcmul")
@@ -124,13 +133,13 @@ def _silu_backward(c: Operands) -> Real:
 @formula("sigmoid_backward")
 def _sigmoid_backward(c: Operands) -> Real:
     y = c.real("output")
-    return c.real("grad_output") * (1.0 - y) * y
+    return c.put_down(c.real("grad_output") * c.put_down(1.0 - y)) * y
 
 
 @formula("tanh_backward")
 def _tanh_backward(c: Operands) -> Real:
     y = c.real("output")
-    return c.real("grad_output") * (1.0 - y * y)
+    return c.real("grad_output") * c.put_down(1.0 - c.put_down(y * y))
 
 
 def _tanh_argument(x: Real) -> Real:

@@ -10,7 +10,6 @@ import torch
 from ..call import Call, NotChecked
 from ..real import Real
 from . import Expected, Verdict, rule, with_rerun
-from .reduction import stored_when_low
 
 
 def moments(x: Real, dims: List[int], eps: float) -> Tuple[Real, Real]:
@@ -28,10 +27,10 @@ def centred(x: Real, centre: Real) -> Real:
 
 
 def affine(x: Real, weight: Optional[Real], bias: Optional[Real]) -> Real:
-    """x·w + b."""
+    """x·w + b. A kernel that folds the mean into the bias rounds that once more."""
     if weight is not None:
         x = x * weight
-    return x if bias is None else x + bias
+    return x if bias is None else x + bias.rounded()
 
 
 def optional(call: Call, name: str, shape: Any = None) -> Optional[Real]:
@@ -76,10 +75,18 @@ def layer_norm_backward(call: Call) -> List[Expected]:
     scaled = gradient if weight is None else gradient * weight
     whole: List[Optional[Real]] = [
         input_gradient(scaled, x, centre, scale, dims),
-        (gradient * (centred(x, centre) * scale)).sum(rows) if rows else gradient * (centred(x, centre) * scale),
-        gradient.sum(rows) if rows else gradient,
+        over_rows(call, gradient * (centred(x, centre) * scale), rows),
+        over_rows(call, gradient, rows),
     ]
     return with_rerun(call, masked(call, whole))
+
+
+def over_rows(call: Call, x: Real, rows: List[int]) -> Real:
+    """The gradient of a weight or bias: a sum over rows."""
+    if not rows:
+        return x
+    count = math.prod(x.value.shape[row] for row in rows)
+    return call.added_up(x.sum(rows), x.value.abs().sum(rows), count)
 
 
 def masked(call: Call, outputs: List[Optional[Real]]) -> List[Optional[Real]]:
@@ -96,7 +103,7 @@ def rms_norm(call: Call) -> List[Expected]:
     eps = torch.finfo(call.named["input"].dtype).eps if eps is None else float(eps)
     scale = (x.square().mean(dims, True) + eps).rsqrt()
     # Without a fused kernel torch stores the normalised row before it is scaled.
-    y = affine(stored_when_low(x * scale, call), optional(call, "weight"), None)
+    y = affine(call.put_down(x * scale), optional(call, "weight"), None)
     return [y, scale]
 
 
@@ -108,12 +115,12 @@ def rms_norm_backward(call: Call) -> List[Expected]:
     dims, rows = list(range(-depth, 0)), list(range(x.value.dim() - depth))
     scale = call.real("rstd").moved(lambda t: t.reshape(tuple(x.value.shape[:-depth]) + (1,) * depth))
     weight = optional(call, "weight")
-    scaled = stored_when_low(gradient if weight is None else gradient * weight, call)
-    hat = stored_when_low(x * scale, call)
-    inner = stored_when_low((scaled * hat).mean(dims, True), call)
+    scaled = call.put_down(gradient if weight is None else gradient * weight)
+    hat = call.put_down(x * scale)
+    inner = call.put_down((scaled * hat).mean(dims, True))
     whole: List[Optional[Real]] = [
-        stored_when_low(scaled - hat * inner, call) * scale,
-        stored_when_low(gradient * hat, call).sum(rows) if weight is not None else None,
+        call.put_down(scaled - hat * inner) * scale,
+        over_rows(call, call.put_down(gradient * hat), rows) if weight is not None else None,
     ]
     return masked(call, whole)
 
@@ -152,12 +159,23 @@ def group_norm_backward(call: Call) -> List[Expected]:
     dx = input_gradient(into(scaled), into(x), centre, scale, [2]).moved(lambda t: t.reshape(shape))
     hat = (centred(into(x), centre) * scale).moved(lambda t: t.reshape(shape))
     over = [0] + list(range(2, len(shape)))
-    whole: List[Optional[Real]] = [dx, (gradient * hat).sum(over), gradient.sum(over)]
+    whole: List[Optional[Real]] = [dx, over_rows(call, gradient * hat, over), over_rows(call, gradient, over)]
     return with_rerun(call, masked(call, whole))
 
 
 def _over(x: Real) -> List[int]:
     return [0] + list(range(2, x.value.dim()))
+
+
+def folded(call: Call, x: Real, centre: Real, scale: Real, weight: Optional[Real], bias: Optional[Real]) -> Real:
+    """x·(r·w) + (b - mean·r·w); torch keeps both factors in the operands' dtype."""
+    plain = affine(centred(x, centre) * scale, weight, bias)
+    if not call.kept_short():
+        return plain
+    factor = call.put_down(scale if weight is None else scale * weight)
+    shift = -(call.put_down(centre) * factor)
+    shift = call.put_down(shift if bias is None else shift + bias)
+    return Real(plain.value, torch.maximum(plain.bound(), (x * factor + shift).bound()), plain.arithmetic)
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit.no_stats", "cudnn_batch_norm")
@@ -173,11 +191,11 @@ def batch_norm(call: Call) -> List[Expected]:
         centre = per_channel(call, "running_mean", rank)
         spread = per_channel(call, "running_var", rank)
         assert centre is not None and spread is not None
-        y = affine(centred(x, centre) * (spread + float(call.get("eps"))).rsqrt(), weight, bias)
+        y = folded(call, x, centre, (spread + float(call.get("eps"))).rsqrt(), weight, bias)
         kept = Verdict(lambda got: None, "statistics are kept when training only", complete=True)
         return [y, kept, kept] + ([call.wide("running_mean"), call.wide("running_var")] if running else [])
     centre, scale = moments(x, _over(x), float(call.get("eps")))
-    y = affine(centred(x, centre) * scale, weight, bias)
+    y = folded(call, x, centre, scale, weight, bias)
     flat = lambda real: real.moved(lambda t: t.reshape(-1))  # noqa: E731
     expected: List[Optional[Real]] = [y, flat(centre), flat(scale)]
     if running:
@@ -186,7 +204,11 @@ def batch_norm(call: Call) -> List[Expected]:
         momentum = call.get("momentum")
         for name, fresh in (("running_mean", centre), ("running_var", variance)):
             old = optional(call, name)
-            expected.append(None if old is None else old * (1.0 - momentum) + flat(fresh) * momentum)
+            if old is None:
+                expected.append(None)
+                continue
+            part = call.put_down(call.put_down(flat(fresh)) * momentum)
+            expected.append(call.put_down(old * (1.0 - momentum)) + part)
     return with_rerun(call, expected)
 
 
@@ -207,4 +229,4 @@ def batch_norm_backward(call: Call) -> List[Expected]:
         scale = (spread + float(call.get("eps"))).rsqrt()
         dx = gradient * scale if weight is None else gradient * scale * weight
     hat = centred(x, centre) * scale
-    return with_rerun(call, masked(call, [dx, (gradient * hat).sum(over), gradient.sum(over)]))
+    return with_rerun(call, masked(call, [dx, over_rows(call, gradient * hat, over), over_rows(call, gradient, over)]))

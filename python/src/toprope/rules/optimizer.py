@@ -11,7 +11,6 @@ from torch import Tensor
 from ..call import Call, Captured
 from ..real import Arithmetic, Real, scalar
 from . import Expected, rule
-from .reduction import stored_when_low
 
 
 def number(call: Call, name: str) -> float:
@@ -84,7 +83,7 @@ def adam(call: Call) -> List[Expected]:
         square = square * beta2 + gradient * gradient * (1.0 - beta2)
         means.append(mean)
         squares.append(square)
-        mean, square = stored_when_low(mean, call), stored_when_low(square, call)
+        mean, square = call.put_down(mean), call.put_down(square)
         if call.get("amsgrad"):
             square = square.maximum(exact(call.get("max_exp_avg_sqs")[index]))
             largest.append(square)
@@ -144,7 +143,7 @@ def adagrad(call: Call) -> List[Expected]:
         total = exact(call.get("state_sums")[index]) + gradient * gradient
         sums.append(total)
         rate = lr / (1.0 + (step - 1.0) * number(call, "lr_decay"))
-        parameters.append(p - gradient * rate / (stored_when_low(total, call).sqrt() + eps))
+        parameters.append(p - gradient * rate / (call.put_down(total).sqrt() + eps))
     return [*parameters, *grads, *sums, *_steps(call)]
 
 

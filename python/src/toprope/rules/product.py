@@ -77,7 +77,7 @@ def added_product(call: Call) -> List[Expected]:
     size = _absolute_sum(call)
     want = call.rerun()[0]
     error = size * ((terms + 2 + (0 if plain else 3)) * arithmetic.unit) + terms * arithmetic.smallest
-    if not plain and call.storage_unit() > arithmetic.unit:
+    if (not plain or call.name == "addr") and call.storage_unit() > arithmetic.unit:
         error += size * (2 * call.storage_unit())
     error = torch.where(size < arithmetic.largest, error, math.inf)
     return [Real(want, torch.where(want.isfinite(), error, 0.0), arithmetic)]
@@ -134,7 +134,12 @@ def convolution(call: Call) -> List[Expected]:
     """K = input channels of a group times the kernel's elements, and the bias."""
     weight = call.wide("weight")
     channels = weight.shape[0] // call.get("groups") if call.get("transposed") else weight.shape[1]
-    return of_products(call, channels * _kernel(weight) + 1)
+    expected = of_products(call, channels * _kernel(weight) + 1)
+    if not call.get("transposed") or not call.kept_short():
+        return expected
+    # Without a fused kernel torch puts products down and adds the places of the kernel up in 16 bits.
+    size = call.rerun(torch.abs)[0]
+    return [call.added_up(real, size, _kernel(weight) + 1) for real in expected if isinstance(real, Real)]
 
 
 @rule("convolution_backward", "convolution_backward_overrideable")
@@ -154,10 +159,9 @@ def convolution_backward(call: Call) -> List[Expected]:
             expected.append(None)
             continue
         error = size * ((count + 1) * arithmetic.unit) + count * arithmetic.smallest
-        if call.storage_unit() > arithmetic.unit and call.wide("input").shape[0] > 1:
-            # Without a fused kernel torch adds each image's part into a gradient of 16 bits.
-            error += size * (call.wide("input").shape[0] * call.storage_unit())
-        expected.append(Real(want, error, arithmetic))
+        # Without a fused kernel torch adds each image's part, and each place of the kernel, into a gradient of 16 bits.
+        additions = call.wide("input").shape[0] + _kernel(weight)
+        expected.append(call.added_up(Real(want, error, arithmetic), size, additions))
     return expected
 
 

@@ -34,18 +34,12 @@ def total(call: Call) -> List[Expected]:
     return [summand(call).sum(dims_of(call.get("dim")), bool(call.get("keepdim"))).with_value(want)]
 
 
-def stored_when_low(x: Real, c: Operands) -> Real:
-    """What torch's own composition puts down in memory between its parts: nothing in f32."""
-    dtype = c.compute_dtype()
-    return x.stored(dtype) if dtype in LOW_PRECISION else x
-
-
 @rule("mean")
 def mean(call: Call) -> List[Expected]:
     """On the CPU torch stores the sum before it divides."""
     x = summand(call)
     dims = dims_of(call.get("dim"))
-    added = stored_when_low(x.sum(dims, bool(call.get("keepdim"))), call)
+    added = call.put_down(x.sum(dims, bool(call.get("keepdim"))))
     count = x.value.numel() / max(added.value.numel(), 1)
     return with_rerun(call, [added / count])
 
@@ -128,7 +122,7 @@ def product(call: Call) -> List[Expected]:
     if not want.dtype.is_floating_point:
         return [want]
     terms = call.wide("self").numel() / max(want.numel(), 1)
-    return [Real(want, None, call.arithmetic()).rounded(terms)]
+    return [call.added_up(Real(want, None, call.arithmetic()).rounded(terms), want.abs(), terms)]
 
 
 def _running(x: Real, dim: int) -> Real:
@@ -160,11 +154,11 @@ def shifted(x: Real, dim: int) -> Real:
     return x - Real(x.value.amax(dim, keepdim=True), None, x.arithmetic)
 
 
-def softmax_of(x: Real, dim: int) -> Real:
-    """eˣ over its sum, with the maximum taken out."""
+def softmax_of(call: Call, x: Real, dim: int) -> Real:
+    """eˣ over its sum, with the maximum taken out; along other dimensions than the last torch stores the powers."""
     if not x.value.dim():
         return Real(torch.ones_like(x.value), None, x.arithmetic)
-    powers = shifted(x, dim).exp()
+    powers = call.put_down(shifted(x, dim).exp())
     return powers / powers.sum([dim], True)
 
 
@@ -173,20 +167,22 @@ def softmax(call: Call) -> List[Expected]:
     """Softmax along a dimension."""
     if not call.wide("self").numel():
         return call.rerun()
-    return with_rerun(call, [softmax_of(summand(call), call.get("dim"))])
+    return with_rerun(call, [softmax_of(call, summand(call), call.get("dim"))])
 
 
 @rule("_safe_softmax")
 def safe_softmax(call: Call) -> List[Expected]:
     """Softmax with 0 in rows that are all -∞; torch masks a stored softmax."""
     x, dim = summand(call), call.get("dim")
-    plain = softmax_of(x, dim)
+    plain = softmax_of(call, x, dim)
     empty = (x.value == -math.inf).all(dim, keepdim=True)
     return with_rerun(call, [Real(torch.where(empty, 0.0, plain.value), torch.where(empty, 0.0, plain.bound()), x.arithmetic)])
 
 
-def _log_sum(x: Real, dim: int) -> Real:
-    return shifted(x, dim).exp().sum([dim], True).log()
+def _log_sum(call: Call, x: Real, dim: int) -> Real:
+    """ln Σeˣ⁻ᵐ; torch's CPU kernels keep the sum and its logarithm in the operands' dtype."""
+    total = shifted(x, dim).exp().sum([dim], True)
+    return call.put_down(call.put_down(total).log()) if call.kept_short() else total.log()
 
 
 @rule("_log_softmax", "log_softmax")
@@ -195,8 +191,9 @@ def log_softmax(call: Call) -> List[Expected]:
     x, dim = summand(call), call.get("dim")
     if not x.value.dim() or not x.value.numel():
         return call.rerun()
-    apart = shifted(x, dim) - _log_sum(x, dim)
-    together = x - (_log_sum(x, dim) + Real(x.value.amax(dim, keepdim=True), None, x.arithmetic))
+    log_sum = _log_sum(call, x, dim)
+    apart = shifted(x, dim) - log_sum
+    together = x - (log_sum + Real(x.value.amax(dim, keepdim=True), None, x.arithmetic))
     error = torch.maximum(apart.bound(), together.bound())
     return with_rerun(call, [Real(apart.value, error, x.arithmetic)])
 
@@ -207,7 +204,7 @@ def logsumexp(call: Call) -> List[Expected]:
     x = call.real("self")
     dims = tuple(dims_of(call.get("dim")) or range(x.value.dim()))
     top = Real(x.value.amax(dims, keepdim=True), None, x.arithmetic)
-    result = stored_when_low((x - top).exp().sum(dims, True).log(), call) + top
+    result = call.put_down((x - top).exp().sum(dims, True).log()) + top
     shape = call.rerun()[0].shape
     return with_rerun(call, [result.moved(lambda t: t.reshape(shape))])
 
@@ -243,9 +240,9 @@ def reduced(loss: Real, reduction: int) -> Real:
 @rule("mse_loss")
 def mse_loss(call: Call) -> List[Expected]:
     """Squares of differences; torch stores them before it reduces."""
-    squares = stored_when_low((call.real("self") - call.real("target")).square(), call)
+    squares = call.put_down((call.real("self") - call.real("target")).square())
     result = reduced(squares, call.get("reduction"))
-    return with_rerun(call, [stored_when_low(result, call)])
+    return with_rerun(call, [call.put_down(result)])
 
 
 def _target_weights(call: Call) -> Any:
@@ -260,13 +257,8 @@ def _target_weights(call: Call) -> Any:
 
 
 def accumulated(x: Real, call: Call) -> Real:
-    """A sum of all elements that torch's CPU kernels keep in the operands' own dtype."""
-    added = x.sum()
-    terms = int((x.value != 0).sum())
-    if call.storage_unit() > x.arithmetic.unit and terms > 1:
-        error = added.bound() + x.value.abs().sum() * ((terms - 1) * call.storage_unit())
-        return Real(added.value, error, added.arithmetic)
-    return added
+    """A sum of all elements."""
+    return call.added_up(x.sum(), x.value.abs().sum(), int((x.value != 0).sum()) - 1)
 
 
 @rule("nll_loss_forward", "nll_loss2d_forward")
@@ -301,10 +293,10 @@ def bce_with_logits(call: Call) -> List[Expected]:
     x, target = call.real("self"), call.real("target")
     tail = torch.log1p((-x.value.abs()).exp())
     soft = Real(tail, tail * (2 * (ULPS["log1p"] + ULPS["exp"]) * x.arithmetic.unit), x.arithmetic)
-    parts = stored_when_low(stored_when_low((1.0 - target) * x, call) + stored_when_low(soft, call) + (-x).maximum(0.0), call)
+    parts = call.put_down(call.put_down((1.0 - target) * x) + call.put_down(soft) + (-x).maximum(0.0))
     size = (target.value * x.value).abs() + x.value.abs()
     parts = Real(parts.value, parts.bound() + size * (2 * x.arithmetic.unit + 2 * call.storage_unit()), x.arithmetic)
-    return with_rerun(call, [stored_when_low(reduced(parts, call.get("reduction")), call)])
+    return with_rerun(call, [call.put_down(reduced(parts, call.get("reduction")))])
 
 
 # Sums by index: some devices add with atomics in the dtype of the result, in any order.
