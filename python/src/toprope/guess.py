@@ -201,11 +201,16 @@ def _guess(
         if expected is None or tuple(expected[0].shape) != tuple(raw.shape):
             return None
         evidence = Evidence(func, call, label, raw.double(), *expected)
-        for experiment in EXPERIMENTS:
+    for experiment in EXPERIMENTS:
+        if experiment is short_sum:
+            # It asks the device, through whatever lies between us and it.
             found = experiment(evidence, raw)
-            if found is not None:
-                return found
-        return None
+        else:
+            with judging.out_of_sight():
+                found = experiment(evidence, raw)
+        if found is not None:
+            return found
+    return None
 
 
 def again(func: Any, call: Call, label: str, operands: Optional[Dict[str, Captured]] = None) -> Optional[Tensor]:
@@ -406,14 +411,16 @@ def short_sum(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
     terms = operand.shape[dim]
     sizes, losses = [], []
     for kept in [k for k in (terms // 8, terms // 4, terms // 2, terms) if k >= 2]:
-        part = with_values(operand, zeroed(operand.raw, dim, kept) if kept < terms else operand.raw)
+        with judging.out_of_sight():
+            part = with_values(operand, zeroed(operand.raw, dim, kept) if kept < terms else operand.raw)
         got = again(evidence.func, evidence.call, evidence.label, {name: part})
-        found = evidence.expected_with(name, part)
-        if got is None or found is None:
-            return None
-        magnitude = float(torch.linalg.vector_norm(found[0])) or 1.0
-        sizes.append(kept)
-        losses.append(float(torch.linalg.vector_norm(got.double() - found[0])) / magnitude)
+        with judging.out_of_sight():
+            found = evidence.expected_with(name, part)
+            if got is None or found is None:
+                return None
+            magnitude = float(torch.linalg.vector_norm(found[0])) or 1.0
+            sizes.append(kept)
+            losses.append(float(torch.linalg.vector_norm(got.double() - found[0])) / magnitude)
     if len(losses) < 2 or losses[0] == 0:
         return None
     growth = math.log(losses[-1] / losses[0]) / math.log(sizes[-1] / sizes[0]) if losses[-1] > 0 else 0.0
@@ -477,9 +484,9 @@ EXPERIMENTS: Tuple[Callable[[Evidence, Tensor], Optional[Guess]], ...] = (
     not_finite,
     unwritten,
     shortened,
+    cut,
     scaled,
     other_constant,
-    cut,
     short_operands,
     short_sum,
     moved,

@@ -53,7 +53,6 @@ formula("rsub")(lambda c: other(c) - alpha(c, c.real("self")))
 formula("mul")(lambda c: c.real("self") * other(c))
 formula("reciprocal")(lambda c: 1.0 / c.real("self"))
 formula("sqrt")(lambda c: c.real("self").sqrt())
-formula("rsqrt")(lambda c: c.real("self").rsqrt())
 formula("exp")(lambda c: c.real("self").exp())
 formula("log")(lambda c: c.real("self").log())
 formula("tanh")(lambda c: c.real("self").tanh())
@@ -61,6 +60,13 @@ formula("erf")(lambda c: c.real("self").erf())
 formula("sigmoid")(lambda c: c.real("self").sigmoid())
 formula("square")(lambda c: c.real("self").square())
 formula("silu")(lambda c: c.real("self") / ((-c.real("self")).exp() + 1.0))
+
+
+@formula("rsqrt")
+def _rsqrt(c: Operands) -> Real:
+    # torch's CPU kernels may store the root of 16-bit numbers before they divide.
+    x = c.real("self")
+    return 1.0 / c.put_down(x.sqrt()) if c.kept_short() else x.rsqrt()
 
 
 @formula("div", "true_divide")

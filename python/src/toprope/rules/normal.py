@@ -195,6 +195,10 @@ def batch_norm(call: Call) -> List[Expected]:
         kept = Verdict(lambda got: None, "statistics are kept when training only", complete=True)
         return [y, kept, kept] + ([call.wide("running_mean"), call.wide("running_var")] if running else [])
     centre, scale = moments(x, _over(x), float(call.get("eps")))
+    if call.kept_short():
+        # The variance and its root are kept in 16 bits too.
+        variance = (x - centre).square().mean(_over(x), True) + float(call.get("eps"))
+        scale = 1.0 / call.put_down(call.put_down(variance).sqrt())
     y = folded(call, x, centre, scale, weight, bias)
     flat = lambda real: real.moved(lambda t: t.reshape(-1))  # noqa: E731
     expected: List[Optional[Real]] = [y, flat(centre), flat(scale)]

@@ -204,7 +204,8 @@ def logsumexp(call: Call) -> List[Expected]:
     x = call.real("self")
     dims = tuple(dims_of(call.get("dim")) or range(x.value.dim()))
     top = Real(x.value.amax(dims, keepdim=True), None, x.arithmetic)
-    result = call.put_down((x - top).exp().sum(dims, True).log()) + top
+    powers = call.put_down(call.put_down(x - top).exp())
+    result = call.put_down(call.put_down(powers.sum(dims, True)).log()) + top
     shape = call.rerun()[0].shape
     return with_rerun(call, [result.moved(lambda t: t.reshape(shape))])
 
