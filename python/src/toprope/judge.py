@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import rules
-from .call import Call, NotChecked, NotComparable, map_tree, results, tensors
+from .call import Call, NotChecked, NotComparable, map_tree, results, tensors, unreadable
 from .real import Real
 
 RIGHT = "right"
@@ -64,20 +64,27 @@ def out_of_sight() -> Iterator[None]:
 def judge(call: Call, args: Tuple[Any, ...], kwargs: Dict[str, Any], returned: Any) -> Judgement:
     """Judges a call that has run. `args` and `kwargs` are the live ones: what it wrote is read from them."""
     try:
-        if call.signature.is_view:
-            return judge_view(call.func, args, kwargs, returned)
-        expected = list(rules.find(call)(call))
+        return _judge(call, args, kwargs, returned)
     except NotComparable as reason:
         return Judgement(NOT_COMPARABLE, str(reason))
     except NotChecked as reason:
         return Judgement(NOT_CHECKED, str(reason))
     except Exception as error:  # a rule of ours that fails must not end the user's run; it shows in the report
         return Judgement(NOT_CHECKED, f"the rule failed: {type(error).__name__}: {str(error)[:160]}")
+
+
+def _judge(call: Call, args: Tuple[Any, ...], kwargs: Dict[str, Any], returned: Any) -> Judgement:
+    if call.signature.is_view:
+        return judge_view(call.func, args, kwargs, returned)
+    expected = list(rules.find(call)(call))
     got = results(call.signature, call.func, args, kwargs, returned)
     if len(got) != len(expected):
-        return Judgement(NOT_CHECKED, f"the rule expects {len(expected)} results, there are {len(got)}")
+        raise NotChecked(f"the rule expects {len(expected)} results, there are {len(got)}")
     parts = []
     for (label, value), want in zip(got, expected):
+        why_not = unreadable(value) if isinstance(value, Tensor) else None
+        if why_not:
+            raise NotChecked(why_not)
         if want is None and value is None:
             continue
         if want is None or value is None:

@@ -193,9 +193,11 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
                 judgement.reason = setting_of(call, args, kwargs, returned, judgement) or judgement.reason
         if judgement.status == judging.WRONG:
             self._wrong(finding, func, call, args, kwargs, returned)
-        if call is not None:
+        if call is not None and judgement.status != judging.NOT_CHECKED:
             with judging.out_of_sight():
                 self._history.note(finding.operator, call, args, kwargs, returned)
+        if call is not None:
+            with judging.out_of_sight():
                 note_case(self.cases, call)
         key = (finding.operator, place.phase, place.layer, finding.shapes, finding.dtypes, judgement.status)
         if key not in self.groups:
