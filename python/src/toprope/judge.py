@@ -175,27 +175,24 @@ def bounded(label: str, got: Tensor, expected: Real) -> Judgement:
     # Gradual underflow on store, or none: results below the smallest normal number may be zero. Half precision keeps them.
     bound = bound + (info.tiny if got.dtype != torch.float16 else 2.0**-25)
     distance = (wide - want).abs()
-    unbounded = ~bound.isfinite() & want.isfinite()
-    right = (distance <= bound) | (wide == want) | (wide.isnan() & want.isnan()) | unbounded
-    # A result beyond the range of its type, or within the tolerance of that, becomes infinite.
-    over = wide.isinf() & want.isfinite() & (wide.sign() == want.sign())
-    right |= over & (want.abs() + bound >= info.max * (1 - info.eps))
-    if not want.isfinite().all():
-        # Beyond the range in f64 already, or an infinity of the operands: the same infinity.
-        right = torch.where(want.isinf(), wide == want, right)
+    inside = distance <= bound
     elements = got.numel()
     judgement = Judgement(RIGHT, output=label, elements=elements, error=0.0, tolerance=0.0)
-    judgement.unbounded = int(unbounded.sum())
-    if elements and judgement.unbounded == elements:
-        return Judgement(NOT_CHECKED, "no finite bound: the arithmetic may overflow on the way", output=label)
-    ratio = torch.where(right & ~(distance <= bound), 0.0, (distance / bound).nan_to_num(nan=0.0, posinf=math.inf))
-    ratio = torch.where(right, ratio, ratio.clamp(min=1.0 + 1e-9))
-    ratio = torch.where(~right & (wide.isnan() | wide.isinf() | want.isnan()), math.inf, ratio)
-    if elements:
-        _point(judgement, got, want, ratio, distance)
-        judgement.units = float(ratio.reshape(-1).max())
-        judgement.tolerance = float(bound.reshape(-1)[int(ratio.reshape(-1).argmax())])
-    judgement.wrong = int((~right).sum())
+    if elements == 0:
+        return judgement
+    if bool(inside.all()):
+        # The common case: all are numbers, all are right.
+        ratio = distance / bound
+    else:
+        ratio, right = _beyond(wide, want, bound, distance, inside, info)
+        judgement.wrong = int((~right).sum())
+    if not math.isfinite(float(bound.max())):
+        judgement.unbounded = int((~bound.isfinite() & want.isfinite()).sum())
+        if judgement.unbounded == elements:
+            return Judgement(NOT_CHECKED, "no finite bound: the arithmetic may overflow on the way", output=label)
+    at = _point(judgement, got, want, ratio, distance)
+    judgement.units = float(ratio.reshape(-1)[at])
+    judgement.tolerance = float(bound.reshape(-1)[at])
     if judgement.wrong:
         judgement.status = WRONG
         judgement.reason = f"{judgement.wrong} of {elements} elements beyond the tolerance"
@@ -203,13 +200,30 @@ def bounded(label: str, got: Tensor, expected: Real) -> Judgement:
     return judgement
 
 
-def _point(judgement: Judgement, got: Tensor, want: Tensor, rank: Tensor, distance: Tensor) -> None:
-    """Notes the element with the largest rank."""
+def _beyond(
+    wide: Tensor, want: Tensor, bound: Tensor, distance: Tensor, inside: Tensor, info: torch.finfo
+) -> Tuple[Tensor, Tensor]:
+    """Errors in units of the bound, and which elements are right, where infinities, NaN or large errors are among them."""
+    unbounded = ~bound.isfinite() & want.isfinite()
+    right = inside | (wide == want) | (wide.isnan() & want.isnan()) | unbounded
+    # A result beyond the range of its type, or within the tolerance of that, becomes infinite.
+    over = wide.isinf() & want.isfinite() & (wide.sign() == want.sign())
+    right |= over & (want.abs() + bound >= info.max * (1 - info.eps))
+    # Beyond the range in f64 already, or an infinity of the operands: the same infinity.
+    right = torch.where(want.isinf(), wide == want, right)
+    ratio = torch.where(right & ~inside, 0.0, (distance / bound).nan_to_num(nan=0.0, posinf=math.inf))
+    ratio = torch.where(right, ratio, ratio.clamp(min=1.0 + 1e-9))
+    return torch.where(~right & ~(wide.isfinite() & want.isfinite()), math.inf, ratio), right
+
+
+def _point(judgement: Judgement, got: Tensor, want: Tensor, rank: Tensor, distance: Tensor) -> int:
+    """Notes the element with the largest rank; gives its place in row-major order."""
     at = int(rank.reshape(-1).argmax())
     judgement.index = place(at, tuple(got.shape))
     judgement.got = float(got.reshape(-1)[at])
     judgement.want = float(want.reshape(-1)[at])
     judgement.error = float(distance.reshape(-1)[at])
+    return at
 
 
 def place(position: int, shape: Tuple[int, ...]) -> Tuple[int, ...]:

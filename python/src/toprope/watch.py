@@ -153,16 +153,26 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         returned = func(*args, **kwargs)
         stop = time.perf_counter()
         with self._lock:
-            if judgement is None and call is not None:
-                with judging.out_of_sight():
+            with judging.out_of_sight():
+                if judgement is None and call is not None:
                     judgement = judging.judge(call, args, kwargs, returned)
-            assert judgement is not None
-            self._enter_finding(func, args, kwargs, returned, call, place, judgement)
+                assert judgement is not None
+                if judgement.status == judging.WRONG and call is not None:
+                    judgement.reason = setting_of(call, args, kwargs, returned, judgement) or judgement.reason
+                finding = self._finding(func, args, kwargs, returned, call, place, judgement)
+            if judgement.status == judging.WRONG:
+                self._wrong(finding, func, call, args, kwargs, returned)
+            if call is not None:
+                with judging.out_of_sight():
+                    if judgement.status != judging.NOT_CHECKED:
+                        self._history.note(finding.operator, call, args, kwargs, returned)
+                    note_case(self.cases, call)
+            self._count(finding)
             self.seconds_operators += stop - start
             self.seconds_checks += time.perf_counter() - stop + start - begin
         return returned
 
-    def _enter_finding(
+    def _finding(
         self,
         func: Any,
         args: Tuple[Any, ...],
@@ -171,35 +181,28 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         call: Optional[Call],
         place: Place,
         judgement: Judgement,
-    ) -> None:
+    ) -> Finding:
         operands = call.captured() if call is not None else tensors([args, kwargs])
         devices = [str(t.device) for t in operands] or [str(t.device) for t in tensors(returned)]
-        finding = Finding(
+        for device in set(devices):
+            self.devices[device] = self.devices.get(device, 0) + 1
+        return Finding(
             number=self.calls,
-            operator=operator_name(func),
+            operator=str(func),
             place=place,
             device=devices[0] if devices else "",
             shapes=tuple(tuple(t.shape) for t in operands),
             dtypes=tuple(dict.fromkeys(str(t.dtype).replace("torch.", "") for t in operands)),
             judgement=judgement,
         )
+
+    def _count(self, finding: Finding) -> None:
+        """Enters a finding into its group."""
         self.calls += 1
-        if judgement.status != judging.BOOKKEEPING and place.step not in self.steps_seen[-1:]:
+        place, status = finding.place, finding.judgement.status
+        if status != judging.BOOKKEEPING and place.step not in self.steps_seen[-1:]:
             self.steps_seen.append(place.step)
-        for device in set(devices):
-            self.devices[device] = self.devices.get(device, 0) + 1
-        if judgement.status == judging.WRONG and call is not None:
-            with judging.out_of_sight():
-                judgement.reason = setting_of(call, args, kwargs, returned, judgement) or judgement.reason
-        if judgement.status == judging.WRONG:
-            self._wrong(finding, func, call, args, kwargs, returned)
-        if call is not None and judgement.status != judging.NOT_CHECKED:
-            with judging.out_of_sight():
-                self._history.note(finding.operator, call, args, kwargs, returned)
-        if call is not None:
-            with judging.out_of_sight():
-                note_case(self.cases, call)
-        key = (finding.operator, place.phase, place.layer, finding.shapes, finding.dtypes, judgement.status)
+        key = (finding.operator, place.phase, place.layer, finding.shapes, finding.dtypes, status)
         if key not in self.groups:
             self.groups[key] = Group(finding)
         self.groups[key].add(finding)
@@ -263,10 +266,3 @@ class _Mode(TorchDispatchMode):
         if not self._run.active:
             return func(*args, **kwargs)
         return self._run.run(func, args, kwargs)
-
-
-def operator_name(func: Any) -> str:
-    """As torch prints it: `aten.mm.default`."""
-    return str(func)
-
-
