@@ -126,6 +126,33 @@ def test_compiled_code_is_seen() -> None:
     assert {"aten.sin.default", "aten.mul.Tensor"} <= set(statuses(run))
 
 
+def test_tensors_made_of_others_are_seen_through() -> None:
+    two = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+    pair = two(torch.randn(3, 20), torch.randn(3, 20))
+    other = two(torch.randn(20, 4), torch.randn(20, 4))
+    with BadChip(A.mm.default, tail_of_k), toprope.lockstep() as run:
+        torch.mm(pair, other)
+    assert run.wrong_calls == 2 and run.first_wrong.operator == "aten.mm.default"
+
+
+def test_a_default_device_is_not_ours() -> None:
+    x = torch.randn(4, 6)
+    torch.set_default_device("meta")
+    try:
+        with toprope.lockstep() as run:
+            torch.nn.functional.layer_norm(x, (6,)).index_add(0, torch.zeros(4, dtype=torch.int64, device="cpu"), x)
+    finally:
+        torch.set_default_device(None)
+    assert run.report().first_wrong is None and run.report().coverage["not_checked"] == 0, run.table()
+
+
+def test_a_tolerance_that_sees_little_is_told() -> None:
+    with toprope.lockstep() as run:
+        torch.ones(300, 1, dtype=torch.bfloat16).expand(300, 3).contiguous().t().contiguous().prod(1)
+    assert run.report().coverage["coarse"] == 1
+    assert "coarse: 1 checked" in run.table()
+
+
 def test_json_is_one_line_without_infinities() -> None:
     with BadChip(A.mm.default, first(lambda y: y * math.nan)), toprope.lockstep() as run:
         torch.mm(torch.randn(3, 4), torch.randn(4, 5))

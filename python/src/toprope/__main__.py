@@ -107,7 +107,8 @@ def run_cases(options: argparse.Namespace) -> int:
     else:
         for entry in wrong + not_run:
             shape = "x".join(str(list(s)) for s in entry["shape"])
-            print(f"{entry['status']}: {entry['name']} {entry['dtype']} {shape}: {entry['reason']}")
+            looks = f"; looks like {entry['defect_guess']}" if entry["defect_guess"] else ""
+            print(f"{entry['status']}: {entry['name']} {entry['dtype']} {shape}: {entry['reason']}{looks}")
         print(
             f"{len(told)} cases on {device}: {len(judged)} judged, {len(wrong)} wrong, {len(not_run)} not run, "
             f"{len(incomparable)} not comparable: {verdict}"
@@ -130,7 +131,8 @@ def told_of(outcome: Any) -> Dict[str, Any]:
         "control_bits": None,
         "worst_error": None,
         "tolerance": None,
-        "setting": None,
+        "defect_guess": None if outcome.guess is None else str(outcome.guess),
+        "setting": outcome.reason if judgement is not None and judgement.status == "setting" else None,
     }
     if judgement is not None:
         finite = judgement.error is not None and judgement.error == judgement.error and judgement.error != float("inf")

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .real import Arithmetic, Real, scalar, unit_roundoff
 
+#: Classes of tensors that hold their own numbers.
+PLAIN = (Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", Tensor))
+
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -332,6 +335,6 @@ def unreadable(tensor: Tensor) -> Optional[str]:
         return "quantized tensors are not read"
     if tensor.device.type == "meta":
         return "a tensor of the meta device has no values"
-    if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer if hasattr(torch.nn, "Buffer") else Tensor):
+    if type(tensor) not in PLAIN:
         return f"a tensor of the class {type(tensor).__name__} is not read"
     return None

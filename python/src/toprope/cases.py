@@ -14,6 +14,7 @@ from torch import Tensor
 from . import judge as judging
 from . import rules
 from .call import Call, Captured, NotChecked, by_name
+from .guess import Guess, History, guess, setting_of
 from .judge import Judgement
 from .rules.attention import FORWARD
 
@@ -245,6 +246,7 @@ class Outcome:
     reason: str = ""
     shapes: Tuple[Tuple[int, ...], ...] = ()
     dtypes: Tuple[str, ...] = ()
+    guess: Optional[Guess] = None
 
 
 def resolve(name: str) -> Any:
@@ -302,9 +304,14 @@ def replay(case: Dict[str, Any], device: torch.device, seed: int = 0) -> Outcome
         return Outcome(case, None, f"the device does not run it: {first[:200]}")
     with judging.out_of_sight():
         judgement = judging.judge(call, args, kwargs, returned)
+        if judgement.status == judging.WRONG:
+            judgement.reason = setting_of(call, args, kwargs, returned, judgement) or judgement.reason
+    found = None
+    if judgement.status == judging.WRONG:
+        found = guess(History(), func, call, args, kwargs, returned, judgement)
     shapes = tuple(operand.shape for operand in call.captured())
     dtypes = tuple(dict.fromkeys(str(operand.dtype)[6:] for operand in call.captured()))
-    return Outcome(case, judgement, judgement.reason, shapes, dtypes)
+    return Outcome(case, judgement, judgement.reason, shapes, dtypes, found)
 
 
 def consistent(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:

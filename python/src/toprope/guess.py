@@ -165,11 +165,11 @@ def guess(
     args: Tuple[Any, ...],
     kwargs: Dict[str, Any],
     returned: Any,
-    finding: Any,
+    judgement: Judgement,
 ) -> Optional[Guess]:
     """The first experiment that speaks; None where none does."""
     try:
-        return _guess(history, func, call, args, kwargs, returned, finding)
+        return _guess(history, func, call, args, kwargs, returned, judgement)
     except Exception as error:  # an experiment of ours that fails must not end the user's run
         return Guess("unknown", f"an experiment failed: {type(error).__name__}: {str(error)[:160]}")
 
@@ -181,15 +181,15 @@ def _guess(
     args: Tuple[Any, ...],
     kwargs: Dict[str, Any],
     returned: Any,
-    finding: Any,
+    judgement: Judgement,
 ) -> Optional[Guess]:
-    label = finding.judgement.output
+    label = judgement.output
     named = dict(results(call.signature, func, args, kwargs, returned))
     value = named.get(label)
     if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         return None
     with judging.out_of_sight():
-        ago = history.seen(finding.operator, call, args, kwargs, returned)
+        ago = history.seen(str(func), call, args, kwargs, returned)
     if ago:
         return Guess("stale buffer", f"the same numbers came out {ago} call(s) of this shape ago")
     unsteady = repeats(func, call, label, value)

@@ -25,6 +25,10 @@ BOOKKEEPING = "bookkeeping"
 BITS_MAX = 53.0
 
 
+#: A tolerance beyond 1/COARSE of the result sees little.
+COARSE = 8.0
+
+
 @dataclass
 class Judgement:
     """What was found of one call: its worst element, and how exact the whole is."""
@@ -47,6 +51,8 @@ class Judgement:
     elements: int = 0
     #: Elements whose bound is infinite: arithmetic may overflow on the way there.
     unbounded: int = 0
+    #: Whether the tolerance is so wide that little can be seen: more than an eighth of the result, by root mean square.
+    coarse: bool = False
     #: -log2 of the root mean square error beside the root mean square of the result; of the control likewise.
     bits: Optional[float] = None
     control_bits: Optional[float] = None
@@ -197,6 +203,8 @@ def bounded(label: str, got: Tensor, expected: Real) -> Judgement:
         judgement.status = WRONG
         judgement.reason = f"{judgement.wrong} of {elements} elements beyond the tolerance"
     judgement.bits, judgement.control_bits = effective_bits(got, want)
+    size = float(torch.linalg.vector_norm(want))
+    judgement.coarse = 0.0 < size < float(torch.linalg.vector_norm(bound)) * COARSE
     return judgement
 
 

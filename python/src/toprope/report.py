@@ -23,6 +23,8 @@ class Row:
     calls: int = 0
     checked: int = 0
     wrong: int = 0
+    #: Checked calls whose tolerance is more than an eighth of their result: little can be seen there.
+    coarse: int = 0
     #: Worst call: error in units of its tolerance; None where nothing is allowed and something is off.
     units: Optional[float] = 0.0
     error: Optional[float] = None
@@ -94,6 +96,7 @@ class Report:
                 "not_comparable": statuses.get(judging.NOT_COMPARABLE, 0),
                 "bookkeeping": statuses.get(judging.BOOKKEEPING, 0),
                 "share": round(checked / counted, 6) if counted else 0.0,
+                "coarse": sum(row.coarse for row in rows.values()),
             },
             wrong_calls=run.wrong_calls,
             first_wrong=first_wrong(run.first_wrong),
@@ -136,6 +139,10 @@ class Report:
             f"touch numbers), {cover['not_checked']} not checked, {cover['not_comparable']} not comparable, "
             f"{cover['bookkeeping']} without numbers"
         ]
+        coarse = sorted((row for row in self.operators if row.coarse), key=lambda row: -row.coarse)
+        if coarse:
+            names = ", ".join(f"{row.operator} ×{row.coarse}" for row in coarse[:4]) + (", …" if len(coarse) > 4 else "")
+            lines.append(f"  coarse: {cover['coarse']} checked with a tolerance above an eighth of the result: {names}")
         for item in self.not_checked:
             lines.append(f"  {item['status']}: {item['operator']} ×{item['calls']}: {item['reason']}")
         for item in self.settings:
@@ -182,6 +189,7 @@ def _enter(rows: Dict[Any, Row], group: Any) -> None:
     key = (worst.operator, worst.dtypes)
     row = rows.setdefault(key, Row(worst.operator, "+".join(worst.dtypes)))
     row.calls += group.calls
+    row.coarse += group.coarse
     for status, count in group.statuses.items():
         if status in (judging.RIGHT, judging.WRONG, judging.SETTING):
             row.checked += count

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import judge as judging
 from . import rules
-from .call import Call, NotChecked, tensors
+from .call import PLAIN, Call, NotChecked, tensors
 from .cases import note_case, write_cases
 from .guess import Guess, History, guess, setting_of
 from .judge import Judgement
@@ -52,6 +52,8 @@ class Group:
 
     worst: Finding
     calls: int = 0
+    #: How many were checked with a tolerance so wide that it sees little.
+    coarse: int = 0
     statuses: Dict[str, int] = field(default_factory=dict)
     bits_least: Optional[float] = None
     control_bits: Optional[float] = None
@@ -60,6 +62,7 @@ class Group:
         """Counts one call in."""
         judgement = finding.judgement
         self.calls += 1
+        self.coarse += judgement.coarse
         self.statuses[judgement.status] = self.statuses.get(judgement.status, 0) + 1
         rank = (judgement.status == judging.WRONG, judgement.units)
         if rank > (self.worst.judgement.status == judging.WRONG, self.worst.judgement.units):
@@ -214,7 +217,7 @@ class lockstep:  # noqa: N801 - it reads as a statement: `with toprope.lockstep(
         if finding.place.phase == "optimizer":
             finding.place = self._parameter_place(finding, call, args, kwargs)
         if self.first_wrong is None and call is not None:
-            finding.guess = guess(self._history, func, call, args, kwargs, returned, finding)
+            finding.guess = guess(self._history, func, call, args, kwargs, returned, finding.judgement)
             finding.reproducer = reproducer(func, call, finding.judgement, finding.device, finding.place.layer)
             self.first_wrong = finding
         if len(self.wrong) < WRONG_KEPT:
@@ -265,4 +268,7 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self._run.active:
             return func(*args, **kwargs)
+        if any(kind not in PLAIN for kind in types):
+            # A tensor made of others (DTensor): its own dispatch comes next, and we see what that calls.
+            return NotImplemented
         return self._run.run(func, args, kwargs)
