@@ -6,7 +6,7 @@ from typing import Any, Dict
 
 import pytest
 import torch
-from chips import DEFECTS, BadChip
+from chips import DEFECTS, HELD_OUT, BadChip
 from tiny import Training, gpt, vision
 
 import toprope
@@ -16,6 +16,8 @@ def training(options: Dict[str, Any]) -> Training:
     """The training that shows a defect."""
     options = dict(options)
     mixed, loud = options.pop("mixed", False), options.pop("loud", False)
+    if options.pop("images", False):
+        return vision(**options)
     made = gpt(**options)
     if loud:
         # Scores beyond 88, whose powers leave f32.
@@ -32,9 +34,9 @@ def training(options: Dict[str, Any]) -> Training:
     return made
 
 
-@pytest.mark.parametrize("name", list(DEFECTS))
+@pytest.mark.parametrize("name", [*DEFECTS, *HELD_OUT])
 def test_a_defect_is_named_first(name: str) -> None:
-    operator, wrong, kind, options = DEFECTS[name]
+    operator, wrong, kind, options = {**DEFECTS, **HELD_OUT}[name]
     made = training(options)
     chip = BadChip(operator, wrong())
     with chip, toprope.lockstep() as run:

@@ -264,7 +264,8 @@ def not_finite(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
     if "softmax" in evidence.call.name or "attention" in evidence.call.name or "logsumexp" in evidence.call.name:
         return Guess("exponential overflows", "not finite where the exact result is: the maximum is not taken out first")
     largest = max([float(c.raw.double().abs().max()) for c in evidence.call.floating() if c.raw.numel()] or [0.0])
-    return Guess("overflow", f"{int(made.sum())} results are not finite; operands reach {largest:.3g} of {limit:.3g}")
+    kind = "overflow" if largest * largest > limit else "not finite"
+    return Guess(kind, f"{int(made.sum())} results are not finite; operands reach {largest:.3g} of {limit:.3g}")
 
 
 def scaled(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
@@ -366,7 +367,7 @@ def other_constant(evidence: Evidence, raw: Tensor) -> Optional[Guess]:
     """Another epsilon, or another constant in a sum."""
     call = evidence.call
     if isinstance(call.get("eps"), float):
-        for eps in [0.0] + [10.0**-power for power in range(3, 13)] + [call.get("eps") * f for f in (2, 10, 0.1)]:
+        for eps in [0.0] + [10.0**-power for power in range(1, 13)] + [call.get("eps") * f for f in (2, 10, 0.1)]:
             found = evidence.expected_with("eps", eps)
             if found is not None and evidence.fits(*found):
                 return Guess("epsilon", f"the result is exact for eps = {eps:g} instead of {call.get('eps'):g}")
