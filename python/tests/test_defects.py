@@ -41,7 +41,8 @@ def test_a_defect_is_named_first(name: str) -> None:
     chip = BadChip(operator, wrong())
     with chip, toprope.lockstep() as run:
         made.step()
-        made.step()
+        if run.first_wrong is None:
+            made.step()
     assert chip.times > 0, "the defect was never reached"
     assert run.first_wrong is not None
     assert run.first_wrong.operator == str(operator)
@@ -65,13 +66,13 @@ def test_a_right_chip_is_right(kind: str, dtype: torch.dtype) -> None:
         "mixed": lambda: training({"mixed": True, "dtype": dtype}),
     }[kind]()
     with toprope.lockstep() as run:
-        for _ in range(3):
+        for _ in range(2):
             made.step()
     report = run.report()
     assert report.first_wrong is None, run.table()
     assert report.not_checked == [item for item in report.not_checked if item["status"] == "not comparable"], run.table()
     assert report.coverage["share"] >= 0.98, run.table()
-    assert report.steps[:3] == [1, 2, 3]
+    assert report.steps[:2] == [1, 2]
 
 
 def test_layers_are_named_in_both_passes() -> None:

@@ -229,7 +229,7 @@ def wrong_of(run: toprope.lockstep) -> List[str]:
 @pytest.mark.parametrize("name", list(SAMPLES))
 def test_torch_on_the_cpu_is_right(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    scales = (1.0,) if dtype == torch.float16 else (1.0, 2.0**-20, 2.0**12)
+    scales = (1.0,) if dtype == torch.float16 else (1.0, 2.0**-20)
     for seed, scale in enumerate(scales):
         draw = Draw(seed, dtype, scale)
         if scale != 1.0 and name in ("exp", "expm1", "pow tensors", "cast int", "sin", "cos"):

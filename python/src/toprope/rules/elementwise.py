@@ -9,7 +9,7 @@ import torch
 
 from ..call import Call, Captured, NotChecked, Operands
 from ..real import ULPS, Real
-from . import RULES, Expected, base_name, rule, with_rerun
+from . import Expected, base_name, rule, with_rerun
 
 Formula = Callable[[Operands], Real]
 
@@ -231,26 +231,15 @@ def _hardswish(c: Operands) -> Real:
     return x * gate / 6.0
 
 
-@formula("arange", "linspace")
-def _arange(c: Operands) -> Real:
-    # start + i·step, both numbers of the program.
-    want = c.rerun()[0] if isinstance(c, Call) else None
-    if want is None or not want.dtype.is_floating_point:
-        raise NotChecked("numbers in a row of another type")
-    largest = want.abs().max() if want.numel() else torch.zeros((), dtype=torch.float64)
-    arithmetic = c.arithmetic()
-    return Real(want, torch.full_like(want, float(largest) * 3 * arithmetic.unit), arithmetic)
-
-
-def _arange_rule(call: Call) -> List[Expected]:
-    """Whole numbers exactly, others within three roundings of the largest."""
+@rule("arange", "linspace")
+def row(call: Call) -> List[Expected]:
+    """start + i·step: whole numbers exactly, others within a product, a sum and a rounded step beside the largest."""
     want = call.rerun()[0]
-    if want.dtype.is_floating_point and bool((want != want.round()).any()):
-        return [_arange(call)]
-    return [want]
-
-
-RULES["arange"] = _arange_rule
+    if not want.dtype.is_floating_point or not bool((want != want.round()).any()):
+        return [want]
+    arithmetic = call.arithmetic()
+    error = torch.full_like(want, float(want.abs().max()) * 3 * arithmetic.unit)
+    return [Real(want, error, arithmetic)]
 
 
 #: How the arguments of `_foreach_` operators are called in the operator for one tensor.
@@ -300,8 +289,7 @@ def _foreach(name: str) -> None:
 
 
 for _name in sorted(FORMULAS):
-    if _name not in ("arange", "linspace"):
-        _foreach(_name)
+    _foreach(_name)
 
 for _name in _FOREACH_EXACT:
     rule(f"_foreach_{_name}")(lambda call: call.rerun())
