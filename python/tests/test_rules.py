@@ -79,6 +79,10 @@ SAMPLES: Dict[str, Sample] = {
     "sigmoid_backward": lambda d: A.sigmoid_backward(d.normal(99), A.sigmoid(d.normal(99))),
     "tanh_backward": lambda d: A.tanh_backward(d.normal(99), A.tanh(d.normal(99))),
     "softplus": lambda d: F.softplus(d.normal(99, scale=5)),
+    "softplus_backward": lambda d: A.softplus_backward(d.normal(99), d.normal(99, scale=9), 1.0, 20.0),
+    "softmax masked": lambda d: F.softmax(
+        d.normal(9, 40).masked_fill(d.mask(9, 40), torch.finfo(d.dtype).min) - d.positive(9, 1, scale=99), -1
+    ),
     "leaky_relu": lambda d: F.leaky_relu(d.normal(99), 0.1),
     "elu": lambda d: F.elu(d.normal(99)),
     "hardswish": lambda d: F.hardswish(d.normal(99, scale=3)),

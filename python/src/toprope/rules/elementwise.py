@@ -184,6 +184,14 @@ def _softplus(c: Operands) -> Real:
     return x.where(scaled.value > float(c.get("threshold")), soft)
 
 
+@formula("softplus_backward")
+def _softplus_backward(c: Operands) -> Real:
+    x, gradient = c.real("self"), c.real("grad_output")
+    scaled = x * c.real("beta")
+    power = scaled.exp()
+    return gradient.where(scaled.value > float(c.get("threshold")), gradient * power / (power + 1.0))
+
+
 @formula("log_sigmoid_forward")
 def _log_sigmoid(c: Operands) -> Real:
     raise NotChecked("log_sigmoid keeps a buffer whose content is the device's own")

@@ -150,8 +150,14 @@ def running_product(call: Call) -> List[Expected]:
 
 
 def shifted(x: Real, dim: int) -> Real:
-    """x less its maximum along `dim`; where all are -∞ nothing is left."""
-    return x - Real(x.value.amax(dim, keepdim=True), None, x.arithmetic)
+    """x less its maximum along `dim`.
+
+    A mask of the largest negative number may overflow to -∞ here. That is far below 0 either way: half of the size
+    bounds the error as far as its exponential goes.
+    """
+    apart = x - Real(x.value.amax(dim, keepdim=True), None, x.arithmetic)
+    far = apart.bound().isinf() & (apart.value < -1e4)
+    return Real(apart.value, torch.where(far, apart.value.abs() / 2, apart.bound()), x.arithmetic)
 
 
 def softmax_of(call: Call, x: Real, dim: int) -> Real:
