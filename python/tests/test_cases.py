@@ -69,6 +69,14 @@ def test_drawn_tensors_keep_bands_strides_and_seeds() -> None:
     assert int(drawn[-1]) == 9 and bool((drawn.diff() >= 0).all())
 
 
+def test_an_ignored_target_is_a_mark_and_no_range() -> None:
+    targets = torch.tensor([3, 7, -100, 0, 5])
+    spec = spec_of(Captured(targets, copy=False))
+    assert (spec["mark"], spec["marked"], spec["least"], spec["most"]) == (-100, 0.2, 0, 7)
+    drawn = draw({**spec, "shape": [500], "stride": [1], "distinct": False}, 1)
+    assert set(drawn.tolist()) <= {-100, *range(8)} and 50 < int((drawn == -100).sum()) < 150
+
+
 def test_unknown_operators_are_listed_as_not_run() -> None:
     for name, reason in (
         ("aten.no_such_thing.default", "no operator"),

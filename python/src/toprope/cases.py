@@ -60,6 +60,11 @@ def spec_of(operand: Captured) -> Dict[str, Any]:
             spec["whole"] = True
     elif not operand.dtype.is_complex:
         flat = values.reshape(-1)
+        below = flat < 0
+        if bool(below.any()) and not bool(below.all()) and int(flat[below].min()) == int(flat[below].max()):
+            # A mark (as the target that a loss ignores) among numbers from 0: no number of that range.
+            spec["mark"], spec["marked"] = int(flat[below][0]), round(float(below.double().mean()), 4)
+            flat = flat[~below]
         spec["least"], spec["most"] = int(flat.min()), int(flat.max())
         ordered = flat.sort().values
         spec["distinct"] = not bool((ordered.diff() == 0).any())
@@ -72,7 +77,9 @@ def merge_specs(old: Dict[str, Any], new: Dict[str, Any]) -> None:
     for key in ("low", "least"):
         if key in new:
             old[key] = min(old.get(key, new[key]), new[key])
-    for key in ("high", "most", "zeros", "negative", "minus_infinity", "true"):
+    if "mark" in new:
+        old.setdefault("mark", new["mark"])
+    for key in ("high", "most", "zeros", "negative", "minus_infinity", "true", "marked"):
         if key in new:
             old[key] = max(old.get(key, new[key]), new[key])
     for key in ("distinct", "sorted", "whole"):
@@ -112,6 +119,8 @@ def draw(spec: Dict[str, Any], seed: int) -> Tensor:
         if spec.get("sorted"):
             values = values.sort().values
             values[-1] = most
+        if "mark" in spec:
+            values = torch.where(chance[0] < spec.get("marked", 0.0), spec["mark"], values)
     return torch.as_strided(values.to(dtype), shape, stride)
 
 
