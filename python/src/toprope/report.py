@@ -273,7 +273,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884; }
 tr.wrong { background: #d332; } tr.not-checked { opacity: .7; } tr.setting { background: #da32; }
-pre { overflow-x: auto; background: #8881; padding: 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: 1rem; }
 </style></head><body>
 BODY
 </body></html>
