@@ -27,6 +27,9 @@ pub struct Worst {
     pub units: f64,
 }
 
+/// How many wrong elements a judgement names.
+pub const WRONG_MAX: usize = 1 << 16;
+
 /// What came of an instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
@@ -34,6 +37,10 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The worst element, where any was compared.
     pub worst: Option<Worst>,
+    /// Elements outside of their bounds: output and row-major index; the first [`WRONG_MAX`] of them.
+    pub wrong: Vec<(usize, usize)>,
+    /// How many elements are outside of their bounds.
+    pub wrong_count: u64,
     /// Elements looked at.
     pub elements: u64,
     /// Elements that could not be compared, by reason.
@@ -53,6 +60,8 @@ struct Court {
     /// Why any output may be far off, where the operands are such.
     wild: Option<&'static str>,
     worst: Option<Worst>,
+    wrong: Vec<(usize, usize)>,
+    wrong_count: u64,
     finding: Option<String>,
     elements: u64,
     incomparable: BTreeMap<String, u64>,
@@ -77,6 +86,10 @@ impl Court {
             self.worst = Some(Worst { output, element, got, want, units });
         }
         if !accepted {
+            self.wrong_count += 1;
+            if self.wrong.len() < WRONG_MAX {
+                self.wrong.push((output, element));
+            }
             self.differs(|| {
                 format!("output {output} element {element}: got {got:e}, want {want:e}, {units:.3} times the bound")
             });
@@ -95,6 +108,8 @@ impl Court {
         Judgement {
             verdict,
             worst: self.worst,
+            wrong: self.wrong,
+            wrong_count: self.wrong_count,
             elements: self.elements,
             incomparable: self.incomparable,
             routed_rows: self.routed_rows,
@@ -174,6 +189,8 @@ pub fn judge(
         finite: magnitudes.finite.to_vec(),
         wild: slack::wildness(operator, operands),
         worst: None,
+        wrong: Vec::new(),
+        wrong_count: 0,
         finding: None,
         elements: 0,
         incomparable: BTreeMap::new(),
