@@ -411,8 +411,10 @@ pub fn is_check(operator: &Operator) -> bool {
 /// The tensor's elements as the largest relative distance from another: `‖a - b‖ / ‖b‖`.
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let mut sums = (0.0, 0.0);
-    for (a, b) in a.data.iter().zip(&b.data) {
-        sums = (sums.0 + (a - b) * (a - b), sums.1 + b * b);
+    let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
+    for (a, b) in a.data.iter().zip(&b.data).filter(|(a, b)| !same(**a, **b)) {
+        sums = (sums.0 + (a - b) * (a - b), sums.1);
     }
+    sums.1 = b.data.iter().filter(|b| b.is_finite()).map(|b| b * b).sum();
     if sums.0 == 0.0 { 0.0 } else { (sums.0 / sums.1.max(f64::MIN_POSITIVE)).sqrt() }
 }
