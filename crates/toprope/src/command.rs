@@ -22,6 +22,8 @@ pub enum Verb {
     Train(Train),
     /// Train for a minute with every class of fault injected, and see that nothing is lost.
     Rehearse(Rehearse),
+    /// Find the operator that a device computes wrong: one step in lockstep on two devices, operator by operator.
+    Diagnose(Diagnose),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
@@ -93,6 +95,48 @@ pub struct Train {
     /// Answer Prometheus at this address while the run goes, as in --metrics 127.0.0.1:9400.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<String>,
+}
+
+/// Arguments of `diagnose`.
+#[derive(Args, Debug)]
+pub struct Diagnose {
+    /// A run's folder, or a recipe (file or built-in name) where there is no run yet: its step 0 from fresh weights.
+    #[arg(required_unless_present = "script")]
+    pub run: Option<String>,
+    /// The step that is looked at: the one that begins when this many are committed. The state comes from the newest
+    /// checkpoint before it, replayed on the trusted device.
+    #[arg(long, default_value_t = 0)]
+    pub step: u64,
+    /// The device that is looked at.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: String,
+    /// The device whose values both are given; of two, as in pytorch:npu:0,cpu, the last is, and the other has a vote.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', default_value = "cpu")]
+    pub against: Vec<String>,
+    /// Look for the first step that differs, from this one …
+    #[arg(long, value_name = "STEP", requires = "to", conflicts_with = "step")]
+    pub from: Option<u64>,
+    /// … to this one, by halves: a step that differs must be followed by steps that differ.
+    #[arg(long, value_name = "STEP", requires = "from")]
+    pub to: Option<u64>,
+    /// Run each operator this often, for faults that do not show every time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub repeat: u64,
+    /// Look at this operator only; may be given again.
+    #[arg(long = "operator", value_name = "OPERATOR")]
+    pub operators: Vec<String>,
+    /// Threads of the devices; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The interpreter that has torch, for pytorch devices and --script; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Diagnose a training script of your own instead, with the Python package `toprope`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "from", "to", "operators", "sets"])]
+    pub script: Option<PathBuf>,
 }
 
 /// Arguments of `status`.
