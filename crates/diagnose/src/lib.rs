@@ -1,6 +1,7 @@
 //! Which operator is wrong, since when, and in what way. Knows programs and devices; no recipe, no vendor.
 
 pub mod bound; // what clean runs say of rare faults
+pub mod bundle; // a report that can be sent
 pub mod consistent; // operands that follow from others
 pub mod free; // how an error grows to the loss
 pub mod guess; // what kind of defect it is, by experiments

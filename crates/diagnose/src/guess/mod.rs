@@ -172,6 +172,27 @@ impl Conclusion {
     }
 }
 
+/// The axes of a dense probe: how each is brought to another size, and the one that it has.
+pub(crate) fn axes_of(probe: &Probe) -> Vec<(Resizer, usize)> {
+    axes::axes(probe)
+        .into_iter()
+        .map(|axis| {
+            let size = axis.size;
+            let resizer: Resizer = Box::new(move |other| {
+                let axis = axis.clone();
+                Box::new(move |value, at, n| axis.map(other)(value, at, n))
+            });
+            (resizer, size)
+        })
+        .collect()
+}
+
+/// Makes the map that brings an axis to a size (see [`Probe::resized`]).
+pub(crate) type Resizer = Box<dyn Fn(usize) -> SizeMap>;
+
+/// From value, axis and size to another size.
+pub(crate) type SizeMap = Box<dyn Fn(usize, usize, usize) -> usize>;
+
 type Idea = fn(&mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>;
 
 /// From what is certain by itself to what takes the others as ruled out.
