@@ -9,6 +9,7 @@ pub mod lockstep; // a step, operator by operator, on the same values
 pub mod probe; // one instruction alone, with its operands' values
 pub mod row; // one instruction on each device
 pub mod sampled; // what the oracle can afford
+pub mod search; // a case that fails
 pub mod step; // what a step is fed with
 pub mod vote; // two of three
 

@@ -7,48 +7,16 @@ mod support;
 use toprope_conformance::generate::{cases, exemplars::exemplars};
 use toprope_conformance::mutant::{Mutant, MutantDevice};
 use toprope_conformance::values::{Regime, draw};
-use toprope_conformance::{Oracle, Verdict};
-use toprope_diagnose::{Effort, Guess, Kind, Outcome, Probe, guess};
-use toprope_program::{Device, Range, Tensor};
-
-/// The first case of an operator that a device gets wrong, and what it gave.
-fn failing(subject: &mut dyn Device, oracle: &mut Oracle, operator: &str) -> Option<(Probe, Outcome)> {
-    let exemplar = exemplars().into_iter().find(|exemplar| exemplar.name() == operator)?;
-    for index in 0..60 {
-        let case = cases::case(&exemplar, 1, index).unwrap();
-        let program = case.program.program();
-        for (turn, regime) in [Regime::Normal, Regime::ALL[1 + index as usize % 4]].into_iter().enumerate() {
-            let mut held = draw(program, &case.symbols, case.seed + turn as u64, regime);
-            for (at, instruction) in program.accumulate.iter().enumerate() {
-                let probe =
-                    Probe::at(program, Range::Accumulate, at, &case.symbols, &held, turn == 0).unwrap();
-                let exact = probe.exact(oracle).unwrap();
-                if instruction.operator.name() == operator {
-                    let opened = probe.open(subject).ok()?;
-                    // Something else ran before.
-                    let other = probe.redrawn(5, Regime::Normal);
-                    let runs: Vec<_> =
-                        [&other, &probe].map(|fed| opened.run(subject, fed)).into_iter().collect();
-                    opened.close(subject).ok()?;
-                    let outcome = runs.into_iter().next_back()?.ok()?;
-                    if matches!(probe.judge(&exact, &outcome).verdict, Verdict::Differ(_)) {
-                        return Some((probe, outcome));
-                    }
-                }
-                for (id, want) in instruction.outputs.iter().zip(exact.want) {
-                    held[id.0 as usize] = Some(Tensor::rounded(want.dtype, &want.sizes, want.data));
-                }
-            }
-        }
-    }
-    None
-}
+use toprope_diagnose::search::{Failing, search};
+use toprope_diagnose::{Effort, Guess, Kind, Probe, guess};
+use toprope_program::Range;
 
 fn guessed(mutant: Mutant) -> Option<Guess> {
     let mut subject = MutantDevice::new(Box::new(support::reference()), mutant);
     let mut oracle = support::oracle();
-    let (probe, outcome) = failing(&mut subject, &mut oracle, mutant.operator())?;
-    Some(guess(&mut subject, &mut oracle, &probe, Some(&outcome), Effort::default()).unwrap())
+    let (failing, _) = search(&mut subject, &mut oracle, mutant.operator(), 60, 1).ok()?;
+    let Failing { probe, observed, .. } = failing?;
+    Some(guess(&mut subject, &mut oracle, &probe, observed.as_ref(), Effort::default()).ok()?)
 }
 
 /// The kinds that name a mutant rightly; none where no case of one operator shows it.

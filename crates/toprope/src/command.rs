@@ -24,6 +24,8 @@ pub enum Verb {
     Rehearse(Rehearse),
     /// Find the operator that a device computes wrong: one step in lockstep on two devices, operator by operator.
     Diagnose(Diagnose),
+    /// Write the evidence on a wrong operator as one archive that runs without Toprope, to send to whoever can mend it.
+    Report(Report),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
@@ -137,6 +139,46 @@ pub struct Diagnose {
     /// Diagnose a training script of your own instead, with the Python package `toprope`.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "from", "to", "operators", "sets"])]
     pub script: Option<PathBuf>,
+}
+
+/// Arguments of `report`.
+#[derive(Args, Debug)]
+pub struct Report {
+    /// A run's folder, or a recipe (file or built-in name).
+    pub run: String,
+    /// The operator that is wrong, as `toprope diagnose` names it.
+    #[arg(long)]
+    pub operator: String,
+    /// The device that computes it wrong.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Devices that it is held against; the last one is trusted.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', default_value = "reference")]
+    pub against: Vec<String>,
+    /// The step that showed it, counted from 0; default the last one that the run committed.
+    #[arg(long)]
+    pub step: Option<u64>,
+    /// Where the archive goes; default toprope-report-OPERATOR.tar.gz in the run's folder, or here.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Let numbers of the run itself into the archive, where numbers drawn from a seed do not show the fault.
+    #[arg(long)]
+    pub include_data: bool,
+    /// Leave names of hosts and paths out.
+    #[arg(long)]
+    pub redact: bool,
+    /// Runs before and after the device is opened anew.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub repeat: u64,
+    /// Threads of the devices; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The interpreter that has torch, for pytorch devices; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
 }
 
 /// Arguments of `status`.

@@ -90,7 +90,7 @@ pub fn run(arguments: &Diagnose, json: bool) -> Result<Exit, Failure> {
     if let Some(script) = &arguments.script {
         return script::run(&world, arguments, script, json);
     }
-    let names = names(arguments)?;
+    let names = names(&arguments.device, &arguments.against)?;
     check_operators(&arguments.operators)?;
     // Devices first: they are cheap to refuse.
     let mut devices = Vec::new();
@@ -113,14 +113,12 @@ pub fn run(arguments: &Diagnose, json: bool) -> Result<Exit, Failure> {
 }
 
 /// The devices' names: subject, others, trusted.
-fn names(arguments: &Diagnose) -> Result<Vec<String>, Failure> {
-    let mut names = vec![arguments.device.clone()];
-    names.extend(arguments.against.iter().cloned());
+pub fn names(device: &str, against: &[String]) -> Result<Vec<String>, Failure> {
+    let mut names = vec![device.to_string()];
+    names.extend(against.iter().cloned());
     if names.len() > 3 {
-        let message = format!(
-            "--against {}: at most two devices beside --device have a vote",
-            arguments.against.join(",")
-        );
+        let message =
+            format!("--against {}: at most two devices beside --device have a vote", against.join(","));
         return Err(Failure::new(Exit::Usage, message));
     }
     for (at, name) in names.iter().enumerate() {

@@ -121,6 +121,11 @@ impl Source {
         ))
     }
 
+    /// The last step that the run committed; 0 where there is no run.
+    pub fn last_step(&self) -> u64 {
+        self.committed.map_or(0, |committed| committed.saturating_sub(1))
+    }
+
     /// The state before a step, replayed on a device from the newest checkpoint before it.
     pub fn state(
         &self,
