@@ -53,7 +53,7 @@ def tensor_of(operand, device):
     return wide.to(dtype).to(device)
 
 
-def within(got, want, bound):
+def is_right(got, want, bound):
     """Whether an element is right: anything that is not shown to be right is wrong, NaN among it."""
     if math.isnan(want):
         return math.isnan(got)
@@ -62,7 +62,7 @@ def within(got, want, bound):
     return bound is not None and math.isfinite(want) and math.isfinite(got) and abs(got - want) <= bound
 
 
-def compare(case, outputs):
+def judge_outputs(case, outputs):
     """Prints a line for each output; gives the number of wrong elements."""
     all_wrong = 0
     for declared, output in zip(case["outputs"], outputs):
@@ -77,7 +77,7 @@ def compare(case, outputs):
             bounds = [None] * len(want)
             if dtype.is_floating_point:
                 want = torch.tensor(want, dtype=torch.float64).to(dtype).double().tolist()
-        wrong = [i for i, (g, w, b) in enumerate(zip(numbers, want, bounds)) if not within(g, w, b)]
+        wrong = [i for i, (g, w, b) in enumerate(zip(numbers, want, bounds)) if not is_right(g, w, b)]
         all_wrong += len(wrong)
         line = f"{declared['name']}: {len(wrong)} of {len(want)} elements are wrong"
         if wrong:
@@ -107,7 +107,7 @@ def main():
         op.outputs = [operands[0]]
         with torch.no_grad():
             results = OPERATOR(op, *operands) or op.outputs
-        failed += 1 if compare(case, results) else 0
+        failed += 1 if judge_outputs(case, results) else 0
     print(f"{failed} of {arguments.repeat} run(s) are wrong")
     return 1 if failed else 0
 
