@@ -44,8 +44,8 @@ pub enum StepError {
 }
 
 impl StepValues {
-    /// What stands in memory before the first micro-batch: state, inputs and constants; carried values as zeros, which the
-    /// first micro-batch overwrites.
+    /// What stands in memory before the first micro-batch: state, inputs and constants; carried values as ones, which the
+    /// first micro-batch must overwrite.
     ///
     /// # Errors
     /// A value does not fit the program.
@@ -58,7 +58,10 @@ impl StepValues {
                 Role::Constant { content } => {
                     Some(Tensor::rounded(value.dtype, &sizes, content.values(&sizes)))
                 }
-                Role::Carried => Some(Tensor::zeros(value.dtype, &sizes)),
+                Role::Carried => {
+                    let data = vec![1.0; elements(&sizes)];
+                    Some(Tensor { dtype: value.dtype, sizes, data })
+                }
                 _ => None,
             };
         }
@@ -66,7 +69,7 @@ impl StepValues {
         Ok(held)
     }
 
-    /// Takes a micro-batch's inputs in, and constants at its size.
+    /// Takes a micro-batch's inputs in.
     ///
     /// # Errors
     /// A value does not fit the program, or there is no such micro-batch.

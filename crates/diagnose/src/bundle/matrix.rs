@@ -8,7 +8,7 @@ use toprope_conformance::Oracle;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_conformance::verdict::Verdict;
-use toprope_program::{DType, Operator, Type};
+use toprope_program::{DType, Type};
 
 /// One shape in one dtype on one device.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,17 +82,13 @@ pub(super) fn matrix(
     Ok(cells)
 }
 
-/// The same with its first two operands in a dtype, as products and attention are run; none where the operator refuses that.
+/// The same with its tensors of floats in a dtype; none where the operator refuses that.
 fn in_dtype(probe: &Probe, dtype: DType, seed: u64) -> Option<Probe> {
-    let wide = |operator: &Operator| {
-        let wide = matches!(operator, Operator::Adamw(_) | Operator::AdamwDigest(_) | Operator::Router(_));
-        !wide
-    };
     let operands = probe.operands();
     let types: Vec<Type> = operands
         .iter()
         .map(|tensor| {
-            let changed = tensor.dtype.is_float() && tensor.sizes.len() > 1 && wide(probe.operator());
+            let changed = tensor.dtype.is_float() && tensor.sizes.len() > 1;
             let dtype = if changed { dtype } else { tensor.dtype };
             Type::new(dtype, tensor.sizes.iter().copied())
         })
@@ -100,7 +96,7 @@ fn in_dtype(probe: &Probe, dtype: DType, seed: u64) -> Option<Probe> {
     let mut other = Probe::of(probe.operator(), &types, seed, Regime::Normal, probe.is_first()).ok()?;
     // Indices and scalars stay those of the case.
     for (at, tensor) in operands.into_iter().enumerate() {
-        if !tensor.dtype.is_float() || tensor.data.len() <= 4 {
+        if types[at].dtype == tensor.dtype && (!tensor.dtype.is_float() || tensor.data.len() <= 4) {
             other.set_operand(at, tensor);
         }
     }
