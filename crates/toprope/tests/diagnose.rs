@@ -40,14 +40,14 @@ fn fails(output: &Output, code: i32, words: &[&str]) {
 /// Some text in files, and a recipe on it.
 fn recipe(folder: &Path) -> String {
     let text: String =
-        (0..6000).map(|i| format!("fn f{i}(x: u32) -> u32 {{ x + {} }}\n", i * 7 % 31)).collect();
+        (0..6000).map(|i| format!("fn f{i}(x: u32) -> u32 {{ x + {} }}\n\n", i * 7 % 31)).collect();
     std::fs::write(folder.join("text.txt"), &text[..60_000]).unwrap();
     let output = toprope(folder, &["inspect", "tiny-moe"], None);
     assert!(output.status.success());
     let source = include_str!("../../../recipes/tiny-moe.toml");
     let (before, behind) = source.split_once("[data]").unwrap();
     let rest = behind.split_once("\n[").map_or(String::new(), |(_, rest)| format!("[{rest}"));
-    let data = "[data]\nkind = \"files\"\npaths = [\"text.txt\"]\nvalidation_fraction = 0.1\n\n";
+    let data = "[data]\nsource = \"files\"\ndocument_separator = \"\\n\\n\"\npaths = [\"text.txt\"]\nvalidation_fraction = 0.0\n\n";
     std::fs::write(folder.join("small.toml"), format!("{before}{data}{rest}")).unwrap();
     "small.toml".into()
 }
