@@ -68,7 +68,7 @@ fn a_report_holds_what_it_says() {
     let evidence = gathered(Mutant::DroppedTailColumns, REQUEST).unwrap();
     assert_eq!(evidence.guess.kind, Kind::DroppedTail);
     assert_eq!((evidence.before, evidence.after), ((8, 8), Some((8, 8))));
-    assert!(!evidence.own_data && evidence.drawn.iter().any(Option::is_some));
+    assert!(!evidence.own_data);
     assert!(evidence.jury[0].standing.is_wrong());
     assert!(evidence.jury[1..].iter().all(|juror| !juror.standing.is_wrong()));
     let differs =

@@ -67,7 +67,7 @@ fn numbers(evidence: &Evidence) -> &'static str {
         (true, _) => "The operands are numbers of the run, as far as they are left after shrinking.",
         (false, true) => "The operands are drawn from a seed; nothing of the run's data is in this report.",
         (false, false) => {
-            "The operands are drawn or computed from drawn ones; nothing of the run's data is in this report."
+            "The operands are zeros and ones, or drawn or computed from drawn numbers; nothing of the run's data is in this report."
         }
     }
 }
