@@ -7,7 +7,7 @@ use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 
 /// Whether the output holds other numbers at other sizes: then it is a part of it that is lost, and not all.
-fn varies(lab: &mut Lab<'_>, output: usize) -> Result<Option<(String, String)>, Obstacle> {
+fn varies(lab: &mut Lab<'_>, output: usize, number: f64) -> Result<Option<(String, String)>, Obstacle> {
     let base = lab.base.probe.clone();
     if base.has_views() {
         return Ok(None);
@@ -18,7 +18,7 @@ fn varies(lab: &mut Lab<'_>, output: usize) -> Result<Option<(String, String)>, 
         let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
         let Some(sample) = lab.sample(probe)? else { continue };
         let data = &sample.outcome.outputs[output].data;
-        if data.iter().any(|x| *x != data[0] && !x.is_nan()) {
+        if data.iter().any(|x| *x != number && !x.is_nan()) {
             let letter = &axis.letter;
             return Ok(Some((
                 format!("{letter} = {size} in place of {}", axis.size),
@@ -53,7 +53,7 @@ pub(super) fn constant(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
             None
         };
         if let Some((kind, number)) = found {
-            if let Some((ran, showed)) = varies(lab, output)? {
+            if let Some((ran, showed)) = varies(lab, output, first)? {
                 lab.note(ran, showed);
                 continue;
             }

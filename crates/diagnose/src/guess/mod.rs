@@ -199,6 +199,7 @@ type Idea = fn(&mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>;
 const IDEAS: &[Idea] = &[
     leftover::leftover,
     repeat::repeat,
+    sizes::sizes,
     constant::constant,
     condition::micro_batch,
     prediction::range,
@@ -208,7 +209,6 @@ const IDEAS: &[Idea] = &[
     alteration::attribute,
     formula::optimizer,
     mask::mask,
-    sizes::sizes,
     alteration::operand,
     permutation::permutation,
     softmax::softmax,

@@ -54,9 +54,13 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                 _ if bits < 14.0 => "about 11 bits, and do not overflow above 65504",
                 _ => "fewer bits than f32 has",
             };
-            let how = if slope > 0.75 { "and is cut rather than rounded" } else { "as roundings do" };
+            let how = if slope > 0.75 {
+                ", faster than roundings to nearest alone: sums are cut, or stop growing"
+            } else {
+                ""
+            };
             let sentence = format!(
-                "Partial sums are kept in {format}; the error grows with the length of the sum {how}."
+                "Partial sums are kept in {format}; the error grows with the length of the sum{how}."
             );
             return Ok(lab.conclude(Kind::LowPrecisionAccumulation, sentence, ran, showed));
         }
