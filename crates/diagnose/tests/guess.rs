@@ -60,8 +60,10 @@ fn right(mutant: Mutant) -> &'static [Kind] {
         Mutant::GatherClamps | Mutant::StrayTargetCounts | Mutant::AppendWraps => &[Kind::StrayIndex],
         Mutant::NonFiniteNormPasses => &[Kind::SpecialValues],
         Mutant::WritesBehindOutput => &[Kind::WritesOutside],
-        // No experiment is made for these: `unknown` is the honest answer.
-        Mutant::DigestOfOldState | Mutant::WeightsWithBias | Mutant::TargetTermMissing => &[Kind::Unknown],
+        Mutant::DigestOfOldState => &[Kind::StaleBuffer],
+        Mutant::WeightsWithBias => &[Kind::WrongOperand, Kind::Unknown],
+        // No experiment is made for this: `unknown` is the honest answer.
+        Mutant::TargetTermMissing => &[Kind::Unknown],
         // Within the tolerance, or no result at all.
         Mutant::DiffersInRange | Mutant::DiffersFromRunToRun | Mutant::RefusesInRun => &[],
     }

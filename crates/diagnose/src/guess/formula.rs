@@ -4,7 +4,7 @@
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
-use toprope_program::operator::Adamw;
+use toprope_program::operator::{Adamw, Router};
 use toprope_program::{Operator, Tensor};
 
 /// Ways to differ from AdamW: Loshchilov and Hutter, arXiv 1711.05101; what other implementations do.
@@ -51,6 +51,17 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
     let operator = lab.base.probe.operator().clone();
     match &operator {
         Operator::Adamw(adamw) => {
+            // Both digests are outputs: that of the state behind the step must not be that of the state before.
+            let old = |sample: &Sample| {
+                let outputs = &sample.outcome.outputs;
+                outputs.len() > 4 && outputs[3].data == outputs[4].data && sample.wrong_outputs().contains(&3)
+            };
+            if lab.failing().count() > 0 && lab.failing().all(old) {
+                let sentence =
+                    "The digest is taken of the state before the step: what the step wrote is not read.";
+                let ran = "both digests of the step";
+                return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "they are the same"));
+            }
             for (slip, kind, what) in SLIPS {
                 let holds = |sample: &Sample| sample.explained_by_outputs(slipped(adamw, sample, slip));
                 if lab.failing().count() > 0 && lab.failing().all(holds) {
@@ -63,6 +74,15 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                 format!("the optimizer with a part of its formula changed, {} ways", SLIPS.len()),
                 "is not what was given",
             );
+        }
+        Operator::Router(router) => {
+            let holds = |sample: &Sample| sample.explained_by_outputs(weighted_with_bias(router, sample));
+            if lab.failing().count() > 0 && lab.failing().all(holds) {
+                let sentence =
+                    "Its weights are those of the scores with the bias; the bias is for the choice alone.";
+                let ran = "the weights from scores with the bias";
+                return Ok(lab.conclude(Kind::WrongOperand, sentence, ran, "they are what was given"));
+            }
         }
         Operator::RmsNorm(norm) => {
             let epsilon = f64::from(norm.epsilon as f32);
@@ -88,6 +108,23 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         _ => {}
     }
     Ok(None)
+}
+
+fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    let (bias, experts, k) = (&operands[1].data, operands[1].data.len(), router.top_k.max(1));
+    for row in 0..want[1].data.len() / k {
+        let key = |at: usize| {
+            let expert = want[1].data[row * k + at] as usize;
+            want[0].data[row * experts + expert.min(experts - 1)] + bias[expert.min(experts - 1)]
+        };
+        let keys: Vec<f64> = (0..k).map(key).collect();
+        let sum = if router.normalize { keys.iter().sum::<f64>() + 1e-20 } else { 1.0 };
+        for (at, key) in keys.iter().enumerate() {
+            want[2].data[row * k + at] = router.scale * key / sum;
+        }
+    }
+    want
 }
 
 fn normed(sample: &Sample, rstd: &dyn Fn(f64) -> f64) -> Vec<Tensor> {
