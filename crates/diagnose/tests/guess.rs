@@ -16,7 +16,7 @@ fn guessed(mutant: Mutant) -> Option<Guess> {
     let mut oracle = support::oracle();
     let (failing, _) = search(&mut subject, &mut oracle, mutant.operator(), 60, 1).ok()?;
     let Failing { probe, observed, .. } = failing?;
-    Some(guess(&mut subject, &mut oracle, &probe, observed.as_ref(), Effort::default()).ok()?)
+    guess(&mut subject, &mut oracle, &probe, observed.as_ref(), Effort::default()).ok()
 }
 
 /// The kinds that name a mutant rightly; none where no case of one operator shows it.

@@ -351,8 +351,8 @@ fn kinds_that_no_mutant_has() {
                                 / (x[..kept].iter().map(|x| x * x).sum::<f64>() / kept as f64 + n.epsilon)
                                     .sqrt();
                             y[1].data[row] = r;
-                            for i in 0..d {
-                                y[0].data[row * d + i] = x[i] * r * o[1].data[i]
+                            for (i, x) in x.iter().enumerate() {
+                                y[0].data[row * d + i] = x * r * o[1].data[i];
                             }
                         }
                     }
@@ -370,8 +370,8 @@ fn kinds_that_no_mutant_has() {
                         let x = &o[0].data[row * d..(row + 1) * d];
                         let r = 1.0 / ((x.iter().map(|x| x * x).sum::<f64>() / d as f64).sqrt() + n.epsilon);
                         y[1].data[row] = r;
-                        for i in 0..d {
-                            y[0].data[row * d + i] = x[i] * r * o[1].data[i]
+                        for (i, x) in x.iter().enumerate() {
+                            y[0].data[row * d + i] = x * r * o[1].data[i];
                         }
                     }
                 }

@@ -76,8 +76,8 @@ fn letters(shape: &str, rank: usize) -> Vec<(String, usize)> {
     let words: Vec<&str> = inner.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
     let mut list = Vec::new();
     for word in &words {
-        if let Some(letter) = word.strip_suffix("..").or((*word == "...").then_some("N")) {
-            let letter = letter.trim_end_matches('.');
+        let many = if *word == "..." { Some("N") } else { word.strip_suffix("..") };
+        if let Some(letter) = many {
             let many = (rank + 1).saturating_sub(words.len());
             list.extend((0..many).map(|i| (format!("{letter}{i}"), 0)));
         } else if let Some((letter, more)) = word.split_once('+') {
