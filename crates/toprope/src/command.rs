@@ -136,7 +136,8 @@ pub struct Diagnose {
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
-    /// Diagnose a training script of your own instead, with the Python package `toprope`.
+    /// Diagnose a training script of your own instead, with the Python package `toprope`; its steps are counted by
+    /// optimizer.step(), from 1.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "from", "to", "operators", "sets"])]
     pub script: Option<PathBuf>,
 }

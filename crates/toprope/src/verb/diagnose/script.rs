@@ -37,7 +37,7 @@ pub fn run(world: &dyn World, arguments: &Diagnose, script: &Path, json: bool) -
             ),
         ));
     }
-    let mut list: Vec<OsString> = ["-m", "toprope", "diagnose", "--script"].map(OsString::from).to_vec();
+    let mut list: Vec<OsString> = ["-m", "toprope", "diagnose"].map(OsString::from).to_vec();
     list.push(script.into());
     list.extend([
         "--step".into(),
@@ -50,7 +50,12 @@ pub fn run(world: &dyn World, arguments: &Diagnose, script: &Path, json: bool) -
     }
     match ended(world, &python, list, Stream::Inherit, SCRIPT)? {
         Ended::Code(0) => Ok(Exit::Done),
-        Ended::Code(10) => Ok(Exit::Wrong),
+        // The package's own codes: 1 where an operator is wrong, 2 and 3 for a command line or script that cannot be run.
+        Ended::Code(1) => Ok(Exit::Wrong),
+        Ended::Code(2 | 3) => Err(Failure::new(
+            Exit::Usage,
+            format!("{}: the script could not be diagnosed (above)", script.display()),
+        )),
         other => {
             Err(Failure::new(Exit::Device, format!("{}: the script's diagnosis {other}", script.display())))
         }
