@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "toprope-conformance",
             "toprope-devices",
+            "toprope-diagnose",
             "toprope-guard",
             "toprope-model",
             "toprope-program",
@@ -18,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "toprope-world",
         ],
     ),
+    ("toprope-diagnose", &["toprope-conformance", "toprope-program"]),
     ("toprope-train", &["toprope-guard", "toprope-model", "toprope-program", "toprope-world"]),
     ("toprope-guard", &["toprope-program", "toprope-protocol", "toprope-world"]),
     ("toprope-protocol", &["toprope-program", "toprope-world"]),

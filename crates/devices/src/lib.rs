@@ -149,6 +149,11 @@ pub fn oracle() -> (Box<dyn Device>, MagnitudeFunction) {
     (Box::new(toprope_reference::ReferenceDevice::new(options)), toprope_reference::magnitudes)
 }
 
+/// The contract's operators in plain torch, as Python source.
+pub fn torch_operators() -> &'static str {
+    toprope_pytorch::OPERATORS
+}
+
 /// Every device that can be opened, the default first.
 pub fn list() -> Vec<Listed> {
     DEVICES.iter().map(|entry| entry.listed).collect()

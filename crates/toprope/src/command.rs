@@ -22,6 +22,10 @@ pub enum Verb {
     Train(Train),
     /// Train for a minute with every class of fault injected, and see that nothing is lost.
     Rehearse(Rehearse),
+    /// Find the operator that a device computes wrong: one step in lockstep on two devices, operator by operator.
+    Diagnose(Diagnose),
+    /// Write the evidence on a wrong operator as one archive that runs without Toprope, to send to whoever can mend it.
+    Report(Report),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
@@ -93,6 +97,89 @@ pub struct Train {
     /// Answer Prometheus at this address while the run goes, as in --metrics 127.0.0.1:9400.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<String>,
+}
+
+/// Arguments of `diagnose`.
+#[derive(Args, Debug)]
+pub struct Diagnose {
+    /// A run's folder, or a recipe (file or built-in name) where there is no run yet: its step 0 from fresh weights.
+    #[arg(required_unless_present = "script")]
+    pub run: Option<String>,
+    /// The step that is looked at: the one that begins when this many are committed. The state comes from the newest
+    /// checkpoint before it, replayed on the trusted device.
+    #[arg(long, default_value_t = 0)]
+    pub step: u64,
+    /// The device that is looked at.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: String,
+    /// The device whose values both are given; of two, as in pytorch:npu:0,cpu, the last is, and the other has a vote.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', default_value = "cpu")]
+    pub against: Vec<String>,
+    /// Look for the first step that differs, from this one …
+    #[arg(long, value_name = "STEP", requires = "to", conflicts_with = "step")]
+    pub from: Option<u64>,
+    /// … to this one, by halves: a step that differs must be followed by steps that differ.
+    #[arg(long, value_name = "STEP", requires = "from")]
+    pub to: Option<u64>,
+    /// Run each operator this often, for faults that do not show every time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub repeat: u64,
+    /// Look at this operator only; may be given again.
+    #[arg(long = "operator", value_name = "OPERATOR")]
+    pub operators: Vec<String>,
+    /// Threads of the devices; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The interpreter that has torch, for pytorch devices and --script; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Diagnose a training script of your own instead, with the Python package `toprope`; its steps are counted by
+    /// optimizer.step(), from 1.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "from", "to", "operators", "sets"])]
+    pub script: Option<PathBuf>,
+}
+
+/// Arguments of `report`.
+#[derive(Args, Debug)]
+pub struct Report {
+    /// A run's folder, or a recipe (file or built-in name).
+    pub run: String,
+    /// The operator that is wrong, as `toprope diagnose` names it.
+    #[arg(long)]
+    pub operator: String,
+    /// The device that computes it wrong.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Devices that it is held against; the last one is trusted.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', default_value = "reference")]
+    pub against: Vec<String>,
+    /// The step that showed it, counted from 0; default the last one that the run committed.
+    #[arg(long)]
+    pub step: Option<u64>,
+    /// Where the archive goes; default toprope-report-OPERATOR.tar.gz in the run's folder, or here.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Let numbers of the run itself into the archive, where numbers drawn from a seed do not show the fault.
+    #[arg(long)]
+    pub include_data: bool,
+    /// Leave names of hosts and paths out.
+    #[arg(long)]
+    pub redact: bool,
+    /// Runs before and after the device is opened anew.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub repeat: u64,
+    /// Threads of the devices; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The interpreter that has torch, for pytorch devices; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
+    /// Change a key of the recipe, as in --set training.batch=4; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
 }
 
 /// Arguments of `status`.

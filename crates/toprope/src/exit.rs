@@ -26,13 +26,15 @@ pub enum Exit {
     NoDevice,
     /// A rehearsal broke a promise.
     Promise,
+    /// A device computes wrong.
+    Wrong,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 11] = [
+    pub const ALL: [Exit; 12] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -43,6 +45,7 @@ impl Exit {
         Exit::Memory,
         Exit::NoDevice,
         Exit::Promise,
+        Exit::Wrong,
         Exit::Interrupted,
     ];
 
@@ -59,6 +62,7 @@ impl Exit {
             Exit::Memory => 7,
             Exit::NoDevice => 8,
             Exit::Promise => 9,
+            Exit::Wrong => 10,
             Exit::Interrupted => 130,
         }
     }
@@ -78,6 +82,7 @@ impl Exit {
                 "every device is gone; what was committed is durable, and --resume goes on from it"
             }
             Exit::Promise => "a rehearsal broke a promise",
+            Exit::Wrong => "diagnose: a device computes an operator wrong; it is named",
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

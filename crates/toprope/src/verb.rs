@@ -1,10 +1,13 @@
 //! The verbs, a file each.
 
 mod devices; // what is there
+mod diagnose; // which operator is wrong
 mod docs; // generated pages
 mod inspect; // what a recipe is
 pub mod recipe; // finding one
 mod rehearse; // every class of fault, on purpose
+pub mod replay; // state and batch of any step
+mod report; // evidence that can be sent
 pub mod status; // how a run stands
 mod train; // the main job
 pub mod worker; // a device behind two pipes
@@ -17,6 +20,8 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Diagnose(arguments) => diagnose::run(&arguments, command.json),
+        Verb::Report(arguments) => report::run(&arguments, command.json),
         Verb::Rehearse(arguments) => rehearse::run(&arguments, command.json),
         Verb::Worker { python } => worker::run(python),
         Verb::Status(arguments) => status::run(&arguments, command.json),

@@ -23,6 +23,9 @@ use toprope_world::{SharedRegion, World};
 pub const WORKER: &str =
     concat!(include_str!("operators.py"), include_str!("verify.py"), include_str!("worker.py"));
 
+/// The contract's operators in plain torch, as the worker has them: what a report carries of them.
+pub const OPERATORS: &str = concat!(include_str!("operators.py"), include_str!("verify.py"));
+
 /// Reads the script from its file and runs it under a name that tracebacks can show.
 const RUN: &str = "import sys; exec(compile(open(sys.argv[1], 'rb').read(), 'toprope-worker.py', 'exec'))";
 

@@ -49,6 +49,19 @@ pub fn newest_intact(
     folder: &Path,
     identity: &Identity,
 ) -> Result<(Option<Loaded>, Vec<Skipped>), CheckpointError> {
+    newest_intact_until(world, folder, identity, u64::MAX)
+}
+
+/// As [`newest_intact`], of at most this many steps.
+///
+/// # Errors
+/// As [`newest_intact`].
+pub fn newest_intact_until(
+    world: &dyn World,
+    folder: &Path,
+    identity: &Identity,
+    steps_max: u64,
+) -> Result<(Option<Loaded>, Vec<Skipped>), CheckpointError> {
     let files = world.files();
     let mut skipped = Vec::new();
     if files.inspect(folder)?.is_none() {
@@ -58,6 +71,7 @@ pub fn newest_intact(
     let mut found: Vec<(u64, PathBuf)> = entries
         .iter()
         .filter_map(|entry| step_of(&entry.name).map(|step| (step, folder.join(&entry.name))))
+        .filter(|(step, _)| *step <= steps_max)
         .collect();
     found.sort_unstable_by(|left, right| right.cmp(left));
     for (_, path) in found {
