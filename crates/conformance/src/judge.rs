@@ -10,7 +10,7 @@ use crate::verdict::Verdict;
 use std::collections::BTreeMap;
 use toprope_program::operator::{Adamw, Operator, digest_mix};
 use toprope_program::tensor::round;
-use toprope_program::{Concrete, DType, Tensor, Tolerance};
+use toprope_program::{Concrete, DType, MagnitudeFunction, Tensor, Tolerance};
 
 /// The element that lies farthest outside or least inside its bound.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +111,55 @@ pub struct Magnitudes<'a> {
     pub whole: &'a [Vec<f64>],
     /// From the operands with infinities taken as 0; empty where there are none.
     pub finite: &'a [Vec<f64>],
+}
+
+/// [`Magnitudes`] that are held rather than lent.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// From the operands as they are.
+    pub whole: Vec<Vec<f64>>,
+    /// From the operands with infinities taken as 0; empty where there are none.
+    pub finite: Vec<Vec<f64>>,
+}
+
+impl Measured {
+    /// As [`judge`] takes them.
+    pub fn borrowed(&self) -> Magnitudes<'_> {
+        Magnitudes { whole: &self.whole, finite: &self.finite }
+    }
+}
+
+/// What the errors of an operator on these operands are measured by. What stood in the target of an `accumulate` does not
+/// enter the result of a first micro-batch.
+pub fn measure(
+    magnitudes: MagnitudeFunction,
+    operator: &Operator,
+    operands: &[Tensor],
+    want: &[Tensor],
+    first: bool,
+) -> Measured {
+    let fresh = first && matches!(operator, Operator::Accumulate(_));
+    let of = |operands: &[Tensor]| {
+        if !fresh {
+            return magnitudes(operator, operands, want);
+        }
+        let mut operands = operands.to_vec();
+        operands[0].data.fill(0.0);
+        magnitudes(operator, &operands, want)
+    };
+    let infinite = |tensor: &Tensor| tensor.data.iter().any(|x| x.is_infinite());
+    let finite = if operands.iter().any(infinite) {
+        of(&operands.iter().map(finite_part).collect::<Vec<_>>())
+    } else {
+        Vec::new()
+    };
+    Measured { whole: of(operands), finite }
+}
+
+/// The tensor with its infinities taken as 0.
+fn finite_part(tensor: &Tensor) -> Tensor {
+    let data = tensor.data.iter().map(|x| if x.is_infinite() { 0.0 } else { *x }).collect();
+    Tensor { data, ..tensor.clone() }
 }
 
 /// Judges the outputs of an operator on these operands. `want` is the oracle's answer, not rounded.
