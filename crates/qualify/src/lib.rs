@@ -8,7 +8,15 @@ pub mod accuracy; // whether a result is as exact as it ought to be
 pub mod bench; // what a qualification works with
 pub mod budget; // time, dealt over stages
 pub mod cases; // conformance by operator
+pub mod inference; // prefill and decode beside a trusted device
+pub mod memory; // fill, give back, refuse
+pub mod product; // one product again and again
+pub mod reset; // the same bits from a fresh device
 pub mod result; // what was found out
+pub mod setting; // settings told from defects
+pub mod soak; // the rate of faults
+pub mod speed; // FLOP/s and bytes/s by operator
+pub mod training; // the first steps beside a trusted device
 
 pub use bench::Bench;
 pub use budget::{Deadline, Tier};
