@@ -106,6 +106,26 @@ pub fn terms(operator: &Operator, operands: &[Concrete]) -> usize {
     }
 }
 
+/// Runs cases of these operators alone: whether another variant of a device is right in them.
+pub fn of_operators(
+    bench: &mut Bench<'_>,
+    names: &BTreeSet<&str>,
+    deadline: &Deadline<'_>,
+    rounds: u64,
+) -> Result<Findings, QualifyError> {
+    let mut run = Run { bench, findings: Findings::default() };
+    for round in 0..rounds {
+        for operator in exemplars().into_iter().filter(|operator| names.contains(operator.name())) {
+            if round > 0 && deadline.passed() || run.bench.is_gone() {
+                return Ok(run.findings);
+            }
+            run.case_of_round(&operator, round)?;
+        }
+        run.findings.rounds += 1;
+    }
+    Ok(run.findings)
+}
+
 /// Runs cases and random programs round by round until the deadline, or until all rounds are done.
 pub fn conformance(
     bench: &mut Bench<'_>,
@@ -119,12 +139,7 @@ pub fn conformance(
             if round > 0 && deadline.passed() || run.bench.is_gone() {
                 return Ok(run.findings);
             }
-            let case = case(&operator, run.bench.seed, round)?;
-            let other = Regime::ALL[1 + (round as usize) % (Regime::ALL.len() - 1)];
-            run.case(&case, &[Regime::Normal, other])?;
-            if round % 4 == 0 {
-                run.repeats(&case)?;
-            }
+            run.case_of_round(&operator, round)?;
         }
         for index in 0..3 {
             if deadline.passed() || run.bench.is_gone() {
@@ -199,6 +214,17 @@ struct Spot<'a> {
 }
 
 impl Run<'_, '_> {
+    /// Ordinary values and, in turn, each of the other kinds; now and then bits that must repeat.
+    fn case_of_round(&mut self, operator: &Operator, round: u64) -> Result<(), QualifyError> {
+        let case = case(operator, self.bench.seed, round)?;
+        let other = Regime::ALL[1 + (round as usize) % (Regime::ALL.len() - 1)];
+        self.case(&case, &[Regime::Normal, other])?;
+        if round.is_multiple_of(4) {
+            self.repeats(&case)?;
+        }
+        Ok(())
+    }
+
     fn case(&mut self, case: &Case, regimes: &[Regime]) -> Result<(), QualifyError> {
         let program = case.program.program();
         let feeds: Vec<(Values, Reproducer, bool)> = regimes

@@ -6,9 +6,7 @@ use crate::budget::Deadline;
 use crate::result::Outcome;
 use serde::Serialize;
 use std::sync::Arc;
-use toprope_program::{
-    DType, Device, Fault, Program, Range, Role, Session, StateLayout, Validated, Width,
-};
+use toprope_program::{DType, Device, Fault, Program, Range, Role, Session, StateLayout, Validated, Width};
 
 /// The programs of a model's inference, with its weights.
 #[derive(Clone, Debug)]
@@ -91,8 +89,7 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
             return proof;
         }
     };
-    proof.trusted_distance =
-        theirs.iter().zip(&window).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
+    proof.trusted_distance = theirs.iter().zip(&window).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
     let ours = match follow(bench.device.as_mut(), case, &tokens, deadline) {
         Ok(ours) => ours,
         Err(fault) => {

@@ -11,13 +11,19 @@ pub mod cases; // conformance by operator
 pub mod inference; // prefill and decode beside a trusted device
 pub mod memory; // fill, give back, refuse
 pub mod product; // one product again and again
+pub mod qualification; // all stages in order
 pub mod reset; // the same bits from a fresh device
 pub mod result; // what was found out
+pub mod sample; // large results judged by parts
 pub mod setting; // settings told from defects
+pub mod shapes; // a user's own shapes
 pub mod soak; // the rate of faults
 pub mod speed; // FLOP/s and bytes/s by operator
 pub mod training; // the first steps beside a trusted device
+pub mod verdict; // what it all comes to
 
 pub use bench::Bench;
 pub use budget::{Deadline, Tier};
 pub use cases::QualifyError;
+pub use qualification::{Alternative, Qualification, Request, qualify};
+pub use verdict::Verdict;

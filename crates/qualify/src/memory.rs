@@ -129,7 +129,9 @@ pub fn refuses_too_much(bench: &mut Bench<'_>) -> Outcome {
     };
     match serve() {
         Ok(true) => Outcome::Passed,
-        Ok(false) => Outcome::Failed("after a refused allocation a buffer reads other bytes than were written".into()),
+        Ok(false) => {
+            Outcome::Failed("after a refused allocation a buffer reads other bytes than were written".into())
+        }
         Err(fault) => {
             let message = format!("after a refused allocation: {fault}");
             bench.revive(&fault);

@@ -44,8 +44,7 @@ impl Product {
 
     /// Prepares it with these operands, row-major.
     pub fn open(&self, device: &mut dyn Device, a: &[f64], b: &[f64]) -> Result<Session, Fault> {
-        let session =
-            Session::open(device, self.program.clone(), Width::Native, StateLayout::InPlace)?;
+        let session = Session::open(device, self.program.clone(), Width::Native, StateLayout::InPlace)?;
         let operands = [("a", a, [self.rows, self.inner]), ("b", b, [self.inner, self.columns])];
         for (name, data, sizes) in operands {
             let tensor = Tensor::rounded(self.dtype, &sizes, data.iter().copied());

@@ -122,9 +122,8 @@ fn loss(device: &mut dyn Device, inner: usize, seed: u64) -> Result<f64, NoAnswe
     const SIDE: usize = 16;
     let product = Product::new([SIDE, inner, SIDE], DType::Bf16, DType::Bf16)?;
     let mut random = Random::new(seed, "reduced sums");
-    let mut draw = || -> Vec<f64> {
-        (0..SIDE * inner).map(|_| round(DType::Bf16, random.normal())).collect()
-    };
+    let mut draw =
+        || -> Vec<f64> { (0..SIDE * inner).map(|_| round(DType::Bf16, random.normal())).collect() };
     let (a, b) = (draw(), draw());
     let session = product.open(device, &a, &b)?;
     let bytes = product.run(device, &session)?;

@@ -64,7 +64,12 @@ struct Round {
 }
 
 impl Round {
-    fn open(device: &mut dyn Device, size: usize, dtype: DType, seed: u64) -> Result<Result<Round, Fault>, QualifyError> {
+    fn open(
+        device: &mut dyn Device,
+        size: usize,
+        dtype: DType,
+        seed: u64,
+    ) -> Result<Result<Round, Fault>, QualifyError> {
         let product = Product::new([size, size, size], dtype, dtype)?;
         let mut random = Random::new(seed, "soak");
         let mut draw = || -> Vec<f64> { (0..size * size).map(|_| round(dtype, random.normal())).collect() };
@@ -72,8 +77,7 @@ impl Round {
         let tolerance = toprope_program::Tolerance::product(dtype, dtype == DType::Bf16, size);
         let (mut want, mut bound) = (vec![0.0; size * size], vec![0.0; size * size]);
         for row in 0..size {
-            let (want, magnitude) =
-                (&mut want[row * size..][..size], &mut bound[row * size..][..size]);
+            let (want, magnitude) = (&mut want[row * size..][..size], &mut bound[row * size..][..size]);
             for k in 0..size {
                 let x = a[row * size + k];
                 for (column, y) in b[k * size..][..size].iter().enumerate() {

@@ -7,13 +7,10 @@ use crate::cases::QualifyError;
 use crate::product::{Product, checked};
 use serde::Serialize;
 use std::time::Duration;
-use toprope_conformance::values::{Regime, draw};
 use toprope_diagnose::Probe;
 use toprope_program::cost::{Cost, instruction_cost};
 use toprope_program::operator::Scale;
-use toprope_program::{
-    Builder, DType, Device, Fault, Phase, Range, Role, Session, StateLayout, Type, Width,
-};
+use toprope_program::{Builder, DType, Device, Fault, Phase, Range, Role, Session, StateLayout, Type, Width};
 
 /// How fast something ran.
 #[derive(Clone, Debug, Serialize)]
@@ -74,7 +71,9 @@ pub fn measure(
 ) -> Result<Speed, QualifyError> {
     let clock = bench.clock;
     let mut speed = Speed::default();
-    if let Err(fault) = roofline(bench.device.as_mut(), clock, &deadline.part(0.5, Duration::from_secs(30)), &mut speed)? {
+    if let Err(fault) =
+        roofline(bench.device.as_mut(), clock, &deadline.part(0.5, Duration::from_secs(30)), &mut speed)?
+    {
         bench.revive(&fault);
         speed.not_run = Some(fault.to_string());
         return Ok(speed);
@@ -103,7 +102,8 @@ fn told(speed: &Speed, shape: &str, probe: &Probe, seconds: f64, trusted: Option
     let Cost { flops, bytes } = instruction_cost(program, probe.instruction(), probe.symbols());
     let operands = program.concrete_operands(probe.instruction(), probe.symbols());
     let dtype = operands.iter().map(|operand| operand.dtype).find(|dtype| dtype.is_float());
-    let peak = if dtype == Some(DType::Bf16) { speed.bf16_flops_per_second } else { speed.f32_flops_per_second };
+    let peak =
+        if dtype == Some(DType::Bf16) { speed.bf16_flops_per_second } else { speed.f32_flops_per_second };
     let ideal = (flops as f64 / peak.max(1.0)).max(bytes as f64 / speed.bytes_per_second.max(1.0));
     let of_roofline = ideal / seconds;
     let beside_trusted = trusted.map(|trusted| seconds / trusted);
@@ -196,7 +196,7 @@ fn roofline(
     let scaled = builder.apply_to(Scale { factor: 2.0 }, vec![x.into()], vec![y]);
     scaled.map_err(|error| QualifyError::Program(error.to_string()))?;
     let program = checked(builder.finish())?;
-    let mut run = || -> Result<f64, Fault> {
+    let run = || -> Result<f64, Fault> {
         let session = Session::open(device, program, Width::Native, StateLayout::InPlace)?;
         session.write(device, "x", &vec![0; COPIED * 4])?;
         let best = fastest(device, &session, clock, deadline.left())?;
@@ -229,9 +229,8 @@ fn fastest(
 fn time(device: &mut dyn Device, probe: &Probe, clock: Clock<'_>, budget: Duration) -> Result<f64, Fault> {
     let program = probe.program().program();
     let session = Session::open(device, probe.program().clone(), Width::Native, StateLayout::InPlace)?;
-    let values = draw(program, probe.symbols(), 1, Regime::Normal);
     for (id, value) in program.values_with_ids() {
-        if let Some(tensor) = &values[id.0 as usize]
+        if let Some(tensor) = &probe.values()[id.0 as usize]
             && !matches!(value.role, Role::Constant { .. })
         {
             session.write(device, &value.name, &tensor.to_bytes(Width::Native))?;

@@ -142,7 +142,7 @@ fn lockstep(bench: &mut Bench<'_>, case: &TrainingCase, proof: &mut TrainingProo
     let symbols = vec![1; program.symbols.len()];
     let values = first_values(program, &symbols, step, case.seed);
     let (device, oracle) = (bench.device.as_mut(), &mut bench.oracle);
-    let mut run = || -> Result<Option<String>, Obstacle> {
+    let run = || -> Result<Option<String>, Obstacle> {
         let mut lockstep = Lockstep::open(device, oracle, &case.program, &symbols, values)?;
         let mut finding = None;
         for range in Range::ALL {
@@ -232,8 +232,7 @@ pub struct Trainee {
 impl Trainee {
     /// Prepares it and writes the initial state.
     pub fn open(device: &mut dyn Device, case: &TrainingCase) -> Result<Trainee, Fault> {
-        let session =
-            Session::open(device, case.program.clone(), Width::Native, StateLayout::Double)?;
+        let session = Session::open(device, case.program.clone(), Width::Native, StateLayout::Double)?;
         for (name, tensor) in initial_state(case.program.program(), case.seed) {
             session.write(device, &name, &tensor.to_bytes(Width::Native))?;
         }
@@ -268,16 +267,28 @@ impl Trainee {
     pub fn state(&self, device: &mut dyn Device) -> Result<Vec<(String, Vec<u8>)>, Fault> {
         let names: Vec<String> =
             self.session.program().program().state().map(|(_, value)| value.name.clone()).collect();
-        names
-            .into_iter()
-            .map(|name| self.session.read(device, &name).map(|bytes| (name, bytes)))
-            .collect()
+        names.into_iter().map(|name| self.session.read(device, &name).map(|bytes| (name, bytes))).collect()
     }
 
     /// Gives the buffers back.
     pub fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
         self.session.close(device)
     }
+}
+
+/// The state by name behind the first `steps` steps of a case.
+pub fn trained(
+    device: &mut dyn Device,
+    case: &TrainingCase,
+    steps: usize,
+) -> Result<Vec<(String, Vec<u8>)>, Fault> {
+    let mut trainee = Trainee::open(device, case)?;
+    for step in case.steps.iter().take(steps) {
+        trainee.step(device, step)?;
+    }
+    let state = trainee.state(device)?;
+    trainee.close(device)?;
+    Ok(state)
 }
 
 /// State and constants before the first step, and the first sequence of its batch.
@@ -291,9 +302,7 @@ fn first_values(program: &Program, symbols: &[usize], step: &StepFeed, seed: u64
             Role::State { .. } => {
                 state.iter().find(|(name, _)| *name == value.name).map(|(_, tensor)| tensor.clone())
             }
-            Role::Constant { content } => {
-                Some(Tensor::rounded(value.dtype, &sizes, content.values(&sizes)))
-            }
+            Role::Constant { content } => Some(Tensor::rounded(value.dtype, &sizes, content.values(&sizes))),
             Role::Carried => Some(Tensor::zeros(value.dtype, &sizes)),
             Role::Input => {
                 let numbers = integers.iter().find(|(name, _)| *name == value.name);
