@@ -27,6 +27,9 @@ pub struct Worst {
     pub units: f64,
 }
 
+/// How many wrong elements a judgement names.
+pub const WRONG_MAX: usize = 1 << 16;
+
 /// What came of an instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
@@ -34,6 +37,10 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The worst element, where any was compared.
     pub worst: Option<Worst>,
+    /// Elements outside of their bounds: output and row-major index; the first [`WRONG_MAX`] of them.
+    pub wrong: Vec<(usize, usize)>,
+    /// How many elements are outside of their bounds.
+    pub wrong_count: u64,
     /// Elements looked at.
     pub elements: u64,
     /// Elements that could not be compared, by reason.
@@ -53,6 +60,8 @@ struct Court {
     /// Why any output may be far off, where the operands are such.
     wild: Option<&'static str>,
     worst: Option<Worst>,
+    wrong: Vec<(usize, usize)>,
+    wrong_count: u64,
     finding: Option<String>,
     elements: u64,
     incomparable: BTreeMap<String, u64>,
@@ -77,6 +86,10 @@ impl Court {
             self.worst = Some(Worst { output, element, got, want, units });
         }
         if !accepted {
+            self.wrong_count += 1;
+            if self.wrong.len() < WRONG_MAX {
+                self.wrong.push((output, element));
+            }
             self.differs(|| {
                 format!("output {output} element {element}: got {got:e}, want {want:e}, {units:.3} times the bound")
             });
@@ -95,6 +108,8 @@ impl Court {
         Judgement {
             verdict,
             worst: self.worst,
+            wrong: self.wrong,
+            wrong_count: self.wrong_count,
             elements: self.elements,
             incomparable: self.incomparable,
             routed_rows: self.routed_rows,
@@ -174,6 +189,8 @@ pub fn judge(
         finite: magnitudes.finite.to_vec(),
         wild: slack::wildness(operator, operands),
         worst: None,
+        wrong: Vec::new(),
+        wrong_count: 0,
         finding: None,
         elements: 0,
         incomparable: BTreeMap::new(),
@@ -192,7 +209,7 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
-        Operator::AdamwDigest(it) => own_digest(&mut court, &adamw(&it.adamw(), operands), &got[0]),
+        Operator::AdamwDigest(it) => own_digest(&mut court, 0, &adamw(&it.adamw(), operands), &got[0]),
         Operator::ProductCheck(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
@@ -201,9 +218,9 @@ pub fn judge(
         }
         Operator::Adamw(adamw) if adamw.digests => {
             compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
-            own_digest(&mut court, &got[..3], &got[3]);
-            own_digest(&mut court, &[0, 2, 3].map(|index: usize| operands[index].clone()), &got[4]);
-            own_digest(&mut court, &operands[1..2], &got[5]);
+            own_digest(&mut court, 3, &got[..3], &got[3]);
+            own_digest(&mut court, 4, &[0, 2, 3].map(|index: usize| operands[index].clone()), &got[4]);
+            own_digest(&mut court, 5, &operands[1..2], &got[5]);
         }
         _ => compare(&mut court, want, got, magnitudes, &tolerances),
     }
@@ -330,7 +347,7 @@ fn adamw(attributes: &Adamw, operands: &[Tensor]) -> [Tensor; 3] {
 }
 
 /// A digest that follows from other outputs is judged by those that the subject itself gave.
-fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
+fn own_digest(court: &mut Court, output: usize, stored: &[Tensor], digest: &Tensor) {
     let mut sum = 0u64;
     for tensor in stored {
         for (index, x) in tensor.data.iter().enumerate() {
@@ -343,14 +360,8 @@ fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
             court.cannot_compare("a NaN has many bit patterns");
         } else {
             let same = got == want as f64;
-            court.element(
-                stored.len(),
-                element,
-                got,
-                want as f64,
-                if same { 0.0 } else { f64::INFINITY },
-                same,
-            );
+            let units = if same { 0.0 } else { f64::INFINITY };
+            court.element(output, element, got, want as f64, units, same);
         }
     }
 }

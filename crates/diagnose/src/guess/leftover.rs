@@ -1,0 +1,65 @@
+//! What a run before left behind, and what was never written.
+
+use super::lab::Lab;
+use super::{Conclusion, Kind};
+use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
+use toprope_conformance::verdict::Verdict;
+
+pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let probe = lab.base.probe.clone();
+    let mut others = Vec::new();
+    for turn in [77, 78] {
+        let redrawn =
+            probe.redrawn_consistently(lab.effort.seed.wrapping_add(turn), Regime::Normal, lab.oracle);
+        others.extend(redrawn.ok());
+    }
+    let [one, two] = others.as_slice() else { return Ok(None) };
+    let opened = probe.open(lab.subject).map_err(Obstacle::Subject)?;
+    let mut runs = Vec::new();
+    for fed in [one, &probe, two, &probe, one, &probe] {
+        runs.push(opened.run(lab.subject, fed)?);
+    }
+    let in_place = lab.base.probe.operator().writes_in_place().is_some();
+    let mut over = Vec::new();
+    if !in_place {
+        for before in [7.25, -3.5] {
+            over.push(opened.run_over(lab.subject, &probe, Some(before))?);
+        }
+    }
+    opened.close(lab.subject).map_err(Obstacle::Subject)?;
+    let judged = probe.judge(&lab.base.exact, &runs[1]);
+    let fails = matches!(judged.verdict, Verdict::Differ(_));
+    // The result of the same operands follows what ran before, each time.
+    if fails && !runs[1].same_bits(&runs[3]) && runs[1].same_bits(&runs[5]) {
+        let sentence = "Its output is that of the run before: what it computes reaches the buffer too late, or not at all.";
+        let ran = "the same operands after two different runs, in turn";
+        return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
+    }
+    if let [first, second] = over.as_slice() {
+        let unwritten = judged
+            .wrong
+            .iter()
+            .filter(|(o, e)| {
+                let (a, b) = (&first.outputs[*o], &second.outputs[*o]);
+                a.dtype.is_float() && a.data[*e] == 7.25 && b.data[*e] == -3.5
+            })
+            .count();
+        if unwritten > 0 {
+            let sentence =
+                format!("{unwritten} elements of its output are not written: they keep what was there.");
+            let showed = format!("{unwritten} elements keep them");
+            return Ok(lab.conclude(
+                Kind::NotWritten,
+                sentence,
+                "outputs filled with two different numbers before",
+                showed,
+            ));
+        }
+    }
+    lab.note(
+        "a run on other numbers before, and outputs filled before",
+        "nothing of either is left in the result",
+    );
+    Ok(None)
+}
