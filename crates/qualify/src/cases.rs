@@ -13,7 +13,8 @@ use toprope_conformance::lockstep::{Lockstep, Obstacle, Step};
 use toprope_conformance::replay::{self, PROPERTIES};
 use toprope_conformance::values::{Regime, Values, draw, draw_banded};
 use toprope_conformance::{Reproducer, Verdict};
-use toprope_program::{Concrete, Fault, FaultKind, Instruction, Operator, Range, Tolerance};
+use toprope_diagnose::Probe;
+use toprope_program::{Concrete, Fault, FaultKind, Instruction, Operator, Range, Tolerance, Type};
 
 /// Why a qualification cannot be made: never the subject's fault.
 #[derive(Debug, thiserror::Error)]
@@ -367,7 +368,7 @@ impl Run<'_, '_> {
             Err(obstacle) => {
                 if let Obstacle::Subject(_) = &obstacle {
                     let finding = format!("{}: {obstacle}", spot.case);
-                    self.findings.tally(key).differs(finding, || spot.whole.to_string());
+                    self.findings.tally(key).differs(finding, || spot.whole.to_string(), || None);
                 }
                 self.obstacle(obstacle, spot.case)?;
                 Ok(false)
@@ -410,7 +411,11 @@ impl Run<'_, '_> {
         match (&judgement.verdict, &inexact) {
             (Verdict::Differ(finding), _) | (Verdict::Agree, Some(finding)) => {
                 let finding = format!("{} ({}): {finding}", spot.case, told(spot));
-                tally.differs(finding, || spot.whole.to_string());
+                tally.differs(
+                    finding,
+                    || spot.whole.to_string(),
+                    || probe(step, instruction, operands, spot),
+                );
             }
             (Verdict::Agree, None) => tally.agree += 1,
             (Verdict::Incomparable(_), _) => tally.incomparable += 1,
@@ -452,6 +457,21 @@ impl Run<'_, '_> {
             Err(fault) => self.obstacle(Obstacle::Subject(fault), &case.name),
         }
     }
+}
+
+/// The instruction alone with the values that it was wrong on; with others of the same types where it was inexact only.
+fn probe(step: &Step, instruction: &Instruction, operands: &[Concrete], spot: &Spot<'_>) -> Option<Probe> {
+    if step.fed.is_empty() {
+        let types: Vec<Type> =
+            operands.iter().map(|operand| Type::new(operand.dtype, operand.sizes.iter().copied())).collect();
+        return Probe::of(&instruction.operator, &types, 1, Regime::Normal, step.first).ok();
+    }
+    let program = &spot.whole.program;
+    let mut held: Values = vec![None; program.values.len()];
+    for (operand, fed) in instruction.operands.iter().zip(&step.fed) {
+        held[operand.value.0 as usize] = Some(fed.clone());
+    }
+    Probe::at(program, step.range, step.index, &spot.whole.symbols, &held, step.first).ok()
 }
 
 /// More numbers than these are told by their seed only.

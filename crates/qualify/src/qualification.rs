@@ -16,6 +16,8 @@ use crate::verdict::{Change, Evidence, Ruling, rule};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use toprope_conformance::lockstep::Obstacle;
+use toprope_diagnose::guess::{Effort, Kind, guess};
 use toprope_program::{DType, Description, Device, FaultKind};
 
 /// Another variant of the device, to be tried where an operator is wrong.
@@ -44,6 +46,10 @@ pub struct Request<'a> {
     pub for_checks: BTreeSet<String>,
     /// Variants to be tried.
     pub alternatives: Vec<Alternative<'a>>,
+    /// Shapes that speed is measured on, where none of the user's are named.
+    pub timed: Vec<Shape>,
+    /// Whether the trusted device is one whose speed is worth a comparison.
+    pub beside_trusted: bool,
     /// Bytes of memory that may be filled.
     pub memory_bytes_max: u64,
     /// Hears of each stage as it ends.
@@ -113,14 +119,14 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let most = |seconds: u64| Duration::from_secs(seconds);
 
     let settings = run.settings(request)?;
-    let asked = run.asked(request, &whole.part(0.35, most(if quick { 20 } else { 3600 })))?;
-    let mut findings = run.conformance(request, &whole.part(0.5, most(if quick { 24 } else { 600 })))?;
-    run.bands(request, &mut findings, &whole.part(0.3, most(if quick { 7 } else { 600 })), quick)?;
+    let asked = run.asked(request, &whole.part(0.3, most(if quick { 18 } else { 3600 })))?;
+    let mut findings = run.conformance(request, &whole.part(0.4, most(if quick { 24 } else { 600 })))?;
+    run.bands(request, &mut findings, &whole.part(0.2, most(if quick { 7 } else { 600 })), quick)?;
     run.reset(request, &whole.part(0.1, most(60)))?;
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
-    let training = run.training(request, &whole.part(0.5, most(if quick { 12 } else { 900 })));
-    let inference = run.inference(request, &whole.part(0.4, most(if quick { 6 } else { 300 })));
-    let speed = run.speed(request, &asked, &whole.part(0.4, most(if quick { 6 } else { 120 })))?;
+    let training = run.training(request, &whole.part(0.7, most(900)));
+    let inference = run.inference(request, &whole.part(0.4, most(300)));
+    let speed = run.speed(request, &asked, &whole.part(0.3, most(if quick { 6 } else { 120 })))?;
 
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
@@ -129,6 +135,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
+    run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
     let soak = run.soak(request, &whole)?;
     weigh(&mut evidence, &run, &soak, &training, &inference);
 
@@ -315,9 +322,8 @@ impl<'b> Run<'_, 'b> {
     fn training(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Vec<TrainingProof> {
         let mut proofs = Vec::new();
         let cases = std::mem::take(&mut request.training);
-        for (index, case) in cases.iter().enumerate() {
-            let share = 1.0 / (cases.len() - index) as f64;
-            proofs.push(training::prove(self.bench, case, &deadline.part(share, Duration::MAX)));
+        for case in &cases {
+            proofs.push(training::prove(self.bench, case, deadline));
         }
         request.training = cases;
         let steps: u64 = proofs.iter().map(|proof| proof.steps).sum();
@@ -359,14 +365,9 @@ impl<'b> Run<'_, 'b> {
     ) -> Result<Speed, QualifyError> {
         let shapes: Vec<Shape> = match asked.is_empty() {
             false => request.shapes.clone(),
-            true => {
-                let programs: Vec<_> = request.training.iter().map(|case| case.program.program()).collect();
-                let need = Need { training: true, inference: false };
-                shapes::distinct(&programs.into_iter().map(|program| (program, need)).collect::<Vec<_>>())
-            }
+            true => request.timed.clone(),
         };
-        let probes = for_speed(&shapes, 1 << 33, self.bench.seed);
-        let speed = speed::measure(self.bench, &probes, deadline)?;
+        let speed = speed::measure(self.bench, &for_speed(&shapes), request.beside_trusted, deadline)?;
         let slow = speed.operators.iter().filter(|operator| operator.slow.is_some()).count();
         let told = format!(
             "{:.0} GFLOP/s in f32, {:.0} in bf16, {:.1} GB/s; {} operators timed, {slow} slow",
@@ -392,6 +393,49 @@ impl<'b> Run<'_, 'b> {
         );
         self.ended(request, "soak", soak.outcome.clone(), soak.runs, told);
         Ok(soak)
+    }
+
+    /// What kind of defect each wrong operator has, by experiment, where one tells it from the others.
+    fn guesses(
+        &mut self,
+        request: &mut Request<'b>,
+        operators: &mut [OperatorResult],
+        deadline: &Deadline<'_>,
+    ) {
+        let mut guessed: BTreeMap<String, String> = BTreeMap::new();
+        let mut tried = 0;
+        for result in operators.iter().filter(|r| r.passed == Some(false) && r.setting.is_none()) {
+            let Some(probe) = result.probe.as_ref().filter(|_| !guessed.contains_key(&result.name)) else {
+                continue;
+            };
+            if deadline.passed() {
+                break;
+            }
+            tried += 1;
+            let effort = Effort { seed: self.bench.seed, ..Effort::default() };
+            match guess(self.bench.device.as_mut(), &mut self.bench.oracle, probe, None, effort) {
+                Ok(guess) if guess.kind != Kind::Unknown => {
+                    guessed.insert(result.name.clone(), guess.kind.name());
+                }
+                Err(Obstacle::Subject(fault)) => {
+                    self.bench.revive(&fault);
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        if tried == 0 {
+            return;
+        }
+        for result in operators.iter_mut().filter(|r| r.passed == Some(false) && r.setting.is_none()) {
+            result.defect_guess = guessed.get(&result.name).cloned();
+        }
+        let told: Vec<String> = guessed.iter().map(|(name, kind)| format!("`{name}`: {kind}")).collect();
+        let told = if told.is_empty() {
+            "no experiment tells what kind of defect it is".into()
+        } else {
+            told.join(", ")
+        };
+        self.ended(request, "kind of defect", Outcome::Passed, tried, told);
     }
 
     /// What makes every wrong operator that is needed right: another variant, or another precision.
@@ -709,5 +753,6 @@ fn not_run(skipped: &Skipped, level: &str) -> OperatorResult {
         defect_guess: None,
         setting: None,
         reproducer: None,
+        probe: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use toprope_conformance::judge::Accuracy;
+use toprope_diagnose::Probe;
 use toprope_program::{Concrete, DType};
 
 /// How a stage ended. What did not run is never passed.
@@ -98,6 +99,9 @@ pub struct OperatorResult {
     /// A program that shows it, in the printed form with its head.
     #[serde(skip)]
     pub reproducer: Option<String>,
+    /// The first instruction that differed, with its values.
+    #[serde(skip)]
+    pub probe: Option<Probe>,
 }
 
 /// Counts behind a result.
@@ -125,6 +129,8 @@ pub struct Tally {
     pub refused: Option<String>,
     /// A program that shows the first finding.
     pub reproducer: Option<String>,
+    /// The instruction of the first finding, with its values.
+    pub probe: Option<Probe>,
 }
 
 impl Tally {
@@ -136,11 +142,17 @@ impl Tally {
     }
 
     /// Something that speaks against it.
-    pub fn differs(&mut self, finding: String, reproducer: impl FnOnce() -> String) {
+    pub fn differs(
+        &mut self,
+        finding: String,
+        reproducer: impl FnOnce() -> String,
+        probe: impl FnOnce() -> Option<Probe>,
+    ) {
         self.differ += 1;
         if self.finding.is_none() {
             self.finding = Some(finding);
             self.reproducer = Some(reproducer());
+            self.probe = probe();
         }
     }
 
@@ -179,6 +191,7 @@ impl Tally {
             defect_guess: None,
             setting: None,
             reproducer: self.reproducer.clone(),
+            probe: self.probe.clone(),
         }
     }
 }

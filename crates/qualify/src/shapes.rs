@@ -19,7 +19,7 @@ use toprope_program::shape::{elements, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
     Concrete, Device, Fault, FaultKind, Operator, Program, Range, Role, Session, StateLayout, Tensor,
-    Tolerance, Width, text, validate,
+    Tolerance, Width, text,
 };
 
 /// What an instruction is needed for.
@@ -112,6 +112,9 @@ const WHOLE_ELEMENTS: usize = 1 << 21;
 /// More elements than these are not held at once.
 const ELEMENTS_MAX: usize = 1 << 26;
 
+/// Larger instructions are not kept for experiments: those on the contract's cases tell as much.
+const PROBE_ELEMENTS_MAX: usize = 1 << 18;
+
 /// Runs shapes until the deadline; every one has a result, also where it was not run.
 pub fn run(
     bench: &mut Bench<'_>,
@@ -179,7 +182,7 @@ fn one(bench: &mut Bench<'_>, shape: &Shape, tally: &mut Tally) -> Result<(), Qu
             Ok(())
         }
         Err(Obstacle::Subject(fault)) => {
-            tally.differs(fault.to_string(), || text::print(&shape.program));
+            tally.differs(fault.to_string(), || text::print(&shape.program), || None);
             bench.revive(&fault);
             Ok(())
         }
@@ -289,25 +292,29 @@ fn record(
     }
     match (&judgement.verdict, &inexact) {
         (Verdict::Differ(finding), _) | (Verdict::Agree, Some(finding)) => {
-            tally.differs(finding.clone(), || text::print(&shape.program));
+            let small = probe.elements() <= PROBE_ELEMENTS_MAX;
+            tally.differs(finding.clone(), || text::print(&shape.program), || small.then(|| probe.clone()));
         }
         (Verdict::Agree, None) => tally.agree += 1,
         (Verdict::Incomparable(_), _) => tally.incomparable += 1,
     }
 }
 
-/// Shapes as probes that speed is measured on: the costliest of each operator that fit a budget of operations.
-pub fn for_speed(shapes: &[Shape], flops_max: u64, seed: u64) -> Vec<(String, Probe)> {
+/// The shapes that speed is measured on: the costliest of each operator and dtype within a budget of operations and bytes.
+pub fn for_speed(shapes: &[Shape]) -> Vec<&Shape> {
+    const FLOPS_MAX: u64 = 1 << 31;
+    const BYTES_MAX: u64 = 1 << 25;
     let mut best: BTreeMap<(&str, &str), &Shape> = BTreeMap::new();
-    for shape in shapes.iter().filter(|shape| shape.cost.flops <= flops_max && shape.cost.bytes <= 1 << 28) {
+    for shape in shapes.iter().filter(|shape| shape.cost.flops <= FLOPS_MAX && shape.cost.bytes <= BYTES_MAX)
+    {
         let dtype = shape.operands.iter().map(|o| o.dtype).find(|dtype| dtype.is_float());
         // They come cheapest first.
         best.insert((shape.operator, dtype.map_or("", toprope_program::DType::name)), shape);
     }
-    let probe = |shape: &Shape| {
-        validate(shape.program.clone()).ok()?;
-        let probe = Probe::new(shape.program.clone(), Vec::new(), values(&shape.program, seed), true).ok()?;
-        Some((shape.told.clone(), probe))
-    };
-    best.into_values().filter_map(probe).collect()
+    best.into_values().collect()
+}
+
+/// A shape as a probe.
+pub fn probe_of(shape: &Shape, seed: u64) -> Option<Probe> {
+    Probe::new(shape.program.clone(), Vec::new(), values(&shape.program, seed), true).ok()
 }

@@ -5,6 +5,7 @@ use crate::bench::Bench;
 use crate::budget::{Clock, Deadline};
 use crate::cases::QualifyError;
 use crate::product::{Product, checked};
+use crate::shapes::{Shape, probe_of};
 use serde::Serialize;
 use std::time::Duration;
 use toprope_diagnose::Probe;
@@ -57,16 +58,21 @@ const ROOFLINE_SHARE: f64 = 0.1;
 const TIMES_TRUSTED: f64 = 5.0;
 /// Slower than the median of its sisters by this is told.
 const TIMES_SISTERS: f64 = 1.5;
+/// Operations or bytes below which nothing is called slow.
+const LARGE: u64 = 1 << 20;
+/// Time for one operator, at most.
+const BUDGET: Duration = Duration::from_millis(150);
 /// Runs at least, of which the fastest counts.
 const RUNS_MIN: u32 = 3;
 
 /// Sides of the products whose best counts as the device's own.
 const SIDES: [usize; 3] = [256, 512, 1024];
 
-/// Measures the roofline and the probes' operators until the deadline.
+/// Measures the roofline and the shapes' operators until the deadline, beside the trusted device where that is asked for.
 pub fn measure(
     bench: &mut Bench<'_>,
-    probes: &[(String, Probe)],
+    shapes: &[&Shape],
+    beside_trusted: bool,
     deadline: &Deadline<'_>,
 ) -> Result<Speed, QualifyError> {
     let clock = bench.clock;
@@ -78,21 +84,22 @@ pub fn measure(
         speed.not_run = Some(fault.to_string());
         return Ok(speed);
     }
-    for (shape, probe) in probes {
+    for shape in shapes {
         if deadline.passed() {
             break;
         }
-        let budget = deadline.left().min(Duration::from_millis(400));
-        let seconds = match time(bench.device.as_mut(), probe, clock, budget) {
+        let Some(probe) = probe_of(shape, bench.seed) else { continue };
+        let budget = deadline.left().mul_f64(0.2).min(BUDGET);
+        let seconds = match time(bench.device.as_mut(), &probe, clock, budget) {
             Ok(seconds) => seconds,
             Err(fault) => {
                 bench.revive(&fault);
                 continue;
             }
         };
-        let trusted = bench.trusted.as_deref_mut();
-        let trusted = trusted.and_then(|device| time(device, probe, clock, budget).ok());
-        speed.operators.push(told(&speed, shape, probe, seconds, trusted));
+        let trusted = bench.trusted.as_deref_mut().filter(|_| beside_trusted);
+        let trusted = trusted.and_then(|device| time(device, &probe, clock, budget).ok());
+        speed.operators.push(told(&speed, &shape.told, &probe, seconds, trusted));
     }
     Ok(speed)
 }
@@ -107,8 +114,10 @@ fn told(speed: &Speed, shape: &str, probe: &Probe, seconds: f64, trusted: Option
     let ideal = (flops as f64 / peak.max(1.0)).max(bytes as f64 / speed.bytes_per_second.max(1.0));
     let of_roofline = ideal / seconds;
     let beside_trusted = trusted.map(|trusted| seconds / trusted);
+    // What is over in no time is dominated by how it is started.
+    let large = flops > LARGE || bytes > LARGE;
     let slow = match beside_trusted {
-        Some(times) if of_roofline < ROOFLINE_SHARE && times > TIMES_TRUSTED => Some(format!(
+        Some(times) if large && of_roofline < ROOFLINE_SHARE && times > TIMES_TRUSTED => Some(format!(
             "{:.1} % of what its own best product and copy allow, {times:.0} times the trusted device's time",
             100.0 * of_roofline
         )),
@@ -215,7 +224,7 @@ fn fastest(
 ) -> Result<f64, Fault> {
     session.run(device, Range::Accumulate)?;
     let (began, mut best, mut runs) = (clock(), f64::INFINITY, 0);
-    while runs < RUNS_MIN || clock().saturating_sub(began) < budget.min(Duration::from_millis(300)) {
+    while runs < RUNS_MIN || clock().saturating_sub(began) < budget.min(BUDGET) {
         let started = clock();
         session.run(device, Range::Accumulate)?;
         best = best.min(clock().saturating_sub(started).as_secs_f64());

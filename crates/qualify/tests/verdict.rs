@@ -27,7 +27,10 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
         tier: Tier::Quick,
         shapes: Vec::new(),
         skipped: Vec::new(),
-        training: vec![proofs::training("tiny-moe", DType::F32, 3), proofs::training("tiny-dense", DType::Bf16, 3)],
+        training: vec![
+            proofs::training("tiny-moe", DType::F32, 3),
+            proofs::training("tiny-dense", DType::Bf16, 3),
+        ],
         for_inference: proofs::for_inference(&inference.0),
         inference: vec![inference],
         for_checks: CHECKS.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),
@@ -35,6 +38,8 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
             .into_iter()
             .map(|(name, open)| Alternative { name: name.into(), open })
             .collect(),
+        timed: Vec::new(),
+        beside_trusted: false,
         memory_bytes_max: 64 << 20,
         tell: &mut tell,
     };

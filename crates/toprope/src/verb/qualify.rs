@@ -68,13 +68,12 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     println!("\n{}", table::operators(&qualification));
     print!("{}", table::verdict(&qualification));
     if let Some(poll) = &poll {
-        println!("dies: {}", poll.told());
+        println!("{}", table::wrapped("dies: ", &poll.told()));
     }
     session.write(&qualification, &asked, poll.as_ref())?;
     if !named {
-        println!(
-            "\nto see more: toprope qualify --device NAME (above); --for a recipe, a config.json or cases.jsonl takes your shapes first"
-        );
+        let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a config.json or cases.jsonl your own shapes come first";
+        println!("\n{}", table::wrapped("to see more: ", more));
     }
     if json {
         println!("{}", outputs::json(&qualification, poll.as_ref()));
@@ -137,6 +136,7 @@ fn options(arguments: &Qualify) -> OpenOptions {
 /// What is there, and how to look at it.
 fn list(arguments: &Qualify) {
     println!("what is there:");
+    let show = |name: &str, text: &str| println!("{}", table::wrapped(&format!("  {name:<12} "), text));
     for listed in toprope_devices::list() {
         match open(listed.name, &options(arguments)) {
             Ok(device) => {
@@ -212,10 +212,10 @@ impl Session<'_> {
         let mut oracle = oracle();
         let deadline = Deadline::within(&clock, self.tier.total().mul_f64(0.3));
         let found = vote(&mut dies, &mut oracle, self.arguments.seed, ROUNDS, &deadline).map_err(failure)?;
-        println!("{}", found.told());
+        println!("{}", table::wrapped("", &found.told()));
         for die in &found.dies {
             println!(
-                "  {:<24} agrees in {}, alone in {}, outside of the bound in {}, {} faults",
+                "  {:<30} agrees in {}, alone in {}, outside in {}, {} faults",
                 die.name, die.agreed, die.alone, die.outside, die.faults
             );
         }
@@ -231,14 +231,15 @@ impl Session<'_> {
         let device = opener().or_exit(Exit::Device)?;
         let against = self.arguments.against.clone().unwrap_or_else(|| trusted_of(name).into());
         let trusted = self.open(&against).or_exit(Exit::Device)?;
-        println!(
-            "{}: {}, level {}; beside {}, judged by the oracle in f64",
-            name,
-            device.describe().hardware,
-            device.describe().level,
+        let described = device.describe();
+        let line = format!(
+            "{}, level {}; beside {}, judged by the oracle in f64",
+            described.hardware,
+            described.level,
             trusted.describe().name
         );
-        let proofs = proofs::proofs()?;
+        println!("{}", table::wrapped(&format!("{name}: "), &line));
+        let proofs = proofs::proofs(if self.tier == Tier::Quick { 10 } else { 20 })?;
         let variants = remedy::variants(name);
         let openers: Vec<Box<dyn Fn() -> Result<Box<dyn Device>, String> + '_>> = variants
             .iter()
@@ -269,6 +270,9 @@ impl Session<'_> {
             for_inference: proofs.for_inference,
             for_checks: CHECKS.iter().map(ToString::to_string).collect(),
             alternatives,
+            timed: proofs.timed,
+            // The reference device is right, and slow.
+            beside_trusted: against != "reference",
             memory_bytes_max: self.arguments.memory << 20,
             tell: &mut tell,
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use toprope_model::deepseek_v3;
 use toprope_program::{DType, Program, Range, Validated, validate};
 use toprope_qualify::inference::InferenceCase;
+use toprope_qualify::shapes::{Need, Shape, distinct};
 use toprope_qualify::training::{MicroFeed, StepFeed, TrainingCase, curve_tolerance};
 use toprope_train::batch::StepInputs;
 use toprope_train::data::{Document, Tokens};
@@ -15,8 +16,6 @@ use toprope_train::tokenizer::Tokenizer;
 /// The contract's own page: English, and the same in every copy of a version.
 const TEXT: &str = include_str!("../../../../../docs/operators.md");
 
-/// Steps of a proof: those that the curve tolerance is given for.
-const STEPS: u64 = 20;
 /// Rows of the caches, tokens of the prompt and tokens that are made.
 const CAPACITY: usize = 32;
 const PROMPT: usize = 12;
@@ -42,7 +41,7 @@ pub fn proofs() -> Result<Proofs, Failure> {
         ("tiny-dense", DType::Bf16),
     ] {
         let recipe = recipe(name, dtype)?;
-        let training = training(&recipe)?;
+        let training = training(&recipe, steps)?;
         if name == "tiny-moe" {
             let case = inference(&recipe)?;
             for program in [&case.prefill, &case.decode] {
@@ -54,6 +53,20 @@ pub fn proofs() -> Result<Proofs, Failure> {
         proofs.training.push(training);
     }
     Ok(proofs)
+}
+
+/// The step of the middle-sized recipe with experts, in bf16 and f32.
+fn timed() -> Result<Vec<Shape>, Failure> {
+    let need = Need { training: true, inference: false };
+    let mut programs = Vec::new();
+    for dtype in [DType::Bf16, DType::F32] {
+        let recipe = recipe("bench-moe", dtype)?;
+        let mut options = recipe.training_options();
+        options.micro_batch_sequences = 1;
+        let program = deepseek_v3::build_train(&recipe.model, &options, &recipe.name);
+        programs.push(program.or_exit(Exit::Internal)?);
+    }
+    Ok(distinct(&programs.iter().map(|program| (program, need)).collect::<Vec<_>>()))
 }
 
 fn recipe(name: &str, dtype: DType) -> Result<Recipe, Failure> {
@@ -68,14 +81,14 @@ fn checked(program: Program) -> Result<Arc<Validated>, Failure> {
     })
 }
 
-fn training(recipe: &Recipe) -> Result<TrainingCase, Failure> {
+fn training(recipe: &Recipe, steps: u64) -> Result<TrainingCase, Failure> {
     let documents = [Document { name: "operators".into(), text: TEXT.into() }];
     let tokenizer = Tokenizer::byte();
     let tokens = || Tokens::of_documents(&documents, &tokenizer, 1, "the proof").or_exit(Exit::Internal);
     let schedule = StepInputs::schedule(recipe).or_exit(Exit::Internal)?;
     let inputs = StepInputs::new(recipe, schedule, tokens()?, tokens()?).or_exit(Exit::Internal)?;
     let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name);
-    let steps = (0..STEPS).map(|step| {
+    let steps = (0..steps.min(20)).map(|step| {
         let batch = inputs.step(step);
         let micro = batch.micro.into_iter();
         StepFeed {

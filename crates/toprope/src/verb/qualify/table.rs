@@ -21,8 +21,8 @@ pub fn stage(stage: &Stage) -> String {
     wrapped(&head, &text)
 }
 
-/// Text behind a head, its further lines as far in as its first.
-fn wrapped(head: &str, text: &str) -> String {
+/// Text behind a head in lines of 80 columns, its further lines as far in as its first.
+pub fn wrapped(head: &str, text: &str) -> String {
     let indent = " ".repeat(head.chars().count());
     let mut lines = String::from(head);
     let mut column = indent.len();
@@ -66,9 +66,10 @@ fn rows(operators: &[OperatorResult]) -> BTreeMap<(String, &'static str), Row> {
         row.run |= result.passed.is_some();
         row.wrong |= result.passed == Some(false) && result.setting.is_none();
         row.setting |= result.setting.is_some();
-        // The classes' least: a mean would hide one.
+        // The class that loses most beside its control: a mean would hide it.
+        let lost = |bits: Option<f64>, control: Option<f64>| control.unwrap_or(0.0) - bits.unwrap_or(0.0);
         if let Some(bits) = result.effective_bits
-            && row.bits.is_none_or(|held| bits < held)
+            && (row.bits.is_none() || lost(Some(bits), result.control_bits) > lost(row.bits, row.control))
         {
             (row.bits, row.control, row.trusted) = (Some(bits), result.control_bits, result.trusted_bits);
         }
@@ -116,7 +117,9 @@ pub fn operators(qualification: &Qualification) -> String {
 pub fn verdict(qualification: &Qualification) -> String {
     let mut text = String::new();
     let device = &qualification.device;
-    let _ = writeln!(text, "verdict: {} is fit to {}", device.name, fitness(qualification));
+    let name = qualification.ruling.verdict.name();
+    let line = format!("{name}: {} {}", device.name, fitness(qualification));
+    let _ = writeln!(text, "{}", wrapped("verdict: ", &line));
     for reason in qualification.ruling.reasons.iter().take(8) {
         let _ = writeln!(text, "{}", wrapped("  - ", reason));
     }
@@ -169,11 +172,11 @@ pub fn verdict(qualification: &Qualification) -> String {
 fn fitness(qualification: &Qualification) -> &'static str {
     use toprope_qualify::Verdict;
     match qualification.ruling.verdict {
-        Verdict::Train => "train",
-        Verdict::TrainWith => "train, with what is told below",
-        Verdict::Infer => "infer, not to train",
-        Verdict::Unfit => "nothing: unfit",
-        Verdict::Inconclusive => "… inconclusive: too little was judged",
+        Verdict::Train => "is fit to train and to infer",
+        Verdict::TrainWith => "is fit to train with what is told below",
+        Verdict::Infer => "is fit to infer on, not to train on",
+        Verdict::Unfit => "is fit for nothing as it is",
+        Verdict::Inconclusive => "was judged too little to say",
     }
 }
 
