@@ -196,6 +196,9 @@ impl Tally {
     }
 }
 
+/// The operators that multiply two matrices, which are their first operands.
+const PRODUCTS: [&str; 3] = ["matmul", "grouped_matmul", "grouped_outer"];
+
 /// What results are told apart by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -212,7 +215,10 @@ pub struct Key {
 impl Key {
     /// The key of an instruction on these operands, in a class of shapes or at its own.
     pub fn new(source: Source, operator: &str, operands: &[Concrete], shape: String) -> Key {
-        let dtype = operands.iter().map(|operand| operand.dtype).find(|dtype| dtype.is_float());
+        let mut floats = operands.iter().map(|operand| operand.dtype).filter(|dtype| dtype.is_float());
+        // A product of bf16 and f32 is one of f32.
+        let mixed = PRODUCTS.contains(&operator) && floats.clone().take(2).any(|dtype| dtype == DType::F32);
+        let dtype = if mixed { Some(DType::F32) } else { floats.next() };
         Key { source, operator: operator.into(), dtype: dtype.map_or("", DType::name), shape }
     }
 }

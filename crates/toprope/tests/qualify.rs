@@ -5,7 +5,6 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 fn qualify(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_toprope"));
@@ -205,7 +204,6 @@ fn cases_that_are_unknown_are_listed_as_not_run() {
     assert_eq!(summary["verdict"], "inconclusive");
 }
 
-/// One rank's share of DeepSeek-V3 on the processor: the shapes of its training step, judged by samples where they are large.
 #[test]
 fn two_dies_of_one_kind_agree_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
@@ -219,5 +217,4 @@ fn two_dies_of_one_kind_agree_to_the_bit() {
     // Both levels give the same bits; the reference adds in f64 and stands alone, inside of its bound.
     assert_eq!((&dies[0]["alone"], &dies[1]["alone"]), (&0.into(), &0.into()));
     assert_eq!(dies[2]["outside"], 0);
-    let _: &TempDir = &folder;
 }

@@ -6,7 +6,7 @@ mod wrapped; // devices that differ from a right one in a known way
 
 pub use wrapped::{refusing, rounding};
 
-use std::sync::OnceLock;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use toprope_conformance::Oracle;
 use toprope_conformance::mutant::{Mutant, MutantDevice};
@@ -15,10 +15,29 @@ use toprope_program::{Device, Width};
 use toprope_qualify::Bench;
 use toprope_reference::{Options, ReferenceDevice, magnitudes};
 
-/// The time of this process.
+thread_local! {
+    static BEGAN: Instant = Instant::now();
+    static JUMPED: Cell<Option<(Duration, Duration)>> = const { Cell::new(None) };
+}
+
+/// The time of this test's thread, at a third of its speed until [`jump`]: a busy machine is not what is tested.
 pub fn clock() -> Duration {
-    static BEGAN: OnceLock<Instant> = OnceLock::new();
-    BEGAN.get_or_init(Instant::now).elapsed()
+    let elapsed = BEGAN.with(Instant::elapsed);
+    match JUMPED.get() {
+        None => elapsed / 3,
+        Some((at, to)) => to + (elapsed - at),
+    }
+}
+
+/// Sets the clock back to slow, for another qualification of the same test.
+pub fn start() {
+    JUMPED.set(None);
+}
+
+/// From here on it is so late, and time goes as it goes.
+pub fn jump(to: Duration) {
+    let at = BEGAN.with(Instant::elapsed);
+    JUMPED.set(Some((at, to.max(at / 3))));
 }
 
 pub fn oracle() -> Oracle {

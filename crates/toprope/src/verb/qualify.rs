@@ -141,14 +141,12 @@ fn list(arguments: &Qualify) {
         match open(listed.name, &options(arguments)) {
             Ok(device) => {
                 let d = device.describe();
-                println!("  {:<12} {}, level {}", listed.name, d.hardware, d.level);
+                show(listed.name, &format!("{}, level {}", d.hardware, d.level));
             }
-            Err(error) => println!("  {:<12} {error}", listed.name),
+            Err(error) => show(listed.name, &error.to_string()),
         }
     }
-    println!(
-        "  other chips  pytorch:cuda:N, npu:N, xpu:N, mps: whatever your PyTorch runs on (docs/pytorch.md)"
-    );
+    show("other chips", "pytorch:cuda:N, npu:N, xpu:N, mps: whatever your PyTorch runs on (docs/pytorch.md)");
 }
 
 struct Session<'a> {

@@ -29,11 +29,18 @@ pub struct Proofs {
     pub inference: Vec<(InferenceCase, TrainingCase)>,
     /// Operators that inference takes.
     pub for_inference: BTreeSet<String>,
+    /// Shapes that speed is measured on.
+    pub timed: Vec<Shape>,
 }
 
-/// Builds the proofs.
-pub fn proofs() -> Result<Proofs, Failure> {
-    let mut proofs = Proofs { training: Vec::new(), inference: Vec::new(), for_inference: BTreeSet::new() };
+/// Builds the proofs: so many steps of training, at most the 20 that the curve tolerance is given for.
+pub fn proofs(steps: u64) -> Result<Proofs, Failure> {
+    let mut proofs = Proofs {
+        training: Vec::new(),
+        inference: Vec::new(),
+        for_inference: BTreeSet::new(),
+        timed: timed()?,
+    };
     for (name, dtype) in [
         ("tiny-moe", DType::Bf16),
         ("tiny-dense", DType::F32),
