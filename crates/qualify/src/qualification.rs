@@ -124,8 +124,8 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     run.bands(request, &mut findings, &whole.part(0.2, most(if quick { 7 } else { 600 })), quick)?;
     run.reset(request, &whole.part(0.1, most(60)))?;
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
-    let training = run.training(request, &whole.part(0.7, most(900)));
     let inference = run.inference(request, &whole.part(0.4, most(300)));
+    let training = run.training(request, &whole.part(0.7, most(900)));
     let speed = run.speed(request, &asked, &whole.part(0.3, most(if quick { 6 } else { 120 })))?;
 
     let level = run.bench.describe().level;
@@ -322,8 +322,10 @@ impl<'b> Run<'_, 'b> {
     fn training(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Vec<TrainingProof> {
         let mut proofs = Vec::new();
         let cases = std::mem::take(&mut request.training);
-        for case in &cases {
-            proofs.push(training::prove(self.bench, case, deadline));
+        for (index, case) in cases.iter().enumerate() {
+            // In a minute one case goes in lockstep, the others freely.
+            let in_lockstep = index == 0 || request.tier != Tier::Quick;
+            proofs.push(training::prove(self.bench, case, in_lockstep, deadline));
         }
         request.training = cases;
         let steps: u64 = proofs.iter().map(|proof| proof.steps).sum();

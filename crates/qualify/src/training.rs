@@ -6,6 +6,7 @@ use crate::budget::Deadline;
 use crate::result::Outcome;
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Duration;
 use toprope_conformance::Verdict;
 use toprope_conformance::lockstep::{Lockstep, Obstacle};
 use toprope_conformance::values::Values;
@@ -98,8 +99,13 @@ pub fn initial_state(program: &Program, seed: u64) -> Vec<(String, Tensor)> {
     state.collect()
 }
 
-/// Runs a case on both devices.
-pub fn prove(bench: &mut Bench<'_>, case: &TrainingCase, deadline: &Deadline<'_>) -> TrainingProof {
+/// Runs a case on both devices; the first step in lockstep before, where that is asked for.
+pub fn prove(
+    bench: &mut Bench<'_>,
+    case: &TrainingCase,
+    in_lockstep: bool,
+    deadline: &Deadline<'_>,
+) -> TrainingProof {
     let mut proof = TrainingProof {
         name: case.name.clone(),
         dtype: case.dtype,
@@ -117,7 +123,11 @@ pub fn prove(bench: &mut Bench<'_>, case: &TrainingCase, deadline: &Deadline<'_>
         return proof;
     };
     proof.beside = trusted.describe().name;
-    let failed = lockstep(bench, case, &mut proof).and_then(|()| free(bench, case, deadline, &mut proof));
+    let locked = match in_lockstep {
+        true => lockstep(bench, case, &deadline.part(0.6, Duration::MAX), &mut proof),
+        false => Ok(()),
+    };
+    let failed = locked.and_then(|()| free(bench, case, deadline, &mut proof));
     proof.outcome = match failed {
         Err(outcome) => outcome,
         Ok(()) if proof.steps == 0 => Outcome::NotRun("there was no time".into()),
@@ -136,17 +146,29 @@ pub fn prove(bench: &mut Bench<'_>, case: &TrainingCase, deadline: &Deadline<'_>
 }
 
 /// The first sequence of the first step, operator by operator, each fed the oracle's values.
-fn lockstep(bench: &mut Bench<'_>, case: &TrainingCase, proof: &mut TrainingProof) -> Result<(), Outcome> {
+fn lockstep(
+    bench: &mut Bench<'_>,
+    case: &TrainingCase,
+    deadline: &Deadline<'_>,
+    proof: &mut TrainingProof,
+) -> Result<(), Outcome> {
     let Some(step) = case.steps.first() else { return Err(Outcome::NotRun("there are no steps".into())) };
     let program = case.program.program();
     let symbols = vec![1; program.symbols.len()];
     let values = first_values(program, &symbols, step, case.seed);
     let (device, oracle) = (bench.device.as_mut(), &mut bench.oracle);
-    let run = || -> Result<Option<String>, Obstacle> {
+    let mut complete = true;
+    let mut run = || -> Result<Option<String>, Obstacle> {
         let mut lockstep = Lockstep::open(device, oracle, &case.program, &symbols, values)?;
         let mut finding = None;
         for range in Range::ALL {
-            for step in lockstep.range(device, oracle, range, true)? {
+            for index in 0..program.range(range).len() {
+                // A difference that was found is not to wait for the rest.
+                if deadline.passed() {
+                    complete = false;
+                    break;
+                }
+                let step = lockstep.step(device, oracle, range, index, true)?;
                 match step.judgement.verdict {
                     Verdict::Agree => proof.agreed += 1,
                     Verdict::Incomparable(_) => {}
@@ -164,6 +186,9 @@ fn lockstep(bench: &mut Bench<'_>, case: &TrainingCase, proof: &mut TrainingProo
         Ok(finding)
     };
     match run() {
+        Ok(None) if !complete => {
+            Err(Outcome::NotRun(format!("{} operators in lockstep in the time that there was", proof.agreed)))
+        }
         Ok(None) => Ok(()),
         Ok(Some(finding)) => Err(Outcome::Failed(finding)),
         Err(Obstacle::Oracle(fault)) => Err(Outcome::NotRun(format!("the oracle failed: {fault}"))),

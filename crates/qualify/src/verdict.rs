@@ -154,6 +154,10 @@ pub fn rule(evidence: &Evidence) -> Ruling {
             if !wrong_inference && inferring && evidence.failed.is_empty() {
                 return ruling(Verdict::Infer, reasons, changes);
             }
+            if !wrong_inference && evidence.inference.is_none() && evidence.failed.is_empty() {
+                reasons.insert(0, "not fit to train; the inference proof was not run to its end".into());
+                return ruling(Verdict::Inconclusive, reasons, changes);
+            }
             return ruling(Verdict::Unfit, reasons, changes);
         }
         changes.extend(evidence.remedies.clone());
@@ -236,6 +240,8 @@ mod tests {
         let gradient =
             Evidence { wrong_for_training: wrong("adamw"), training: Some(Err("apart".into())), ..sound() };
         assert_eq!(rule(&gradient).verdict, Verdict::Infer);
+        let unknown = Evidence { wrong_for_training: wrong("adamw"), inference: None, ..sound() };
+        assert_eq!(rule(&unknown).verdict, Verdict::Inconclusive);
         let forward = Evidence { wrong_for_inference: wrong("matmul"), ..sound() };
         assert_eq!(rule(&forward).verdict, Verdict::Unfit);
         let variant = Change::Variant { device: "x".into(), operators: vec!["matmul".into()], cost: None };
