@@ -24,6 +24,8 @@ pub struct Bench<'a> {
     pub sleep: &'a dyn Fn(Duration),
     /// Repeats everything that is drawn.
     pub seed: u64,
+    /// Time that went into opening devices afresh: it belongs to no tier.
+    pub opening: Duration,
     /// How often the device was lost and opened again.
     pub losses: Vec<String>,
 }
@@ -37,6 +39,14 @@ impl Bench<'_> {
         self.device.describe()
     }
 
+    /// Opens a fresh one, and counts the time.
+    pub fn opened(&mut self, open: Opener<'_>) -> Result<Box<dyn Device>, String> {
+        let began = (self.clock)();
+        let device = open();
+        self.opening += (self.clock)().saturating_sub(began);
+        device
+    }
+
     /// After a fault: opens the device again where it is gone. False where it stays gone.
     pub fn revive(&mut self, fault: &Fault) -> bool {
         let gone = matches!(fault.kind.class(), FaultClass::Lost | FaultClass::Hang | FaultClass::Driver);
@@ -47,7 +57,7 @@ impl Bench<'_> {
         if self.losses.len() > LOSSES_MAX {
             return false;
         }
-        match (self.open)() {
+        match self.opened(self.open) {
             Ok(device) => {
                 self.device = device;
                 true

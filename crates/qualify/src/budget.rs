@@ -58,6 +58,11 @@ impl<'a> Deadline<'a> {
         Deadline { clock: self.clock, end: (self.clock)().saturating_add(part).min(self.end) }
     }
 
+    /// So much later.
+    pub fn later(self, time: Duration) -> Deadline<'a> {
+        Deadline { end: self.end.saturating_add(time), ..self }
+    }
+
     /// What is left.
     pub fn left(&self) -> Duration {
         self.end.saturating_sub((self.clock)())

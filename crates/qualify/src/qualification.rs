@@ -120,13 +120,14 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
 
     let settings = run.settings(request)?;
     let asked = run.asked(request, &whole.part(0.3, most(if quick { 18 } else { 3600 })))?;
-    let mut findings = run.conformance(request, &whole.part(0.4, most(if quick { 24 } else { 600 })))?;
-    run.bands(request, &mut findings, &whole.part(0.2, most(if quick { 7 } else { 600 })), quick)?;
+    let mut findings = run.conformance(request, &whole.part(0.4, most(if quick { 18 } else { 600 })))?;
+    run.bands(request, &mut findings, &whole.part(0.2, most(if quick { 5 } else { 600 })), quick)?;
     run.reset(request, &whole.part(0.1, most(60)))?;
+    let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
     let inference = run.inference(request, &whole.part(0.4, most(300)));
-    let training = run.training(request, &whole.part(0.7, most(900)));
-    let speed = run.speed(request, &asked, &whole.part(0.3, most(if quick { 6 } else { 120 })))?;
+    let training = run.training(request, &whole.part(0.6, most(900)));
+    let speed = run.speed(request, &asked, &whole.part(0.25, most(if quick { 5 } else { 120 })))?;
 
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
@@ -135,6 +136,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
+    let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
     let soak = run.soak(request, &whole)?;
     weigh(&mut evidence, &run, &soak, &training, &inference);
@@ -497,7 +499,7 @@ impl<'b> Run<'_, 'b> {
         let outcome = if found.is_some() || tried > 0 {
             Outcome::Passed
         } else {
-            Outcome::NotRun("there is no other variant".into())
+            Outcome::NotRun("there is no other variant, or no time for it".into())
         };
         self.ended(request, "remedies", outcome, tried, told);
         Ok(found.into_iter().collect())
@@ -511,7 +513,7 @@ impl<'b> Run<'_, 'b> {
         request: &Request<'b>,
         deadline: &Deadline<'_>,
     ) -> Result<Option<Option<f64>>, QualifyError> {
-        let Ok(device) = (alternative.open)() else { return Ok(None) };
+        let Ok(device) = self.bench.opened(alternative.open) else { return Ok(None) };
         let case = request.training.first();
         let clock = self.bench.clock;
         let before = case.and_then(|case| step_seconds(self.bench.device.as_mut(), case, clock));
@@ -698,6 +700,13 @@ fn weigh(
     evidence.inference = ended(inference.iter().map(|proof| &proof.outcome).collect());
     evidence.gone = run.bench.is_gone();
     let mut rate: Option<f64> = None;
+    // A setting, or an operator that is wrong, explains what its products give.
+    let explained = !evidence.settings.is_empty()
+        || !evidence.wrong_for_inference.is_empty()
+        || !evidence.wrong_for_training.is_empty();
+    if let Some(wrong) = soak.wrong.as_ref().filter(|_| !explained) {
+        evidence.failed.push(format!("soak: {wrong}"));
+    }
     if let Outcome::Failed(reason) = &soak.outcome {
         evidence.unstable.push(format!("soak: {reason}"));
         rate = Some(soak.faults as f64 / soak.runs.max(1) as f64);

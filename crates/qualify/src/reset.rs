@@ -50,7 +50,7 @@ pub fn same_after(
     if before.is_empty() {
         return Ok((Outcome::NotRun("the device refuses every program".into()), 0));
     }
-    match (bench.open)() {
+    match bench.opened(bench.open) {
         Ok(device) => bench.device = device,
         Err(reason) => return Ok((Outcome::Failed(format!("it cannot be opened again: {reason}")), 0)),
     }

@@ -152,6 +152,13 @@ fn one(bench: &mut Bench<'_>, shape: &Shape, tally: &mut Tally) -> Result<(), Qu
     let probe = Probe::new(shape.program.clone(), Vec::new(), values, true)
         .map_err(|error| defects(error.to_string()))?;
     let whole = shape.cost.flops <= WHOLE_FLOPS && all <= WHOLE_ELEMENTS;
+    let Some(probe) = followed(bench, probe, whole)? else {
+        tally.refused = Some(
+            "not run: its operands follow from a forward pass that is too large for the oracle; a smaller --seq makes it smaller"
+                .into(),
+        );
+        return Ok(());
+    };
     let parts = if whole { Vec::new() } else { samples(&probe, bench.seed) };
     if !whole && parts.is_empty() && shape.cost.flops > WHOLE_FLOPS * 64 {
         tally.refused =
@@ -187,6 +194,20 @@ fn one(bench: &mut Bench<'_>, shape: &Shape, tally: &mut Tally) -> Result<(), Qu
             Ok(())
         }
     }
+}
+
+/// With operands that follow from others as a forward pass makes them: a device may run it again. None where that is too
+/// much for the oracle.
+fn followed(bench: &mut Bench<'_>, probe: Probe, whole: bool) -> Result<Option<Probe>, QualifyError> {
+    match probe.operator() {
+        Operator::AttentionGradient(_) if !whole => return Ok(None),
+        Operator::AttentionGradient(_) | Operator::RmsNormGradient(_) | Operator::RouterGradient(_) => {}
+        _ => return Ok(Some(probe)),
+    }
+    let program = |error: String| QualifyError::Program(error);
+    let dense = probe.dense().map_err(|error| program(error.to_string()))?;
+    let made = dense.made_consistent(&mut bench.oracle).map_err(|error| program(error.to_string()))?;
+    Ok(Some(made))
 }
 
 /// Standard normal numbers; a head's weights such that its logits are, too, however wide it is: a softmax that has one

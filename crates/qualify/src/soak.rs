@@ -34,6 +34,8 @@ pub struct Soak {
     pub rate_per_run: f64,
     /// The same for each byte read or written.
     pub rate_per_byte: f64,
+    /// What is wrong with the very first results: no matter of a rate, and of their repeating.
+    pub wrong: Option<String>,
     /// Whether bits were compared (where the device says that they repeat), or values within their bounds.
     pub by_bits: bool,
 }
@@ -125,8 +127,8 @@ impl Round {
 const WORK: Duration = Duration::from_millis(1800);
 const REST: Duration = Duration::from_millis(200);
 
-/// Runs products until the deadline. The first result of each is judged by its bound, so a device that is always wrong is
-/// told as well.
+/// Runs products until the deadline. The first result of each is judged by its bound, so that a device which is always wrong
+/// is told as well.
 pub fn soak(
     bench: &mut Bench<'_>,
     dtypes: &[DType],
@@ -145,6 +147,7 @@ pub fn soak(
         seconds: 0.0,
         rate_per_run: 1.0,
         rate_per_byte: 1.0,
+        wrong: None,
         by_bits,
     };
     let mut finding = None;
@@ -152,12 +155,13 @@ pub fn soak(
     for dtype in dtypes {
         match Round::open(bench.device.as_mut(), size, *dtype, bench.seed)? {
             Ok(round) => {
-                if let Some(wrong) = round.wrong(&round.first, false) {
-                    soak.faults += 1;
-                    finding.get_or_insert(wrong);
-                }
                 soak.runs += 1;
-                rounds.push(round);
+                let wrong = round.wrong(&round.first, false);
+                // Bits may repeat all the same; values that are outside of their bound once are so again.
+                if wrong.is_none() || by_bits {
+                    rounds.push(round);
+                }
+                soak.wrong = soak.wrong.take().or(wrong);
             }
             Err(Fault { kind: toprope_program::FaultKind::Unsupported { .. }, .. }) => {}
             Err(fault) => {

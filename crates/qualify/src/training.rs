@@ -158,7 +158,7 @@ fn lockstep(
     let values = first_values(program, &symbols, step, case.seed);
     let (device, oracle) = (bench.device.as_mut(), &mut bench.oracle);
     let mut complete = true;
-    let mut run = || -> Result<Option<String>, Obstacle> {
+    let run = || -> Result<Option<String>, Obstacle> {
         let mut lockstep = Lockstep::open(device, oracle, &case.program, &symbols, values)?;
         let mut finding = None;
         for range in Range::ALL {

@@ -71,6 +71,7 @@ pub fn bench<'a>(open: &'a dyn Fn() -> Result<Box<dyn Device>, String>, seed: u6
         clock: &clock,
         sleep: &std::thread::sleep,
         seed,
+        opening: Duration::ZERO,
         losses: Vec::new(),
     }
 }

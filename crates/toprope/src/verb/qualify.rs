@@ -257,6 +257,7 @@ impl Session<'_> {
             clock: &clock,
             sleep: &sleep,
             seed: self.arguments.seed,
+            opening: Duration::ZERO,
             losses: Vec::new(),
         };
         let mut request = Request {
