@@ -276,6 +276,24 @@ pub fn draw(program: &Program, symbols: &[usize], seed: u64, regime: Regime) -> 
     values
 }
 
+/// As [`draw`] with standard normal numbers, all floats times `2^exponent`: a band of magnitudes. Operators with an
+/// exponential or a choice in them get nothing above 2^8, where there is nothing left to compare.
+pub fn draw_banded(program: &Program, symbols: &[usize], seed: u64, exponent: i32) -> Values {
+    let purposes = purposes(program, symbols);
+    let mut values = draw(program, symbols, seed, Regime::Normal);
+    for (id, value) in program.values_with_ids() {
+        let Purpose::Float(latitude) = purposes[id.0 as usize] else { continue };
+        let most = if latitude == Latitude::Tame { 8 } else { i32::MAX };
+        if let (Some(tensor), true) = (&mut values[id.0 as usize], value.dtype.is_float())
+            && !matches!(value.role, Role::Constant { .. })
+        {
+            let scale = 2f64.powi(exponent.min(most));
+            tensor.data.iter_mut().for_each(|x| *x = round(value.dtype, *x * scale));
+        }
+    }
+    values
+}
+
 /// Draws one value again, at other sizes, as [`draw`] would.
 pub fn redraw(
     program: &Program,
@@ -327,7 +345,7 @@ fn floats(
         _ => Latitude::Tame,
     };
     let mut scale = 1.0;
-    (0..count)
+    let drawn: Vec<f64> = (0..count.min(DRAWN_MAX))
         .map(|at| {
             if at.is_multiple_of(last) {
                 scale = 2f64.powi(random.between(-16, 8) as i32);
@@ -341,8 +359,12 @@ fn floats(
                 Regime::Subnormal | Regime::Special => random.normal(),
             }
         })
-        .collect()
+        .collect();
+    if count <= DRAWN_MAX { drawn } else { drawn.iter().copied().cycle().take(count).collect() }
 }
+
+/// Larger tensors repeat their first numbers: a prime, so that no row of a common width begins like another.
+const DRAWN_MAX: usize = 262_139;
 
 /// A subnormal number, or one of the smallest normal ones.
 fn special_small(random: &mut Random, dtype: DType) -> f64 {

@@ -26,6 +26,14 @@ pub enum Exit {
     NoDevice,
     /// A rehearsal broke a promise.
     Promise,
+    /// A device is fit to train with something changed.
+    TrainWith,
+    /// A device is fit to infer only.
+    Infer,
+    /// A device is unfit.
+    Unfit,
+    /// A qualification could not say.
+    Inconclusive,
     /// A device computes wrong.
     Wrong,
     /// Somebody asked to stop; everything up to there is durable.
@@ -34,7 +42,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 12] = [
+    pub const ALL: [Exit; 16] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -45,6 +53,10 @@ impl Exit {
         Exit::Memory,
         Exit::NoDevice,
         Exit::Promise,
+        Exit::TrainWith,
+        Exit::Infer,
+        Exit::Unfit,
+        Exit::Inconclusive,
         Exit::Wrong,
         Exit::Interrupted,
     ];
@@ -62,7 +74,11 @@ impl Exit {
             Exit::Memory => 7,
             Exit::NoDevice => 8,
             Exit::Promise => 9,
-            Exit::Wrong => 10,
+            Exit::TrainWith => 10,
+            Exit::Infer => 11,
+            Exit::Unfit => 12,
+            Exit::Inconclusive => 13,
+            Exit::Wrong => 14,
             Exit::Interrupted => 130,
         }
     }
@@ -82,6 +98,10 @@ impl Exit {
                 "every device is gone; what was committed is durable, and --resume goes on from it"
             }
             Exit::Promise => "a rehearsal broke a promise",
+            Exit::TrainWith => "qualify: the device is fit to train with what is told changed",
+            Exit::Infer => "qualify: the device is fit to infer on, not to train on",
+            Exit::Unfit => "qualify: the device is unfit",
+            Exit::Inconclusive => "qualify: too little was judged to say",
             Exit::Wrong => "diagnose: a device computes an operator wrong; it is named",
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
