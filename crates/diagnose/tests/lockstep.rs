@@ -156,3 +156,25 @@ fn free_runs_grow_apart_from_the_first_wrong_operator_on() {
     let apart = free::free_run(&mut a, &mut b, &program, &step).unwrap();
     assert_eq!(apart.distances[0].operator, "scale", "{operator}: {apart:?}");
 }
+
+/// Where the oracle judges parts, a right device is not named and a wrong one is.
+#[test]
+fn sampled_rows_columns_and_heads_are_judged_as_the_whole_is() {
+    let options = Options { oracle_flops_max: 0, ..Options::default() };
+    let mut sampled = 0;
+    for seed in 0..24 {
+        let walk = walked(&mut support::cpu(), seed, &options);
+        assert!(walk.first.is_none(), "seed {seed}: {:?}", walk.first.map(|found| found.row));
+        sampled += walk.rows.iter().filter(|row| row.sampled.is_some()).count();
+    }
+    assert!(sampled > 40, "only {sampled} rows were sampled");
+    for mutant in [Mutant::BfloatAccumulation, Mutant::MaskOffByOne, Mutant::DroppedTailColumns] {
+        let found = (0..60).find_map(|seed| {
+            let mut subject = MutantDevice::new(Box::new(support::reference()), mutant);
+            walked(&mut subject, seed, &options).first.map(|found| found.row)
+        });
+        let row = found.unwrap();
+        assert_eq!(row.operator, mutant.operator(), "{}", mutant.name());
+        assert!(row.sampled.is_some(), "{row:?}");
+    }
+}
