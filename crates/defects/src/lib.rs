@@ -10,6 +10,10 @@ use toprope_protocol::remote::{RemoteDevice, WorkerCommand};
 use toprope_pytorch::{OpenOptions, PyTorchError, WORKER, command, interpreter, open_with};
 use toprope_world::World;
 
+mod bench; // one worker, one defect after the other
+
+pub use bench::Bench;
+
 const SWITCH: &str = include_str!("switch.py");
 const KNOWN: &str = include_str!("defects.py");
 const HELD_OUT: &str = include_str!("held_out.py");
@@ -152,10 +156,22 @@ fn announced(file: &'static str) -> Vec<Defect> {
     defects
 }
 
+fn inserted(file: &str, switch: &str) -> String {
+    format!("\n{SWITCH}\n\n{file}\n\n{switch}\n")
+}
+
+fn with_defects(inserted: &str, python: Option<&Path>) -> Result<WorkerCommand, PyTorchError> {
+    let mut command = command("pytorch:cpu", python)?;
+    let (worker, start) = WORKER.split_at(WORKER.rfind(START).unwrap_or(WORKER.len()));
+    // One script for each defect that a test opens: a few hundred KiB in all.
+    command.script = Some(String::leak(format!("{worker}{inserted}{start}")));
+    Ok(command)
+}
+
 impl Defect {
     /// What stands in front of the line that starts the worker.
     fn inserted(&self) -> String {
-        format!("\n{SWITCH}\n\n{}\n\nswitch_on(\"{}\")\n", self.file, self.name)
+        inserted(self.file, &format!("switch_on(\"{}\")", self.name))
     }
 
     /// How the worker with this defect is started.
@@ -163,12 +179,7 @@ impl Defect {
     /// # Errors
     /// There is no interpreter.
     pub fn command(&self, python: Option<&Path>) -> Result<WorkerCommand, PyTorchError> {
-        let mut command = command("pytorch:cpu", python)?;
-        let (worker, start) = WORKER.split_at(WORKER.rfind(START).unwrap_or(WORKER.len()));
-        let script = format!("{worker}{}{start}", self.inserted());
-        // One script for each defect that a test opens: a few hundred KiB in all.
-        command.script = Some(String::leak(script));
-        Ok(command)
+        with_defects(&self.inserted(), python)
     }
 
     /// Opens `pytorch:cpu` with this defect.

@@ -24,16 +24,44 @@ def defect(operator, kind):
 
 def switch_on(name):
     """Puts a defect in; the description of the device says so."""
+    watch_ranges()
+    say("DEFECT=" + name)
+    put_in(name)
+
+
+def switched_by_host():
+    """Before each program the last region that the host gave says which defect is in: 0 for none, else its place."""
+    watch_ranges()
+    say("DEFECT=switched")
+    right, prepare = dict(OPERATORS), Worker.on_prepare
+
+    def prepared(worker, request, payload):
+        place = int.from_bytes(worker.regions[-1].map[:8], sys.byteorder)
+        OPERATORS.update(right)
+        if place:
+            put_in(list(DEFECTS)[place - 1])
+        return prepare(worker, request, payload)
+
+    Worker.on_prepare = prepared
+
+
+def put_in(name):
     operator, _, wrong = DEFECTS[name]
     OPERATORS[operator] = functools.partial(wrong, OPERATORS[operator])
+
+
+def say(words):
     describe = Chip.describe
 
     def told(chip):
         description = describe(chip)
-        description["level"] += f" DEFECT={name}"
+        description["level"] += " " + words
         return description
 
     Chip.describe = told
+
+
+def watch_ranges():
     run = Worker.on_run
 
     def watched(worker, request, payload):

@@ -3,9 +3,8 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use toprope_conformance::{Options, run_suite};
-use toprope_defects::{Defect, Kind, Shows, held_out, known};
+use toprope_defects::{Bench, Defect, Kind, Shows, held_out, known};
 use toprope_program::OPERATORS;
 
 /// Cases of an operator that a defect must show in.
@@ -24,66 +23,47 @@ fn options(operator: &'static str, programs: u64) -> Options {
 }
 
 /// What the suite said of a device with this defect: a line, or why it is no good.
-fn found(defect: &Defect) -> Option<Result<String, String>> {
-    let mut device = support::defective(defect)?;
+fn found(bench: &mut Bench, defect: &Defect) -> Result<String, String> {
     let programs = if defect.name == "differs_in_range" { 60 } else { 0 };
-    let report = run_suite(device.as_mut(), &mut support::oracle(), &options(defect.operator, programs));
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => return Some(Err(format!("{}: {error}", defect.name))),
-    };
-    assert!(report.device.level.ends_with(&format!("DEFECT={}", defect.name)), "{}", report.device.level);
+    let options = options(defect.operator, programs);
+    let report = run_suite(bench.with(Some(defect)), &mut support::oracle(), &options);
+    let report = report.map_err(|error| format!("{}: {error}", defect.name))?;
     let named = report.differences.iter().find(|first| first.operator == defect.operator);
-    Some(match named.or(report.differences.first()) {
+    match named.or(report.differences.first()) {
         None => Err(format!("{} in {} is not found", defect.name, defect.operator)),
         Some(first) if first.operator != defect.operator => {
             Err(format!("{} is taken for a fault of {}: {}", defect.name, first.operator, first.finding))
         }
         Some(first) => Ok(format!("{:<30} {}: {}", defect.name, first.case, first.finding)),
-    })
-}
-
-/// Two at a time: most of the time is Python's start.
-fn all_found(defects: &[Defect]) -> Vec<Result<String, String>> {
-    let (next, results) = (Mutex::new(defects.iter()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let Some(defect) = next.lock().expect("no thread panicked").next() else { return };
-                    let Some(result) = found(defect) else { return };
-                    results.lock().expect("no thread panicked").push(result);
-                }
-            });
-        }
-    });
-    results.into_inner().expect("no thread panicked")
+    }
 }
 
 fn steady(defects: Vec<Defect>) -> Vec<Defect> {
     defects.into_iter().filter(|defect| defect.kind.shows() == Shows::Always).collect()
 }
 
-fn check(defects: &[Defect]) {
-    if support::healthy().is_none() {
-        return;
+fn check(all: Vec<Defect>) {
+    let Some(mut bench) = support::bench(all.clone()) else { return };
+    let (mut missed, steady) = (Vec::new(), steady(all));
+    for defect in &steady {
+        let (result, seconds) = support::timed(|| found(&mut bench, defect));
+        match result {
+            Ok(line) => println!("{line} ({seconds:.1} s)"),
+            Err(line) => missed.push(line),
+        }
     }
-    let results = all_found(defects);
-    let missed: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
-    results.iter().flatten().for_each(|line| println!("{line}"));
-    println!("{} of {} found, each by its operator", results.len() - missed.len(), defects.len());
+    println!("{} of {} found, each by its operator", steady.len() - missed.len(), steady.len());
     assert!(missed.is_empty(), "{missed:#?}");
-    assert_eq!(results.len(), defects.len());
 }
 
 #[test]
 fn every_known_defect_is_found_by_its_operator() {
-    check(&steady(known()));
+    check(known());
 }
 
 #[test]
 fn every_held_out_defect_is_found_by_its_operator() {
-    check(&steady(held_out()));
+    check(held_out());
 }
 
 /// The control: the same cases on the worker as it ships, and with a defect that changes no result.
@@ -97,11 +77,14 @@ fn without_a_defect_nothing_is_found() {
     let report = run_suite(device.as_mut(), &mut support::oracle(), &options).expect("the suite runs");
     println!("{} cases, {} differences", report.cases, report.differences.len());
     assert!(report.cases > 500 && report.differences.is_empty(), "{report}");
-    for slow in known().iter().chain(&held_out()).filter(|defect| defect.kind == Kind::Slow) {
-        let Some(mut device) = support::defective(slow) else { return };
-        let report = run_suite(device.as_mut(), &mut support::oracle(), &self::options(slow.operator, 0));
-        let report = report.expect("the suite runs");
-        assert!(report.cases == CASES && report.differences.is_empty(), "{report}");
+    for set in [known(), held_out()] {
+        let Some(mut bench) = support::bench(set.clone()) else { return };
+        for slow in set.iter().filter(|defect| defect.kind == Kind::Slow) {
+            let options = self::options(slow.operator, 0);
+            let report = run_suite(bench.with(Some(slow)), &mut support::oracle(), &options);
+            let report = report.expect("the suite runs");
+            assert!(report.cases == CASES && report.differences.is_empty(), "{report}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 use toprope_conformance::Oracle;
-use toprope_defects::Defect;
+use toprope_defects::{Bench, Defect};
 use toprope_program::{Device, Width};
 use toprope_protocol::remote::RemoteDevice;
 use toprope_pytorch::{OpenOptions, PyTorchError, open};
@@ -15,9 +15,9 @@ const REQUIRED: &str = "TOPROPE_TORCH_REQUIRED";
 
 const OPEN: OpenOptions<'static> = OpenOptions { python: None, threads: Some(1), regions: &[] };
 
-fn there(opened: Result<RemoteDevice, PyTorchError>) -> Option<Box<dyn Device>> {
+fn there<T>(opened: Result<T, PyTorchError>) -> Option<T> {
     match opened {
-        Ok(device) => Some(Box::new(device)),
+        Ok(device) => Some(device),
         Err(error) => {
             let absent = matches!(error, PyTorchError::Interpreter(_))
                 || error.to_string().contains("cannot import torch");
@@ -28,14 +28,23 @@ fn there(opened: Result<RemoteDevice, PyTorchError>) -> Option<Box<dyn Device>> 
     }
 }
 
+fn boxed(device: RemoteDevice) -> Box<dyn Device> {
+    Box::new(device)
+}
+
 /// A right `pytorch:cpu`.
 pub fn healthy() -> Option<Box<dyn Device>> {
-    there(open(&RealWorld::new(), "pytorch:cpu", &OPEN))
+    there(open(&RealWorld::new(), "pytorch:cpu", &OPEN)).map(boxed)
+}
+
+/// A worker that knows these.
+pub fn bench(defects: Vec<Defect>) -> Option<Bench> {
+    there(Bench::open(&RealWorld::new(), defects, &OPEN))
 }
 
 /// One with a defect.
 pub fn defective(defect: &Defect) -> Option<Box<dyn Device>> {
-    there(defect.open(&RealWorld::new(), &OPEN))
+    there(defect.open(&RealWorld::new(), &OPEN)).map(boxed)
 }
 
 /// The oracle in wide mode.
