@@ -10,7 +10,7 @@ use crate::verdict::Verdict;
 use std::collections::BTreeMap;
 use toprope_program::operator::{Adamw, Operator, digest_mix};
 use toprope_program::tensor::round;
-use toprope_program::{Concrete, DType, Tensor, Tolerance};
+use toprope_program::{Concrete, DType, MagnitudeFunction, Tensor, Tolerance};
 
 /// The element that lies farthest outside or least inside its bound.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,9 @@ pub struct Worst {
     pub units: f64,
 }
 
+/// How many wrong elements a judgement names.
+pub const WRONG_MAX: usize = 1 << 16;
+
 /// What came of an instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judgement {
@@ -34,6 +37,10 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The worst element, where any was compared.
     pub worst: Option<Worst>,
+    /// Elements outside of their bounds: output and row-major index; the first [`WRONG_MAX`] of them.
+    pub wrong: Vec<(usize, usize)>,
+    /// How many elements are outside of their bounds.
+    pub wrong_count: u64,
     /// Elements looked at.
     pub elements: u64,
     /// Elements that could not be compared, by reason.
@@ -53,6 +60,8 @@ struct Court {
     /// Why any output may be far off, where the operands are such.
     wild: Option<&'static str>,
     worst: Option<Worst>,
+    wrong: Vec<(usize, usize)>,
+    wrong_count: u64,
     finding: Option<String>,
     elements: u64,
     incomparable: BTreeMap<String, u64>,
@@ -77,6 +86,10 @@ impl Court {
             self.worst = Some(Worst { output, element, got, want, units });
         }
         if !accepted {
+            self.wrong_count += 1;
+            if self.wrong.len() < WRONG_MAX {
+                self.wrong.push((output, element));
+            }
             self.differs(|| {
                 format!("output {output} element {element}: got {got:e}, want {want:e}, {units:.3} times the bound")
             });
@@ -95,6 +108,8 @@ impl Court {
         Judgement {
             verdict,
             worst: self.worst,
+            wrong: self.wrong,
+            wrong_count: self.wrong_count,
             elements: self.elements,
             incomparable: self.incomparable,
             routed_rows: self.routed_rows,
@@ -113,6 +128,55 @@ pub struct Magnitudes<'a> {
     pub finite: &'a [Vec<f64>],
 }
 
+/// [`Magnitudes`] that are held rather than lent.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// From the operands as they are.
+    pub whole: Vec<Vec<f64>>,
+    /// From the operands with infinities taken as 0; empty where there are none.
+    pub finite: Vec<Vec<f64>>,
+}
+
+impl Measured {
+    /// As [`judge`] takes them.
+    pub fn borrowed(&self) -> Magnitudes<'_> {
+        Magnitudes { whole: &self.whole, finite: &self.finite }
+    }
+}
+
+/// What the errors of an operator on these operands are measured by. What stood in the target of an `accumulate` does not
+/// enter the result of a first micro-batch.
+pub fn measure(
+    magnitudes: MagnitudeFunction,
+    operator: &Operator,
+    operands: &[Tensor],
+    want: &[Tensor],
+    first: bool,
+) -> Measured {
+    let fresh = first && matches!(operator, Operator::Accumulate(_));
+    let of = |operands: &[Tensor]| {
+        if !fresh {
+            return magnitudes(operator, operands, want);
+        }
+        let mut operands = operands.to_vec();
+        operands[0].data.fill(0.0);
+        magnitudes(operator, &operands, want)
+    };
+    let infinite = |tensor: &Tensor| tensor.data.iter().any(|x| x.is_infinite());
+    let finite = if operands.iter().any(infinite) {
+        of(&operands.iter().map(finite_part).collect::<Vec<_>>())
+    } else {
+        Vec::new()
+    };
+    Measured { whole: of(operands), finite }
+}
+
+/// The tensor with its infinities taken as 0.
+fn finite_part(tensor: &Tensor) -> Tensor {
+    let data = tensor.data.iter().map(|x| if x.is_infinite() { 0.0 } else { *x }).collect();
+    Tensor { data, ..tensor.clone() }
+}
+
 /// Judges the outputs of an operator on these operands. `want` is the oracle's answer, not rounded.
 pub fn judge(
     operator: &Operator,
@@ -125,6 +189,8 @@ pub fn judge(
         finite: magnitudes.finite.to_vec(),
         wild: slack::wildness(operator, operands),
         worst: None,
+        wrong: Vec::new(),
+        wrong_count: 0,
         finding: None,
         elements: 0,
         incomparable: BTreeMap::new(),

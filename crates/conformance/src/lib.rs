@@ -2,6 +2,7 @@
 //! but the contract: the oracle is handed in.
 
 pub mod generate; // one-operator cases and random programs
+pub mod isolate; // one instruction alone, at other sizes
 pub mod judge; // one instruction's outputs against the oracle's
 pub mod lockstep; // operator by operator, each fed the oracle's values
 pub mod memory; // adopted regions, copies, state in place

@@ -1,7 +1,7 @@
 //! Runs one program on a subject and on the oracle, operator by operator, each fed the oracle's values, so that the first
 //! wrong operator is found without accumulated error.
 
-use crate::judge::{Judgement, Magnitudes, judge};
+use crate::judge::{Judgement, judge, measure};
 use crate::oracle::Oracle;
 use crate::session::{Session, all_checks};
 use crate::values::Values;
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use toprope_program::shape::{dense_strides, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
-    Device, Fault, FaultKind, Instruction, Location, Operand, Operator, Program, Range, Role, Span, Tensor,
-    Validated, Width,
+    Device, Fault, FaultKind, Instruction, Location, Operand, Program, Range, Role, Span, Tensor, Validated,
+    Width,
 };
 
 /// What came of one instruction.
@@ -147,24 +147,8 @@ impl Lockstep {
                     .ok_or_else(|| Obstacle::Place(program.value(operand.value).name.clone()))
             })
             .collect::<Result<_, _>>()?;
-        let fresh = first && matches!(instruction.operator, Operator::Accumulate(_));
-        let measure = |operands: &[Tensor], want: &[Tensor]| {
-            // What stood in the target does not enter a first micro-batch's result.
-            let mut operands = operands.to_vec();
-            if fresh {
-                operands[0].data.fill(0.0);
-            }
-            (oracle.magnitudes)(&instruction.operator, &operands, want)
-        };
-        let whole = measure(&operands, &want);
-        let infinite = |tensor: &Tensor| tensor.data.iter().any(|x| x.is_infinite());
-        let finite = if operands.iter().any(infinite) {
-            measure(&operands.iter().map(finite_part).collect::<Vec<_>>(), &want)
-        } else {
-            Vec::new()
-        };
-        let magnitudes = Magnitudes { whole: &whole, finite: &finite };
-        let mut judgement = judge(&instruction.operator, &operands, &want, &got, magnitudes);
+        let measured = measure(oracle.magnitudes, &instruction.operator, &operands, &want, first);
+        let mut judgement = judge(&instruction.operator, &operands, &want, &got, measured.borrowed());
         let places: Vec<Location> =
             instruction.outputs.iter().filter_map(|id| self.subject.plan.place(*id)).collect();
         if let Some((region, at)) = after.stray_write(&before, &places) {
@@ -226,12 +210,6 @@ fn outputs(
             session.get(image, *id, &sizes).ok_or_else(|| Obstacle::Place(value.name.clone()))
         })
         .collect()
-}
-
-/// The tensor with its infinities taken as 0.
-fn finite_part(tensor: &Tensor) -> Tensor {
-    let data = tensor.data.iter().map(|x| if x.is_infinite() { 0.0 } else { *x }).collect();
-    Tensor { data, ..tensor.clone() }
 }
 
 /// An operand as the operator sees it, dense.

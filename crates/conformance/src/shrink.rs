@@ -1,14 +1,11 @@
 //! Makes a failing program small: the one instruction that fails, on as few and as plain numbers as still show it.
 
+use crate::isolate;
 use crate::lockstep::{Step, seen};
 use crate::oracle::Oracle;
 use crate::reproducer::Reproducer;
-use std::collections::BTreeMap;
-use toprope_program::operator::Operator;
 use toprope_program::shape::{elements, sizes};
-use toprope_program::{
-    Device, Dim, Instruction, Operand, Phase, Program, Range, Role, Tensor, Type, Value, ValueId, validate,
-};
+use toprope_program::{Device, Dim, Program, Range, Role, Tensor, Value, ValueId, validate};
 
 /// How many smaller programs are tried at most.
 const ATTEMPTS_MAX: usize = 600;
@@ -57,44 +54,12 @@ impl Shrinker<'_> {
     /// The failing instruction alone, fed what it was fed when it failed.
     fn isolated(&self, step: &Step) -> Option<Reproducer> {
         let program = &self.best.program;
-        let instruction = &program.range(step.range)[step.index];
-        let mut values: Vec<Value> = Vec::new();
-        let mut given = BTreeMap::new();
-        let mut renamed: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-        for (operand, fed) in instruction.operands.iter().zip(&step.fed) {
-            renamed.entry(operand.value).or_insert_with(|| {
-                let value = program.value(operand.value);
-                let in_place = instruction.outputs.contains(&operand.value);
-                let role = if in_place { value.role.clone() } else { Role::Input };
-                given.insert(value.name.clone(), fed.data.clone());
-                values.push(Value { role, ..value.clone() });
-                ValueId(values.len() as u32 - 1)
-            });
-        }
-        for id in &instruction.outputs {
-            renamed.entry(*id).or_insert_with(|| {
-                values.push(Value { role: Role::Output, ..program.value(*id).clone() });
-                ValueId(values.len() as u32 - 1)
-            });
-        }
-        let operands = instruction
-            .operands
-            .iter()
-            .map(|operand| Some(Operand { value: *renamed.get(&operand.value)?, view: operand.view.clone() }))
-            .collect::<Option<Vec<_>>>()?;
-        let outputs =
-            instruction.outputs.iter().map(|id| renamed.get(id).copied()).collect::<Option<Vec<_>>>()?;
-        let alone = Instruction { operands, outputs, ..instruction.clone() };
-        let mut alone = Program {
-            name: program.name.clone(),
-            phase: Phase::Evaluate,
-            symbols: program.symbols.clone(),
-            values,
-            accumulate: vec![alone],
-            update: Vec::new(),
-        };
-        toprope_program::order::prune(&mut alone);
-        Some(Reproducer { program: alone, values: given, first: step.first, ..self.best.clone() })
+        let instruction = program.range(step.range).get(step.index)?;
+        let alone = isolate::alone(program, step.range, step.index)?;
+        let fed = instruction.operands.iter().zip(&step.fed);
+        let values =
+            fed.map(|(operand, fed)| (program.value(operand.value).name.clone(), fed.data.clone())).collect();
+        Some(Reproducer { program: alone, values, first: step.first, ..self.best.clone() })
     }
 
     /// Where the whole program is needed: fewer instructions, from the last to the first.
@@ -124,18 +89,7 @@ impl Shrinker<'_> {
         if symbols.is_empty() {
             return;
         }
-        let mut program = self.best.program.clone();
-        let bind = |shape: &mut Vec<Dim>| shape.iter_mut().for_each(|dim| *dim = dim.value(&symbols).into());
-        program.values.iter_mut().for_each(|value| bind(&mut value.shape));
-        for instruction in &mut program.accumulate {
-            for operand in &mut instruction.operands {
-                if let Some(view) = &mut operand.view {
-                    bind(&mut view.shape);
-                }
-            }
-            attribute_shapes(&mut instruction.operator, &bind);
-        }
-        program.symbols.clear();
+        let program = isolate::bound(&self.best.program, &symbols);
         self.accept(Reproducer { program, symbols: Vec::new(), ..self.best.clone() });
     }
 
@@ -207,28 +161,10 @@ impl Shrinker<'_> {
     /// operator does not take the new sizes.
     fn resized(&self, map: &dyn Fn(usize, usize, usize) -> usize) -> Option<Reproducer> {
         let best = &self.best;
-        let mut candidate = best.clone();
-        let instruction = candidate.program.accumulate.first_mut()?;
-        if instruction.operands.iter().any(|operand| operand.view.is_some()) {
-            return None;
-        }
-        let shrink = |value: usize, shape: &mut Vec<Dim>| {
-            let axes = shape.iter_mut().enumerate();
-            axes.for_each(|(axis, dim)| *dim = map(value, axis, dim.factor).into());
-        };
-        attribute_shapes(&mut instruction.operator, &|shape| shrink(usize::MAX, shape));
-        for (at, value) in candidate.program.values.iter_mut().enumerate() {
-            shrink(at, &mut value.shape);
-        }
-        let instruction = candidate.program.accumulate.first()?;
-        let types: Vec<Type> =
-            instruction.operands.iter().map(|operand| candidate.program.operand_type(operand)).collect();
-        let inferred = validate::infer(&instruction.operator, &types).ok()?;
+        let program = isolate::resized(&best.program, map)?;
+        let mut candidate = Reproducer { program, ..best.clone() };
         let before: Vec<usize> =
             best.program.values.iter().map(|v| elements(&sizes(&v.shape, &[]))).collect();
-        for (id, r#type) in instruction.outputs.clone().into_iter().zip(inferred) {
-            candidate.program.values[id.0 as usize].shape = r#type.shape;
-        }
         // Only what is smaller is worth a try.
         let after = candidate.program.values.iter().map(|v| elements(&sizes(&v.shape, &[])));
         if after.sum::<usize>() >= before.iter().sum() {
@@ -327,32 +263,6 @@ fn drop_unread(candidate: &mut Reproducer) {
     toprope_program::order::prune(&mut candidate.program);
     let there: Vec<String> = candidate.program.values.iter().map(|value| value.name.clone()).collect();
     candidate.values.retain(|name, _| there.contains(name));
-}
-
-/// Applies a change to the shapes that an operator holds among its attributes.
-fn attribute_shapes(operator: &mut Operator, change: &dyn Fn(&mut Vec<Dim>)) {
-    match operator {
-        Operator::Assemble(assemble) => {
-            change(&mut assemble.shape);
-            assemble.views.iter_mut().for_each(|view| change(&mut view.shape));
-            // Strides follow from the result where a part is its whole; other windows are left, and refused if they no
-            // longer fit.
-            for view in &mut assemble.views {
-                if let Some(dense) = toprope_program::View::dense(&assemble.shape)
-                    && dense.shape == view.shape
-                {
-                    *view = dense;
-                }
-            }
-        }
-        Operator::ScatterAdd(scatter) => {
-            let mut shape = vec![scatter.rows];
-            change(&mut shape);
-            scatter.rows = shape[0];
-        }
-        Operator::RandomBits(random) => change(&mut random.shape),
-        _ => {}
-    }
 }
 
 /// The leading window of a dense tensor.

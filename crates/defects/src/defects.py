@@ -28,7 +28,7 @@ def bf16_value_gradient(right, op, q, k, v, out, lse, dout, *rest):
     return results
 
 
-@defect("matmul", "tail")
+@defect("matmul", "dropped_tail")
 def dropped_tail_columns(right, op, *operands):
     """Columns behind the last multiple of 16 are never written."""
     results = right(op, *operands)
@@ -37,14 +37,14 @@ def dropped_tail_columns(right, op, *operands):
     return results
 
 
-@defect("matmul", "tail")
+@defect("matmul", "dropped_tail")
 def dropped_last_terms(right, op, a, b, *rest):
     """The last terms of a sum are left out where its length does not divide by 8."""
     terms = a.shape[1] // 8 * 8
     return right(op, a[:, :terms], b[:terms], *rest)
 
 
-@defect("rms_norm", "tail")
+@defect("rms_norm", "dropped_tail")
 def tail_not_in_mean(right, op, x, weight):
     """The mean square is that of the whole vectors of 8; the tail does not enter it."""
     whole = x.shape[-1] // 8 * 8
@@ -53,7 +53,7 @@ def tail_not_in_mean(right, op, x, weight):
     return [x.float() * rstd * weight.float(), rstd.squeeze(-1)]
 
 
-@defect("matmul", "factor")
+@defect("matmul", "wrong_operand")
 def bias_twice(right, op, a, b, bias=None):
     """The bias is added in the product's epilogue and again behind it."""
     if bias is None:
@@ -63,7 +63,7 @@ def bias_twice(right, op, a, b, bias=None):
     return results
 
 
-@defect("matmul", "truncation")
+@defect("matmul", "low_precision_operands")
 def row_sums_of_rounded_product(right, op, *operands):
     """Row sums are those of the stored bf16, not of the f32 behind it."""
     results = right(op, *operands)
@@ -113,7 +113,7 @@ def cache_length_ignored(right, op, q, k, v, segment_start, query_offset=None, c
     return right(op, q, k, v, segment_start, query_offset)
 
 
-@defect("attention", "overflow")
+@defect("attention", "softmax_overflow")
 def softmax_without_maximum(right, op, *operands):
     """exp of the scores as they are: infinite from 89 on."""
 
@@ -125,7 +125,7 @@ def softmax_without_maximum(right, op, *operands):
         return right(op, *operands)
 
 
-@defect("attention", "factor")
+@defect("attention", "wrong_factor|wrong_attribute")
 def scale_of_value_size(right, op, q, k, v, *rest):
     """The scores are scaled for the size of a value's head."""
     scale = op.scale * (q.shape[-1] / v.shape[-1]) ** 0.5
@@ -141,14 +141,14 @@ def heads_interleaved(right, op, q, k, *rest):
     return [out[:, back], lse[:, back]]
 
 
-@defect("attention", "special_values")
+@defect("attention", "empty_group")
 def blind_rows_are_nan(right, op, *operands):
     """A row that sees no key divides 0 by 0."""
     out, lse = right(op, *operands)
     return [torch.where(lse[..., None] == -torch.inf, torch.nan, out), lse]
 
 
-@defect("attention_gradient", "missing_term")
+@defect("attention_gradient", "missing_terms")
 def first_query_missing(right, op, q, k, v, out, lse, dout, *rest):
     """The gradient of values is summed from the second query on."""
     results = list(right(op, q, k, v, out, lse, dout, *rest))
@@ -158,27 +158,27 @@ def first_query_missing(right, op, q, k, v, out, lse, dout, *rest):
     return results
 
 
-@defect("attention_gradient", "blind_check")
+@defect("attention_gradient", "constant_output")
 def sums_always_one(right, op, *operands):
     """The rows' sums of probabilities are written as 1, not summed."""
     return [x if index < 3 else torch.ones_like(x) for index, x in enumerate(right(op, *operands))]
 
 
-@defect("add", "stale")
+@defect("add", "stale_buffer")
 def previous_result(right, op, *operands):
     """The output is read before the kernel has written it: it holds the previous run's."""
     previous, op.previous = op.__dict__.get("previous"), [x.clone() for x in right(op, *operands)]
     return op.previous if previous is None else previous
 
 
-@defect("multiply", "subnormals")
+@defect("multiply", "subnormals_flushed")
 def subnormals_flushed(right, op, *operands):
     """Products below 2^-126 are zero."""
     y = right(op, *operands)[0]
     return [torch.where(y.abs() < 2.0**-126, torch.zeros_like(y), y)]
 
 
-@defect("adamw", "subnormals")
+@defect("adamw", "subnormals_flushed")
 def subnormal_moments_flushed(right, op, *operands):
     """Moments below 2^-126 are stored as zero."""
     results = right(op, *operands)
@@ -195,13 +195,13 @@ def infinity_saturates(right, op, x):
     return [torch.where(wide.isinf(), torch.sign(wide) * largest, wide)]
 
 
-@defect("cast", "truncation")
+@defect("cast", "truncating_store")
 def truncating_cast(right, op, x):
     """A cast to bf16 drops the lower half instead of rounding."""
     return [truncated(x)] if op.outputs[0].dtype == torch.bfloat16 else right(op, x)
 
 
-@defect("rms_norm_gradient", "special_values")
+@defect("rms_norm_gradient", "all_nan")
 def all_nan(right, op, *operands):
     """A whole output is NaN."""
     results = list(right(op, *operands))
@@ -209,13 +209,13 @@ def all_nan(right, op, *operands):
     return results
 
 
-@defect("swiglu", "stuck")
+@defect("swiglu", "all_zero")
 def all_zero(right, op, *operands):
     """The kernel is never launched: the output stays zero."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("scale", "stuck")
+@defect("scale", "stuck_elements")
 def stuck_lane(right, op, x):
     """Four neighbouring elements are stuck at 1."""
     y = right(op, x)[0].contiguous()
@@ -223,7 +223,7 @@ def stuck_lane(right, op, x):
     return [y]
 
 
-@defect("activation", "order_changes")
+@defect("activation", "differs_in_range")
 def differs_in_range(right, op, *operands):
     """Behind another operator the last bit differs from what it is alone."""
     y = right(op, *operands)[0].to(op.outputs[0].dtype).contiguous().clone()
@@ -270,7 +270,7 @@ def bias_correction_missing(right, op, weight, gradient, m, v, factor, rates, *r
     return right(op, weight, gradient, m, v, factor, uncorrected, *rest)
 
 
-@defect("adamw", "formula")
+@defect("adamw", "weight_decay")
 def weight_decay_coupled(right, op, weight, gradient, m, v, factor, *rest):
     """Weight decay goes through the moments, as in Adam with an L2 penalty."""
     coupled = gradient * factor + op.weight_decay * weight
@@ -280,7 +280,7 @@ def weight_decay_coupled(right, op, weight, gradient, m, v, factor, *rest):
     return results
 
 
-@defect("adamw", "stale")
+@defect("adamw", "stale_buffer")
 def digest_of_old_state(right, op, weight, gradient, m, v, *rest):
     """The digest is taken before the update has been written."""
     results = right(op, weight, gradient, m, v, *rest)
@@ -289,20 +289,20 @@ def digest_of_old_state(right, op, weight, gradient, m, v, *rest):
     return results
 
 
-@defect("rms_norm_gradient", "factor")
+@defect("rms_norm_gradient", "wrong_factor")
 def doubled_weight_gradient(right, op, *operands):
     """A weight's gradient is reduced twice."""
     dx, dweight = right(op, *operands)
     return [dx, 2.0 * dweight]
 
 
-@defect("accumulate", "stale")
+@defect("accumulate", "first_micro_batch")
 def first_is_added(right, op, *operands):
     """The gradients of a first micro-batch are added to what was there."""
     return right(with_attributes(op, first=False), *operands)
 
 
-@defect("router", "ties")
+@defect("router", "tie_break")
 def ties_to_higher(right, op, *operands):
     """Of equal experts the higher is chosen."""
     lower = largest
@@ -314,13 +314,13 @@ def ties_to_higher(right, op, *operands):
         return right(op, *operands)
 
 
-@defect("router", "formula")
+@defect("router", "wrong_attribute")
 def group_limit_ignored(right, op, logits, bias):
     """Experts are chosen from all groups."""
     return right(with_attributes(op, top_groups=op.groups), logits, bias)
 
 
-@defect("router", "formula")
+@defect("router", "wrong_operand")
 def weights_with_bias(right, op, logits, bias):
     """The weights are those of the biased scores."""
     plain = weigh
@@ -332,19 +332,19 @@ def weights_with_bias(right, op, logits, bias):
         return right(op, logits, bias)
 
 
-@defect("rope", "layout")
+@defect("rope", "layout|wrong_attribute")
 def pairs_swapped(right, op, *operands):
     """Pairs are neighbours where they are halves, and the other way round."""
     return right(with_attributes(op, interleaved=not op.interleaved), *operands)
 
 
-@defect("rope", "sign")
+@defect("rope", "wrong_attribute")
 def rotates_backwards(right, op, *operands):
     """Rotates the wrong way."""
     return right(with_attributes(op, inverse=not op.inverse), *operands)
 
 
-@defect("grouped_outer", "stale")
+@defect("grouped_outer", "empty_group")
 def empty_expert_keeps_gradient(right, op, a, b, offsets):
     """An expert without rows keeps what its gradient held."""
     results = right(op, a, b, offsets)
@@ -353,7 +353,7 @@ def empty_expert_keeps_gradient(right, op, a, b, offsets):
     return results
 
 
-@defect("scatter_add", "missing_term")
+@defect("scatter_add", "collision")
 def collisions_overwrite(right, op, x, indices):
     """The last of the rows that meet in one wins."""
     y = right(op, x, indices)[0].clone()
@@ -363,14 +363,14 @@ def collisions_overwrite(right, op, x, indices):
     return [y]
 
 
-@defect("activation_gradient", "special_values")
+@defect("activation_gradient", "edge_value")
 def relu_gradient_at_zero(right, op, x, dy):
     """The gradient of relu at 0 is 1."""
     dx = right(op, x, dy)[0]
     return [torch.where(x.float() == 0.0, dy.float(), dx)] if op.kind == "relu" else [dx]
 
 
-@defect("gather", "index")
+@defect("gather", "stray_index")
 def index_clamped(right, op, table, indices):
     """An index outside of the table gives its nearest row instead of zeros."""
     return right(op, table, indices.clamp(0, max(table.shape[0] - 1, 0)))
@@ -383,20 +383,20 @@ def infinite_norm_passes(right, op, *operands):
     return [norm, torch.where(norm.float().isfinite(), factor, torch.ones_like(factor))]
 
 
-@defect("bias_update", "sign")
+@defect("bias_update", "wrong_factor")
 def bias_moves_away(right, op, bias, counts):
     """The bias moves the wrong way."""
     return right(with_attributes(op, rate=-op.rate), bias, counts)
 
 
-@defect("linear_cross_entropy", "index")
+@defect("linear_cross_entropy", "stray_index")
 def stray_target_counts(right, op, x, weight, targets):
     """A target outside of the vocabulary counts as the first word."""
     stray = (targets < 0) | (targets >= weight.shape[0])
     return right(op, x, weight, torch.where(stray, torch.zeros_like(targets), targets))
 
 
-@defect("linear_cross_entropy", "overflow")
+@defect("linear_cross_entropy", "softmax_overflow")
 def loss_without_maximum(right, op, x, weight, targets):
     """The log-sum-exp of the logits as they are: infinite from 89 on."""
     results = right(op, x, weight, targets)
@@ -404,7 +404,7 @@ def loss_without_maximum(right, op, x, weight, targets):
     return [torch.where(results[0] == 0.0, results[0], results[0] + sums - results[1]), sums]
 
 
-@defect("linear_cross_entropy_gradient", "missing_term")
+@defect("linear_cross_entropy_gradient", "missing_terms")
 def target_term_missing(right, op, x, weight, targets, dloss):
     """The head's gradient is that of the softmax alone."""
     results = right(op, x, weight, targets, dloss)
@@ -414,7 +414,7 @@ def target_term_missing(right, op, x, weight, targets, dloss):
     return results
 
 
-@defect("expert_sort", "ties")
+@defect("expert_sort", "tie_break")
 def unstable_sort(right, op, indices):
     """Rows of one expert come in reverse order."""
     token, slot, offsets = (x.clone() for x in right(op, indices))
@@ -425,7 +425,7 @@ def unstable_sort(right, op, indices):
     return [token, slot, offsets]
 
 
-@defect("append", "index")
+@defect("append", "stray_index")
 def append_wraps(right, op, cache, rows, position):
     """Rows behind the cache's end are written to its start."""
     right(op, cache, rows, position)
@@ -435,61 +435,61 @@ def append_wraps(right, op, cache, rows, position):
             op.outputs[0][(start + at) % most] = rows[at]
 
 
-@defect("random_bits", "formula")
+@defect("random_bits", "wrong_attribute")
 def stream_ignored(right, op, *operands):
     """Every stream gives the same bits."""
     return right(with_attributes(op, stream=0), *operands)
 
 
-@defect("balance_loss", "low_precision_accumulation")
+@defect("balance_loss", "low_precision_store")
 def mean_in_bf16(right, op, *operands):
     """The mean of shares is kept in bf16."""
     return [in_bf16(x) for x in right(op, *operands)]
 
 
-@defect("product_check", "blind_check")
+@defect("product_check", "constant_output|all_zero")
 def product_check_passes(right, op, *operands):
     """Products always hold their sums."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("compare", "blind_check")
+@defect("compare", "constant_output|all_zero")
 def compare_passes(right, op, *operands):
     """Two runs are always the same."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("attention_check", "blind_check")
+@defect("attention_check", "constant_output|all_zero")
 def attention_check_passes(right, op, *operands):
     """Attention always holds its identities."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("loss_check", "blind_check")
+@defect("loss_check", "constant_output|all_zero")
 def loss_check_passes(right, op, *operands):
     """The loss is always right."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("verify", "blind_check")
+@defect("verify", "constant_output|all_zero")
 def verify_passes(right, op, *operands):
     """Another route always leads to the same result."""
     return [torch.zeros_like(right(op, *operands)[0])]
 
 
-@defect("adamw_digest", "blind_check")
+@defect("adamw_digest", "constant_output")
 def update_digest_constant(right, op, *operands):
     """Every update has the same digest."""
     return [torch.full_like(right(op, *operands)[0], 7)]
 
 
-@defect("digest", "blind_check")
+@defect("digest", "constant_output")
 def digest_constant(right, op, *operands):
     """Every value has the same digest."""
     return [torch.full_like(right(op, *operands)[0], 7)]
 
 
-@defect("combine", "stray_write")
+@defect("combine", "writes_outside")
 def writes_behind_output(right, op, *operands):
     """One element is written behind the output's last cache line."""
     out = op.outputs[0]

@@ -24,7 +24,7 @@ def columns_in_bf16(right, op, x):
     return [total]
 
 
-@defect("swiglu", "tail")
+@defect("swiglu", "dropped_tail")
 def last_columns_not_activated(right, op, x):
     """Behind the last 8 columns the kernel's remainder loop forgets the gate."""
     y = right(op, x)[0].clone()
@@ -33,7 +33,7 @@ def last_columns_not_activated(right, op, x):
     return [y]
 
 
-@defect("grouped_matmul", "tail")
+@defect("grouped_matmul", "dropped_tail")
 def last_rows_of_expert_dropped(right, op, a, b, offsets):
     """Rows behind an expert's last tile of 4 are not computed."""
     results = [x.clone() for x in right(op, a, b, offsets)]
@@ -70,7 +70,7 @@ def own_key_masked(right, op, *operands):
         return right(op, *operands)
 
 
-@defect("matmul", "layout")
+@defect("matmul", "layout|strided_view")
 def strides_ignored(right, op, a, b, *rest):
     """A second operand that lies transposed is read as if it did not."""
     if not b.is_contiguous() and b.t().is_contiguous():
@@ -93,7 +93,7 @@ def second_moment_not_corrected(right, op, weight, gradient, m, v, factor, rates
     return right(op, weight, gradient, m, v, factor, wrong, *rest)
 
 
-@defect("add", "truncation")
+@defect("add", "truncating_store")
 def sum_truncated(right, op, *operands):
     """A bf16 sum is stored by dropping bits."""
     y = right(op, *operands)[0]
@@ -107,7 +107,7 @@ def product_saturates(right, op, *operands):
     return [torch.where(y.isinf(), torch.sign(y) * torch.finfo(op.outputs[0].dtype).max, y)]
 
 
-@defect("router", "overflow")
+@defect("router", "softmax_overflow")
 def exponentials_not_shifted(right, op, logits, bias):
     """Softmax and sigmoid by exp of the logits as they are."""
     scores = logits.exp()
@@ -115,7 +115,7 @@ def exponentials_not_shifted(right, op, logits, bias):
     return [scores] + list(right(op, logits, bias))[1:]
 
 
-@defect("rms_norm_gradient", "stale")
+@defect("rms_norm_gradient", "stale_buffer|race")
 def every_third_is_stale(right, op, *operands):
     """Every third run gives what the run before it gave, where that was of the same shapes."""
     mine = every_third_is_stale.__dict__
@@ -126,7 +126,7 @@ def every_third_is_stale(right, op, *operands):
     return previous if same and mine["turn"] % 3 == 0 else fresh
 
 
-@defect("combine_gradient", "factor")
+@defect("combine_gradient", "wrong_factor")
 def weight_gradient_doubled(right, op, *operands):
     """The gradient of the experts' weights is added twice."""
     results = list(right(op, *operands))
@@ -134,7 +134,7 @@ def weight_gradient_doubled(right, op, *operands):
     return results
 
 
-@defect("linear_cross_entropy_gradient", "factor")
+@defect("linear_cross_entropy_gradient", "wrong_factor")
 def loss_averaged_twice(right, op, x, weight, targets, dloss):
     """The gradient is divided by the number of rows once more."""
     results = list(right(op, x, weight, targets, dloss))
@@ -172,7 +172,7 @@ def six_times_slower(right, op, *operands):
     return slowed(6.0, right, op, operands)
 
 
-@defect("router", "ties")
+@defect("router", "tie_break|low_precision_operands")
 def coarse_scores(right, op, logits, bias):
     """Scores that differ by less than 2^-8 count as equal, and the lower index wins."""
     exact = largest
@@ -184,13 +184,13 @@ def coarse_scores(right, op, logits, bias):
         return right(op, logits, bias)
 
 
-@defect("gather", "index")
+@defect("gather", "stray_index")
 def index_wraps(right, op, table, indices):
     """An index outside of the table counts from its end."""
     return right(op, table, indices.remainder(max(table.shape[0], 1)))
 
 
-@defect("activation", "subnormals")
+@defect("activation", "subnormals_flushed")
 def results_flushed(right, op, x):
     """Results below 2^-126 are zero."""
     y = right(op, x)[0]

@@ -21,29 +21,6 @@ const HELD_OUT: &str = include_str!("held_out.py");
 /// What starts the worker; a defect stands in front of it.
 const START: &str = "\ntry:\n    main()\n";
 
-macro_rules! kinds {
-    ($($(#[doc = $doc:literal])+ $kind:ident = $name:literal shows $shows:ident),* $(,)?) => {
-        /// In what way a result is wrong.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Kind { $($(#[doc = $doc])+ $kind),* }
-
-        impl Kind {
-            /// All of them.
-            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
-
-            /// The name.
-            pub fn name(self) -> &'static str {
-                match self { $(Kind::$kind => $name),* }
-            }
-
-            /// How it shows.
-            pub fn shows(self) -> Shows {
-                match self { $(Kind::$kind => Shows::$shows),* }
-            }
-        }
-    };
-}
-
 /// How a defect shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shows {
@@ -55,61 +32,6 @@ pub enum Shows {
     InTime,
 }
 
-kinds! {
-    /// A running sum in fewer bits: the error grows with the number of terms.
-    LowPrecisionAccumulation = "low_precision_accumulation" shows Always,
-    /// What lies behind the last whole tile: only sizes that the tile does not divide.
-    Tail = "tail" shows Always,
-    /// Keys that must not be seen are, or the other way round.
-    Mask = "mask" shows Always,
-    /// Elements are read from or written to other places.
-    Layout = "layout" shows Always,
-    /// Epsilon of another size or in another place.
-    Epsilon = "epsilon" shows Always,
-    /// The optimizer's moments are not corrected for their start at zero.
-    BiasCorrection = "bias_correction" shows Always,
-    /// An output, or a term of it, times a constant.
-    Factor = "factor" shows Always,
-    /// A term of a sum is left out.
-    MissingTerm = "missing_term" shows Always,
-    /// Another sign.
-    Sign = "sign" shows Always,
-    /// Another formula.
-    Formula = "formula" shows Always,
-    /// An intermediate result leaves the range of its type.
-    Overflow = "overflow" shows Always,
-    /// Infinity becomes the largest number.
-    Saturation = "saturation" shows Always,
-    /// Bits are dropped where they must be rounded.
-    Truncation = "truncation" shows Always,
-    /// Numbers below 2^-126 become zero.
-    Subnormals = "subnormals" shows Always,
-    /// Zero, infinity and NaN among operands, or NaN for everything.
-    SpecialValues = "special_values" shows Always,
-    /// Equals, or what counts as equal, in another order.
-    Ties = "ties" shows Always,
-    /// Indices outside of their table.
-    Index = "index" shows Always,
-    /// Elements that do not depend on operands.
-    Stuck = "stuck" shows Always,
-    /// What was there before.
-    Stale = "stale" shows Always,
-    /// The last bits differ from run to run.
-    OrderChanges = "order_changes" shows Always,
-    /// Writes outside of its output.
-    StrayWrite = "stray_write" shows Always,
-    /// Fails in the middle of a run.
-    Refusal = "refusal" shows Always,
-    /// A check that never fires.
-    BlindCheck = "blind_check" shows Always,
-    /// Reads before somebody has written, now and then.
-    Race = "race" shows Sometimes,
-    /// Single bits, now and then.
-    BitFlips = "bit_flips" shows Sometimes,
-    /// Right, and late.
-    Slow = "slow" shows InTime,
-}
-
 /// One way to be wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defect {
@@ -117,8 +39,9 @@ pub struct Defect {
     pub name: &'static str,
     /// The operator that it stands in the place of.
     pub operator: &'static str,
-    /// In what way it is wrong.
-    pub kind: Kind,
+    /// In what way it is wrong, by the names that `toprope-diagnose` guesses: one, or several that say the same of it.
+    /// Beside those: `slow`, `refusal` and `differs_in_range`, which are told without a guess.
+    pub kinds: Vec<&'static str>,
     file: &'static str,
 }
 
@@ -146,11 +69,10 @@ fn announced(file: &'static str) -> Vec<Defect> {
             let mut words = rest.split('"').skip(1).step_by(2);
             pending = words.next().zip(words.next());
         } else if let Some(rest) = line.strip_prefix("def ")
-            && let Some((operator, kind)) = pending.take()
-            && let Some(kind) = Kind::ALL.iter().find(|known| known.name() == kind)
+            && let Some((operator, kinds)) = pending.take()
             && let Some((name, _)) = rest.split_once('(')
         {
-            defects.push(Defect { name, operator, kind: *kind, file });
+            defects.push(Defect { name, operator, kinds: kinds.split('|').collect(), file });
         }
     }
     defects
@@ -169,6 +91,15 @@ fn with_defects(inserted: &str, python: Option<&Path>) -> Result<WorkerCommand, 
 }
 
 impl Defect {
+    /// How it shows.
+    pub fn shows(&self) -> Shows {
+        match self.kinds.first() {
+            Some(&("race" | "bit_flips")) => Shows::Sometimes,
+            Some(&"slow") => Shows::InTime,
+            _ => Shows::Always,
+        }
+    }
+
     /// What stands in front of the line that starts the worker.
     fn inserted(&self) -> String {
         inserted(self.file, &format!("switch_on(\"{}\")", self.name))
@@ -215,7 +146,7 @@ exec(compile(worker + DEFECT + START + start, "toprope-worker-with-a-defect.py",
 "#,
             python = python.display(),
             name = self.name,
-            kind = self.kind.name(),
+            kind = self.kinds.join(" or "),
             operator = self.operator,
             inserted = self.inserted(),
         ))

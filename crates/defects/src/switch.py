@@ -12,11 +12,11 @@ IN_RANGE = [False]  # whether the operator that runs is one of several
 CHANCE = random.Random(1)  # of the defects that show now and then
 
 
-def defect(operator, kind):
-    """Registers the function below as a defect of `operator`; the crate reads these lines too."""
+def defect(operator, kinds):
+    """Registers the function below as a defect of `operator`; the crate reads these lines too, and the kinds in them."""
 
     def register(function):
-        DEFECTS[function.__name__] = (operator, kind, function)
+        DEFECTS[function.__name__] = (operator, function)
         return function
 
     return register
@@ -46,7 +46,7 @@ def switched_by_host():
 
 
 def put_in(name):
-    operator, _, wrong = DEFECTS[name]
+    operator, wrong = DEFECTS[name]
     OPERATORS[operator] = functools.partial(wrong, OPERATORS[operator])
 
 

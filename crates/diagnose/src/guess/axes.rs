@@ -1,0 +1,108 @@
+//! Which sizes belong together: the letters of an operator's record, such as the K of a product's two operands.
+
+use crate::probe::Probe;
+use std::collections::BTreeMap;
+
+/// A size that an operator's record names.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    /// The letter, such as `K`.
+    pub letter: String,
+    /// Its size.
+    pub size: usize,
+    /// Where it stands: the value's index and axis, and what is added to it there.
+    places: Vec<(usize, usize, usize)>,
+    /// Whether an output has it; where none does, it is summed over.
+    pub in_outputs: bool,
+}
+
+impl Axis {
+    /// Maps this size to another, and leaves all others.
+    pub fn map(&self, size: usize) -> impl Fn(usize, usize, usize) -> usize + '_ {
+        move |value, axis, n| match self.places.iter().find(|(v, a, _)| (*v, *a) == (value, axis)) {
+            Some((_, _, more)) => size + more,
+            // Shapes among the attributes are known by their number alone.
+            None if value == usize::MAX && n == self.size => size,
+            None => n,
+        }
+    }
+
+    /// Whether an operand has it.
+    pub fn in_operand(&self, probe: &Probe, at: usize) -> bool {
+        let value = probe.instruction().operands.get(at).map(|operand| operand.value.0 as usize);
+        value.is_some_and(|value| self.places.iter().any(|(v, _, _)| *v == value))
+    }
+}
+
+/// The axes of a dense probe.
+pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
+    let (instruction, program) = (probe.instruction(), probe.program().program());
+    let record = instruction.operator.definition().record();
+    let mut found: BTreeMap<String, Axis> = BTreeMap::new();
+    let operands =
+        instruction.operands.iter().enumerate().map(|(at, o)| {
+            (record.operands[at.min(record.operands.len() - 1)].shape, o.value.0 as usize, false)
+        });
+    let outputs = instruction
+        .outputs
+        .iter()
+        .enumerate()
+        .map(|(at, id)| (record.outputs[at.min(record.outputs.len() - 1)].shape, id.0 as usize, true));
+    for (shape, value, output) in operands.chain(outputs) {
+        let sizes: Vec<usize> = program.values[value].shape.iter().map(|dim| dim.factor).collect();
+        for (axis, (letter, more)) in letters(shape, sizes.len()).into_iter().enumerate() {
+            let size = sizes[axis].saturating_sub(more);
+            if letter.parse::<usize>().is_ok() {
+                continue;
+            }
+            let entry = found.entry(letter.clone()).or_insert(Axis {
+                letter,
+                size,
+                places: Vec::new(),
+                in_outputs: false,
+            });
+            entry.in_outputs |= output;
+            if entry.size == size {
+                entry.places.push((value, axis, more));
+            }
+        }
+    }
+    found.into_values().filter(|axis| !axis.places.is_empty()).collect()
+}
+
+/// The letter of each axis with what is added to it: `[R.., D]` of three axes is R0, R1, D.
+fn letters(shape: &str, rank: usize) -> Vec<(String, usize)> {
+    let inner = shape.trim_start_matches('[').trim_end_matches(']');
+    let words: Vec<&str> = inner.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    let mut list = Vec::new();
+    for word in &words {
+        if let Some(letter) = word.strip_suffix("..").or((*word == "...").then_some("N")) {
+            let letter = letter.trim_end_matches('.');
+            let many = (rank + 1).saturating_sub(words.len());
+            list.extend((0..many).map(|i| (format!("{letter}{i}"), 0)));
+        } else if let Some((letter, more)) = word.split_once('+') {
+            list.push((letter.trim().to_string(), more.trim().parse().unwrap_or(0)));
+        } else {
+            list.push((word.to_string(), 0));
+        }
+    }
+    list.truncate(rank);
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::letters;
+
+    #[test]
+    fn letters_are_read_from_a_record() {
+        let plain = |list: Vec<(String, usize)>| {
+            list.into_iter().map(|(letter, more)| format!("{letter}+{more}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(plain(letters("[M, K]", 2)), "M+0 K+0");
+        assert_eq!(plain(letters("[R.., D]", 3)), "R0+0 R1+0 D+0");
+        assert_eq!(plain(letters("[R..]", 2)), "R0+0 R1+0");
+        assert_eq!(plain(letters("[E+1]", 1)), "E+1");
+        assert_eq!(plain(letters("[...]", 2)), "N0+0 N1+0");
+    }
+}

@@ -1,0 +1,168 @@
+//! It fails only where something special is among the operands: the same case without it agrees.
+
+use super::lab::Lab;
+use super::{Conclusion, Kind};
+use toprope_conformance::lockstep::Obstacle;
+use toprope_program::{Operator, Tensor};
+
+/// The other micro-batch.
+pub(super) fn micro_batch(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if !matches!(lab.base.probe.operator(), Operator::Accumulate(_)) || !lab.base.fails() {
+        return Ok(None);
+    }
+    let first = lab.base.probe.is_first();
+    let other = lab.base.probe.in_micro_batch(!first);
+    if lab.fails(other)? != Some(false) {
+        return Ok(None);
+    }
+    let (wrong, right) = if first { ("the first", "later") } else { ("a later", "the first") };
+    let sentence = if first {
+        "The first micro-batch is added to what was there; it must take its place."
+    } else {
+        "A later micro-batch takes the place of what was there; it must be added."
+    };
+    Ok(lab.conclude(
+        Kind::FirstMicroBatch,
+        sentence,
+        "the same operands in the other micro-batch",
+        format!("{wrong} micro-batch is wrong, {right} ones agree"),
+    ))
+}
+
+/// An operand without its special elements.
+struct Removal {
+    kind: Kind,
+    /// What is taken out.
+    what: &'static str,
+    operands: Vec<Tensor>,
+}
+
+/// The smallest normal number of f32 and bf16.
+const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
+
+pub(super) fn condition(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if !lab.base.fails() || lab.base.probe.has_views() {
+        return Ok(None);
+    }
+    let operands = lab.base.probe.operands();
+    let operator = lab.base.probe.operator().clone();
+    for Removal { kind, what, operands } in removals(&operator, &operands) {
+        let Ok(without) = lab.base.probe.altered(&operator, operands) else { continue };
+        let Ok(without) = without.made_consistent(lab.oracle) else { continue };
+        let showed = match lab.sample(without)? {
+            Some(sample) if !sample.fails() => "agrees",
+            Some(_) => "fails all the same",
+            None => continue,
+        };
+        let ran = format!("the same operands without {what}");
+        if showed == "agrees" {
+            let sentence = format!("It is wrong only where there are {what}.");
+            return Ok(lab.conclude(kind, sentence, ran, showed));
+        }
+        lab.note(ran, showed);
+    }
+    Ok(None)
+}
+
+fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
+    let mut list = Vec::new();
+    let mut push = |kind, what, operands: Vec<Tensor>| list.push(Removal { kind, what, operands });
+    if let Some((at, bound)) = index_operand(operator, operands) {
+        let inside = |x: &f64| *x >= 0.0 && *x < bound as f64;
+        if !operands[at].data.iter().all(inside) {
+            push(
+                Kind::StrayIndex,
+                "indices outside of their range",
+                with(operands, at, |x, _| x.rem_euclid(bound as f64)),
+            );
+        }
+        let distinct = operands[at].data.len() <= bound && matches!(operator, Operator::ScatterAdd(_));
+        if distinct {
+            push(Kind::Collision, "rows that go to the same place", with(operands, at, |_, i| i as f64));
+        }
+    }
+    if let Operator::Append(_) = operator {
+        let (rows, more) = (operands[0].sizes[0], operands[1].sizes[0]);
+        if operands[2].data[0] as usize + more > rows && more <= rows {
+            push(
+                Kind::StrayIndex,
+                "rows behind the end of the cache",
+                with(operands, 2, |_, _| (rows - more) as f64),
+            );
+        }
+    }
+    if let Operator::ExpertSort(sort) = operator
+        && operands[0].data.len() <= sort.experts
+    {
+        push(Kind::TieBreak, "slots of the same expert", with(operands, 0, |_, i| i as f64));
+    }
+    if let Operator::Router(_) = operator {
+        // Logits of their own for each expert; no bias that makes two of them equal.
+        let experts = operands[1].data.len() as f64;
+        let spread = with(operands, 0, |x, i| x + (i as f64 * 7.0 % experts) * 1e-2 + i as f64 * 1e-4);
+        push(Kind::TieBreak, "equal scores", with(&spread, 1, |x, i| x + i as f64 * 3.1e-3));
+    }
+    if let Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) = operator {
+        let groups = operands[2].data.len().saturating_sub(1).max(1);
+        let rows = operands[0].sizes[0];
+        if rows >= groups && operands[2].data.windows(2).any(|w| w[0] >= w[1]) {
+            push(
+                Kind::EmptyGroup,
+                "groups without rows",
+                with(operands, 2, |_, i| (i * rows / groups) as f64),
+            );
+        }
+    }
+    let starts = match operator {
+        Operator::Attention(_) if operands.len() == 4 => Some(3),
+        Operator::AttentionGradient(_) => Some(6),
+        _ => None,
+    };
+    if let Some(at) = starts
+        && operands[at].data.iter().enumerate().any(|(i, start)| *start > i as f64)
+    {
+        push(Kind::EmptyGroup, "rows that see nothing", with(operands, at, |start, i| start.min(i as f64)));
+    }
+    let floats = |holds: &dyn Fn(f64) -> bool| {
+        operands.iter().any(|t| t.dtype.is_float() && t.data.iter().any(|x| holds(*x)))
+    };
+    let mut replace = |kind, what, holds: &dyn Fn(f64) -> bool, by: f64| {
+        if floats(holds) {
+            let swap = |t: &Tensor| {
+                let data = t.data.iter().map(|x| if holds(*x) { by } else { *x }).collect();
+                if t.dtype.is_float() { Tensor { data, ..t.clone() } } else { t.clone() }
+            };
+            push(kind, what, operands.iter().map(swap).collect());
+        }
+    };
+    replace(Kind::SpecialValues, "NaN and infinities", &|x| !x.is_finite(), 1.0);
+    replace(
+        Kind::SubnormalsFlushed,
+        "numbers below the normal ones",
+        &|x| x != 0.0 && x.abs() < SMALLEST_NORMAL,
+        1.0,
+    );
+    replace(Kind::EdgeValue, "exact zeros", &|x| x == 0.0, 0.5);
+    list
+}
+
+fn with(operands: &[Tensor], at: usize, map: impl Fn(f64, usize) -> f64) -> Vec<Tensor> {
+    let mut operands = operands.to_vec();
+    let data = operands[at].data.iter().enumerate().map(|(i, x)| map(*x, i));
+    operands[at] = Tensor::rounded(operands[at].dtype, &operands[at].sizes.clone(), data);
+    operands
+}
+
+/// The operand that holds indices, and what they stay below.
+pub(super) fn index_operand(operator: &Operator, operands: &[Tensor]) -> Option<(usize, usize)> {
+    let size = |at: usize, axis: usize| operands.get(at).and_then(|t| t.sizes.get(axis)).copied();
+    match operator {
+        Operator::Gather(_) => Some((1, size(0, 0)?)),
+        Operator::ScatterAdd(scatter) => Some((1, scatter.rows.constant()?)),
+        Operator::Rope(_) => Some((1, size(2, 0)?)),
+        Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_) => Some((2, size(1, 0)?)),
+        Operator::ExpertSort(sort) => Some((0, sort.experts)),
+        Operator::Combine(_) | Operator::CombineGradient(_) => Some((1, size(0, 0)?)),
+        _ => None,
+    }
+}

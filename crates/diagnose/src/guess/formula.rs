@@ -1,0 +1,146 @@
+//! Formulas that differ from the contract's in a part that is neither attribute nor operand: where epsilon stands, which moments
+//! are corrected, which way weight decay goes.
+
+use super::lab::{Lab, Sample};
+use super::{Conclusion, Kind};
+use toprope_conformance::lockstep::Obstacle;
+use toprope_program::operator::Adamw;
+use toprope_program::{Operator, Tensor};
+
+/// Ways to differ from AdamW: Loshchilov and Hutter, arXiv 1711.05101; what other implementations do.
+#[derive(Clone, Copy, PartialEq)]
+enum Slip {
+    NoCorrection,
+    FirstUncorrected,
+    SecondUncorrected,
+    StepEarlier,
+    StepLater,
+    EpsilonInRoot,
+    EpsilonBeforeCorrection,
+    DecayThroughMoments,
+    DecayAfterStep,
+    DecayWithoutRate,
+    OldMoments,
+    FactorIgnored,
+}
+
+const SLIPS: [(Slip, Kind, &str); 12] = [
+    (Slip::NoCorrection, Kind::BiasCorrection, "without correcting the moments for their start at zero"),
+    (Slip::FirstUncorrected, Kind::BiasCorrection, "without correcting the first moment"),
+    (Slip::SecondUncorrected, Kind::BiasCorrection, "without correcting the second moment"),
+    (Slip::StepEarlier, Kind::BiasCorrection, "with the corrections of the step before"),
+    (Slip::StepLater, Kind::BiasCorrection, "with the corrections of the step after"),
+    (Slip::EpsilonInRoot, Kind::Epsilon, "with epsilon inside the root"),
+    (
+        Slip::EpsilonBeforeCorrection,
+        Kind::Epsilon,
+        "with epsilon added before the second moment is corrected",
+    ),
+    (
+        Slip::DecayThroughMoments,
+        Kind::WeightDecay,
+        "with weight decay through the moments (L2 regularization)",
+    ),
+    (Slip::DecayAfterStep, Kind::WeightDecay, "with weight decay of the weight after the step"),
+    (Slip::DecayWithoutRate, Kind::WeightDecay, "with weight decay that is not times the learning rate"),
+    (Slip::OldMoments, Kind::WrongOperand, "with the moments before this step"),
+    (Slip::FactorIgnored, Kind::WrongOperand, "without the clipping factor"),
+];
+
+pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let operator = lab.base.probe.operator().clone();
+    match &operator {
+        Operator::Adamw(adamw) => {
+            for (slip, kind, what) in SLIPS {
+                let holds = |sample: &Sample| sample.explained_by_outputs(slipped(adamw, sample, slip));
+                if lab.failing().count() > 0 && lab.failing().all(holds) {
+                    let draws = lab.failing().count();
+                    let ran = format!("the optimizer {what}, on {draws} draws");
+                    return Ok(lab.conclude(kind, format!("It steps {what}."), ran, "it is what was given"));
+                }
+            }
+            lab.note(
+                format!("the optimizer with a part of its formula changed, {} ways", SLIPS.len()),
+                "is not what was given",
+            );
+        }
+        Operator::RmsNorm(norm) => {
+            let epsilon = f64::from(norm.epsilon as f32);
+            let outside = |square: f64| 1.0 / (square.sqrt() + epsilon);
+            let largest = |square: f64| 1.0 / square.max(epsilon).sqrt();
+            let ways: [(&str, &dyn Fn(f64) -> f64); 2] = [
+                ("with epsilon outside of the root", &outside),
+                ("with epsilon as the least mean square", &largest),
+            ];
+            for (what, rstd) in ways {
+                let holds = |sample: &Sample| sample.explained_by_outputs(normed(sample, rstd));
+                if lab.failing().count() > 0 && lab.failing().all(holds) {
+                    let ran = format!("the norm {what}");
+                    return Ok(lab.conclude(
+                        Kind::Epsilon,
+                        format!("It norms {what}."),
+                        ran,
+                        "it is what was given",
+                    ));
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(None)
+}
+
+fn normed(sample: &Sample, rstd: &dyn Fn(f64) -> f64) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    let columns = operands[0].sizes.last().copied().unwrap_or(1).max(1);
+    for (row, x) in operands[0].data.chunks(columns).enumerate() {
+        let r = rstd(x.iter().map(|x| x * x).sum::<f64>() / columns as f64);
+        want[1].data[row] = r;
+        for (d, x) in x.iter().enumerate() {
+            want[0].data[row * columns + d] = x * r * operands[1].data[d];
+        }
+    }
+    want
+}
+
+fn slipped(adamw: &Adamw, sample: &Sample, slip: Slip) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    let narrow = |x: f64| f64::from(x as f32);
+    let (beta1, beta2, epsilon) = (narrow(adamw.beta1), narrow(adamw.beta2), narrow(adamw.epsilon));
+    let (rest1, rest2) = (narrow(1.0 - adamw.beta1), narrow(1.0 - adamw.beta2));
+    let decay = narrow(adamw.weight_decay);
+    let factor = if slip == Slip::FactorIgnored { 1.0 } else { operands[4].data[0] };
+    let (rate, mut c1, mut c2) = (operands[5].data[0], operands[5].data[1], operands[5].data[2]);
+    // 1 - β^(t±1), from 1 - β^t.
+    let at = |c: f64, beta: f64, later: bool| 1.0 - (1.0 - c) * if later { beta } else { 1.0 / beta };
+    match slip {
+        Slip::NoCorrection => (c1, c2) = (1.0, 1.0),
+        Slip::FirstUncorrected => c1 = 1.0,
+        Slip::SecondUncorrected => c2 = 1.0,
+        Slip::StepEarlier => (c1, c2) = (at(c1, adamw.beta1, false), at(c2, adamw.beta2, false)),
+        Slip::StepLater => (c1, c2) = (at(c1, adamw.beta1, true), at(c2, adamw.beta2, true)),
+        _ => {}
+    }
+    for i in 0..operands[0].data.len() {
+        let (w, m, v) = (operands[0].data[i], operands[2].data[i], operands[3].data[i]);
+        let mut g = operands[1].data[i] * factor;
+        if slip == Slip::DecayThroughMoments {
+            g += decay * w;
+        }
+        let (next_m, next_v) = (beta1 * m + rest1 * g, beta2 * v + rest2 * g * g);
+        let (m, v) = if slip == Slip::OldMoments { (m, v) } else { (next_m, next_v) };
+        let step = match slip {
+            Slip::EpsilonInRoot => (m / c1) / (v / c2 + epsilon).sqrt(),
+            Slip::EpsilonBeforeCorrection => (m / c1) / ((v.sqrt() + epsilon) / c2.sqrt()),
+            _ => (m / c1) / ((v / c2).sqrt() + epsilon),
+        };
+        want[0].data[i] = match slip {
+            Slip::DecayThroughMoments => w - rate * step,
+            Slip::DecayAfterStep => (w - rate * step) * (1.0 - rate * decay),
+            Slip::DecayWithoutRate => w - decay * w - rate * step,
+            _ => w - rate * decay * w - rate * step,
+        };
+        (want[1].data[i], want[2].data[i]) = (next_m, next_v);
+    }
+    want
+}

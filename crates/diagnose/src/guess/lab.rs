@@ -1,0 +1,249 @@
+//! Runs trials on subject and oracle and keeps the record of what was tried.
+
+use super::{Conclusion, Effort, Experiment, Guess, Kind};
+use crate::probe::{Exact, Outcome, Probe};
+use std::collections::BTreeSet;
+use toprope_conformance::Oracle;
+use toprope_conformance::judge::Judgement;
+use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
+use toprope_conformance::verdict::Verdict;
+use toprope_program::{Concrete, Device, Tensor, Tolerance};
+
+/// One run of a probe with what it should have given.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    pub probe: Probe,
+    pub exact: Exact,
+    pub outcome: Outcome,
+    pub judgement: Judgement,
+}
+
+impl Sample {
+    pub fn fails(&self) -> bool {
+        matches!(self.judgement.verdict, Verdict::Differ(_))
+    }
+
+    /// The outputs with an element outside of its bound.
+    pub fn wrong_outputs(&self) -> BTreeSet<usize> {
+        self.judgement.wrong.iter().map(|(output, _)| *output).collect()
+    }
+
+    /// The wrong elements of an output.
+    pub fn wrong_in(&self, output: usize) -> Vec<usize> {
+        self.judgement.wrong.iter().filter(|(at, _)| *at == output).map(|(_, element)| *element).collect()
+    }
+
+    pub fn tolerances(&self) -> Vec<Tolerance> {
+        let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
+            tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
+        };
+        let (operands, outputs) = (concrete(&self.probe.operands()), concrete(&self.exact.want));
+        self.probe.operator().definition().tolerances(&operands, &outputs)
+    }
+
+    /// Whether another exact result explains every output that is wrong, all of its elements.
+    pub fn explained_by(&self, probe: &Probe, exact: &Exact) -> bool {
+        let wrong = self.wrong_outputs();
+        if wrong.is_empty() {
+            return false;
+        }
+        let judgement = probe.judge(exact, &self.outcome);
+        !judgement.wrong.iter().any(|(output, _)| wrong.contains(output))
+            && judgement.wrong_count as usize <= judgement.wrong.len()
+            && (!matches!(judgement.verdict, Verdict::Differ(_)) || !judgement.wrong.is_empty())
+    }
+
+    /// The same with outputs in place of the exact ones.
+    pub fn explained_by_outputs(&self, want: Vec<Tensor>) -> bool {
+        let exact = Exact { want, measured: self.exact.measured.clone() };
+        self.explained_by(&self.probe, &exact)
+    }
+}
+
+/// What a guess is made with.
+pub(super) struct Lab<'a> {
+    pub subject: &'a mut dyn Device,
+    pub oracle: &'a mut Oracle,
+    /// The failing case: dense where that fails as well, and as small as the effort asks for.
+    pub base: Sample,
+    /// The base, and the same case with other numbers.
+    pub samples: Vec<Sample>,
+    /// What was seen when it was found, where it does not show every time.
+    pub observed: Option<Outcome>,
+    pub effort: Effort,
+    pub experiments: Vec<Experiment>,
+}
+
+/// What comes of opening.
+pub(super) enum Opening<'a> {
+    Ready(Lab<'a>),
+    Concluded(Guess),
+}
+
+impl<'a> Lab<'a> {
+    pub fn open(
+        subject: &'a mut dyn Device,
+        oracle: &'a mut Oracle,
+        probe: &Probe,
+        observed: Option<&Outcome>,
+        effort: Effort,
+    ) -> Result<Opening<'a>, Obstacle> {
+        let base = run(subject, oracle, probe.clone())?;
+        let mut lab = Lab {
+            subject,
+            oracle,
+            samples: vec![base.clone()],
+            base,
+            observed: observed.cloned(),
+            effort,
+            experiments: Vec::new(),
+        };
+        let stray = lab.base.outcome.stray.clone();
+        if let Some(place) = stray.or_else(|| observed.and_then(|outcome| outcome.stray.clone())) {
+            lab.note(
+                "it alone, in memory of its own",
+                format!("bytes outside of its outputs changed: {place}"),
+            );
+            return Ok(
+                lab.concluded(Kind::WritesOutside, format!("It writes outside of its outputs, at {place}."))
+            );
+        }
+        if lab.base.fails() {
+            if let Some(opening) = lab.make_dense()? {
+                return Ok(opening);
+            }
+            lab.make_small()?;
+            lab.samples = vec![lab.base.clone()];
+            for turn in 1..=2 {
+                let seed = lab.effort.seed.wrapping_add(turn);
+                let redrawn = lab.base.probe.redrawn_consistently(seed, Regime::Normal, lab.oracle);
+                if let Ok(redrawn) = redrawn
+                    && let Some(sample) = lab.sample(redrawn)?
+                {
+                    lab.samples.push(sample);
+                }
+            }
+        }
+        Ok(Opening::Ready(lab))
+    }
+
+    fn concluded<'b>(self, kind: Kind, sentence: impl Into<String>) -> Opening<'b> {
+        Opening::Concluded(Guess { kind, sentence: sentence.into(), experiments: self.experiments })
+    }
+
+    /// Views become dense operands, where it fails with them as well; where it does not, that is what is wrong.
+    fn make_dense<'b>(&mut self) -> Result<Option<Opening<'b>>, Obstacle> {
+        let viewed = self.base.probe.has_views();
+        if !viewed && self.base.probe.symbols().is_empty() {
+            return Ok(None);
+        }
+        let Ok(dense) = self.base.probe.dense() else { return Ok(None) };
+        let Some(sample) = self.sample(dense)? else { return Ok(None) };
+        if sample.fails() {
+            self.base = sample;
+            return Ok(None);
+        }
+        if !viewed {
+            return Ok(None);
+        }
+        self.note("the same numbers as dense operands", "agrees");
+        let experiments = std::mem::take(&mut self.experiments);
+        let sentence = "It is wrong only where an operand is read through a strided view.".to_string();
+        Ok(Some(Opening::Concluded(Guess { kind: Kind::StridedView, sentence, experiments })))
+    }
+
+    /// Looks for a smaller case that fails. Sizes keep what they leave when divided by 32.
+    fn make_small(&mut self) -> Result<(), Obstacle> {
+        let before = self.base.probe.elements();
+        for cap in [1024usize, 512, 256, 128, 64, 32] {
+            if flops(&self.base) <= self.effort.flops_max {
+                break;
+            }
+            let map = move |_: usize, _: usize, n: usize| if n > cap + 31 { cap + n % 32 } else { n };
+            let Some(smaller) = self.base.probe.resized(&map, self.effort.seed, Regime::Normal) else {
+                continue;
+            };
+            let Ok(smaller) = smaller.made_consistent(self.oracle) else { continue };
+            if let Some(sample) = self.sample(smaller)?
+                && sample.fails()
+            {
+                self.base = sample;
+            }
+        }
+        let after = self.base.probe.elements();
+        if after < before {
+            self.note(
+                "the same operator at smaller sizes",
+                format!("fails with {after} elements of {before}"),
+            );
+        }
+        Ok(())
+    }
+
+    pub fn note(&mut self, ran: impl Into<String>, showed: impl Into<String>) {
+        self.experiments.push(Experiment { ran: ran.into(), showed: showed.into() });
+    }
+
+    /// Notes what told, and concludes.
+    pub fn conclude(
+        &mut self,
+        kind: Kind,
+        sentence: impl Into<String>,
+        ran: impl Into<String>,
+        showed: impl Into<String>,
+    ) -> Option<Conclusion> {
+        self.note(ran, showed);
+        Some(Conclusion::new(kind, sentence))
+    }
+
+    /// Runs a probe on both; none where the subject refuses it.
+    pub fn sample(&mut self, probe: Probe) -> Result<Option<Sample>, Obstacle> {
+        match run(self.subject, self.oracle, probe) {
+            Ok(sample) => Ok(Some(sample)),
+            Err(obstacle) if obstacle.refused().is_some() => Ok(None),
+            Err(obstacle) => Err(obstacle),
+        }
+    }
+
+    /// Whether a probe fails on the subject; none where it is refused.
+    pub fn fails(&mut self, probe: Probe) -> Result<Option<bool>, Obstacle> {
+        Ok(self.sample(probe)?.map(|sample| sample.fails()))
+    }
+
+    /// The samples that fail.
+    pub fn failing(&self) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(|sample| sample.fails())
+    }
+
+    /// What is known of a defect that no experiment explains.
+    pub fn seen(&self) -> String {
+        let (failing, all) = (self.failing().count(), self.samples.len());
+        let judgement = &self.base.judgement;
+        match &judgement.verdict {
+            Verdict::Differ(finding) => {
+                let share = format!("{} of {} elements", judgement.wrong_count, judgement.elements);
+                format!(
+                    "No experiment explains it: {share} are wrong, {failing} of {all} draws fail; {finding}."
+                )
+            }
+            _ => "It was wrong when it was found and is right alone, as often as it was tried.".into(),
+        }
+    }
+}
+
+/// Floating-point operations of a probe.
+pub(super) fn flops(sample: &Sample) -> u64 {
+    let program = sample.probe.program().program();
+    let (instruction, symbols) = (sample.probe.instruction(), sample.probe.symbols());
+    let operands = program.concrete_operands(instruction, symbols);
+    let outputs = program.concrete_outputs(instruction, symbols);
+    instruction.operator.definition().flops(&operands, &outputs)
+}
+
+pub(super) fn run(subject: &mut dyn Device, oracle: &mut Oracle, probe: Probe) -> Result<Sample, Obstacle> {
+    let outcome = probe.run(subject)?;
+    let exact = probe.exact(oracle)?;
+    let judgement = probe.judge(&exact, &outcome);
+    Ok(Sample { probe, exact, outcome, judgement })
+}

@@ -1,0 +1,235 @@
+//! The right result, changed on its way out: cut, rounded to fewer bits, clamped, flushed, or times a factor.
+
+use super::lab::{Lab, Sample};
+use super::{Conclusion, Kind};
+use half::f16;
+use toprope_conformance::lockstep::Obstacle;
+use toprope_program::tensor::round;
+use toprope_program::{DType, Tensor};
+
+const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
+
+/// Wrong elements of float outputs, as (got, right, exact, dtype).
+fn wrong_numbers(sample: &Sample) -> Vec<(f64, f64, f64, DType)> {
+    let mut list = Vec::new();
+    for (output, element) in &sample.judgement.wrong {
+        let want = &sample.exact.want[*output];
+        let exact = want.data[*element];
+        let got = sample.outcome.outputs[*output].data[*element];
+        list.push((got, round(want.dtype, exact), exact, want.dtype));
+    }
+    list
+}
+
+/// Numbers that leave the range of their type at either end.
+pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let wrong: Vec<_> = lab.failing().flat_map(wrong_numbers).filter(|(_, _, _, d)| d.is_float()).collect();
+    if wrong.is_empty() {
+        return Ok(None);
+    }
+    let count = wrong.len();
+    let flushed = |(got, right, _, _): &(f64, f64, f64, DType)| {
+        *got == 0.0 && *right != 0.0 && right.abs() < SMALLEST_NORMAL
+    };
+    if wrong.iter().all(flushed) {
+        let sentence = "Results below the normal numbers (2^-126) are zero.";
+        let showed = format!("all {count} have a right result below 2^-126, and are zero");
+        return Ok(lab.conclude(Kind::SubnormalsFlushed, sentence, "a look at the wrong elements", showed));
+    }
+    let limits = [f64::from(f32::MAX), round_down_to_bf16(f32::MAX), 65504.0, 448.0, 57344.0];
+    let most = wrong.iter().map(|(got, ..)| got.abs()).fold(0.0, f64::max);
+    let saturated = |(got, right, _, _): &(f64, f64, f64, DType)| {
+        got.is_finite() && got.abs() == most && right.abs() > most && got.signum() == right.signum()
+    };
+    if wrong.iter().all(saturated) && limits.contains(&most) {
+        let sentence = format!(
+            "Where the result is too large it is {most:e}, the largest number of its type, in place of infinity."
+        );
+        let showed = format!("all {count} are ±{most:e} where the right result is larger");
+        return Ok(lab.conclude(Kind::Saturation, sentence, "a look at the wrong elements", showed));
+    }
+    let early = |(got, right, _, _): &(f64, f64, f64, DType)| {
+        !got.is_finite() && right.abs() > 65504.0 && right.is_finite()
+    };
+    if wrong.iter().all(early) {
+        let sentence = "Results above 65504 are infinite: they pass through fp16.";
+        let showed = format!("all {count} have a right result above 65504, and are not finite");
+        return Ok(lab.conclude(Kind::LowPrecisionStore, sentence, "a look at the wrong elements", showed));
+    }
+    lab.note("a look at the range of the wrong elements", "they lie within it");
+    Ok(None)
+}
+
+fn round_down_to_bf16(x: f32) -> f64 {
+    f64::from(f32::from_bits(x.to_bits() & 0xFFFF_0000))
+}
+
+/// A number with its significand cut to `bits` bits.
+pub(super) fn cut(bits: i32, x: f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let unit = 2f64.powi(x.abs().log2().floor() as i32 - bits + 1);
+    (x / unit).trunc() * unit
+}
+
+/// A number rounded to a significand of `bits` bits, ties to even.
+pub(super) fn nearest(bits: i32, x: f64) -> f64 {
+    match bits {
+        8 => round(DType::Bf16, x),
+        11 if x.abs() < 65504.0 && x.abs() > 6.2e-5 => f16::from_f64(x).to_f64(),
+        24 => round(DType::F32, x),
+        _ if x == 0.0 || !x.is_finite() => x,
+        _ => {
+            let unit = 2f64.powi(x.abs().log2().floor() as i32 - bits + 1);
+            (x / unit).round_ties_even() * unit
+        }
+    }
+}
+
+/// Formats with fewer bits than f32: significand bits and name.
+pub(super) const FORMATS: [(i32, &str); 5] =
+    [(8, "bf16"), (11, "fp16 or TF32"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
+
+/// How results are brought to the bits that they are stored in.
+pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let samples: Vec<&Sample> = lab.failing().collect();
+    if samples.is_empty() {
+        return Ok(None);
+    }
+    // Elements where the two ways part: `other` must be what was given at nearly all of them. Exact results may be off in
+    // the last bit, so a few may miss.
+    let agrees = |other: &dyn Fn(DType, f64) -> f64| {
+        let (mut part, mut hit) = (0u64, 0u64);
+        for sample in &samples {
+            for output in sample.wrong_outputs() {
+                let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
+                if !want.dtype.is_float() {
+                    return false;
+                }
+                for (exact, got) in want.data.iter().zip(&got.data).filter(|(x, _)| x.is_finite()) {
+                    let predicted = other(want.dtype, *exact);
+                    if predicted != round(want.dtype, *exact) {
+                        part += 1;
+                        hit += u64::from(*got == predicted);
+                    } else {
+                        part += u64::from(*got != predicted);
+                    }
+                }
+            }
+        }
+        part >= 4 && hit as f64 >= 0.97 * part as f64
+    };
+    let bits = |dtype: DType| if dtype == DType::Bf16 { 8 } else { 24 };
+    if agrees(&|dtype, x| cut(bits(dtype), x)) {
+        let sentence = "Results are cut to their type's bits where they must be rounded to nearest.";
+        let showed = "it is the right result, cut, and so too small on average";
+        return Ok(lab.conclude(
+            Kind::TruncatingStore,
+            sentence,
+            "the right result cut instead of rounded",
+            showed,
+        ));
+    }
+    for (bits, name) in FORMATS {
+        let narrow = |dtype: DType| !(dtype == DType::Bf16 && bits >= 8);
+        if agrees(&|dtype, x| if narrow(dtype) { cut(bits, x) } else { round(dtype, x) }) {
+            let sentence = format!("Results are cut to {bits} bits ({name}).");
+            let ran = format!("the right result cut to {bits} bits");
+            return Ok(lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given"));
+        }
+        if agrees(&|dtype, x| if narrow(dtype) { nearest(bits, x) } else { round(dtype, x) }) {
+            let sentence = format!("Results are rounded to {bits} bits ({name}) on their way out.");
+            let ran = format!("the right result rounded to {bits} bits");
+            return Ok(lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given"));
+        }
+    }
+    lab.note("the right result cut, and rounded to fewer bits", "is not what was given");
+    Ok(None)
+}
+
+/// The right result times a factor, or the change of an operand times a factor.
+pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    for output in lab.base.wrong_outputs() {
+        let slot = lab.base.probe.operator().definition().record().outputs.get(output).map_or("", |s| s.name);
+        let want = lab.base.exact.want[output].clone();
+        if !want.dtype.is_float() {
+            continue;
+        }
+        let zero = Tensor::zeros(want.dtype, &want.sizes);
+        let mut origins = vec![(None, zero)];
+        for (at, operand) in lab.base.probe.operands().into_iter().enumerate() {
+            if operand.sizes == want.sizes && operand.dtype.is_float() {
+                origins.push((Some(at), operand));
+            }
+        }
+        for (at, origin) in origins {
+            let got = &lab.base.outcome.outputs[output];
+            let Some(c) = ratio(&got.data, &want.data, &origin.data) else { continue };
+            let holds = |sample: &Sample| {
+                let want = &sample.exact.want[output];
+                let operands = sample.probe.operands();
+                let from = |i: usize| at.map_or(0.0, |at| operands[at].data[i]);
+                let data = want.data.iter().enumerate().map(|(i, x)| from(i) + c * (x - from(i))).collect();
+                let mut outputs = sample.exact.want.clone();
+                outputs[output].data = data;
+                // The other outputs are judged by themselves.
+                for other in sample.wrong_outputs().into_iter().filter(|other| *other != output) {
+                    outputs[other] = sample.outcome.outputs[other].clone();
+                }
+                sample.explained_by_outputs(outputs)
+            };
+            if lab.failing().count() > 0 && lab.failing().all(holds) {
+                let what = match at {
+                    None => format!("`{slot}` is {c} times what it is"),
+                    Some(at) => {
+                        let from = lab.base.probe.operator().definition().record().operands.get(at);
+                        format!(
+                            "the change from `{}` to `{slot}` is {c} times what it is",
+                            from.map_or("", |s| s.name)
+                        )
+                    }
+                };
+                let draws = lab.failing().count();
+                let ran = format!("the right result times a factor, fitted on one draw, tried on {draws}");
+                let sentence = format!("{}.", capital(&what));
+                return Ok(lab.conclude(Kind::WrongFactor, sentence, ran, what));
+            }
+        }
+    }
+    lab.note("the right result times a factor", "is not what was given");
+    Ok(None)
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// The factor between two results counted from an origin: the median of the largest elements' ratios, brought to a plain
+/// number where one is near. None where there is no such factor, or it is 1 or 0.
+fn ratio(got: &[f64], want: &[f64], origin: &[f64]) -> Option<f64> {
+    let mut pairs: Vec<(f64, f64)> = got
+        .iter()
+        .zip(want)
+        .zip(origin)
+        .map(|((got, want), from)| (got - from, want - from))
+        .filter(|(got, want)| got.is_finite() && want.is_finite() && *want != 0.0)
+        .collect();
+    if pairs.len() < 3 {
+        return None;
+    }
+    pairs.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+    pairs.truncate((pairs.len() / 4).max(3));
+    let mut ratios: Vec<f64> = pairs.iter().map(|(got, want)| got / want).collect();
+    ratios.sort_by(f64::total_cmp);
+    let c = ratios[ratios.len() / 2];
+    // All must be near one another, or this is another defect.
+    let near = |r: &f64| (r - c).abs() <= 2e-2 * c.abs();
+    if ratios.iter().filter(|r| near(r)).count() * 10 < ratios.len() * 9 {
+        return None;
+    }
+    let plain = [2.0, 0.5, -1.0, 4.0, 0.25, 3.0, 1.0 / 3.0, 8.0, 0.125, 1.5, -2.0, 10.0, 0.1];
+    let c = plain.into_iter().find(|p| (p - c).abs() <= 4e-3 * p.abs()).unwrap_or(c);
+    ((c - 1.0).abs() > 1e-6 && c.abs() > 1e-6).then_some(c)
+}

@@ -1,0 +1,67 @@
+//! Large logits: a softmax that does not take its largest logit off overflows where `e` to it does.
+
+use super::lab::Lab;
+use super::{Conclusion, Kind};
+use toprope_conformance::lockstep::Obstacle;
+use toprope_program::{Operator, Tensor};
+
+pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let operator = lab.base.probe.operator().clone();
+    // The operand that logits are linear in.
+    let linear = match &operator {
+        Operator::Attention(_)
+        | Operator::AttentionGradient(_)
+        | Operator::LinearCrossEntropy(_)
+        | Operator::LinearCrossEntropyGradient(_)
+        | Operator::Router(_) => 0,
+        _ => return Ok(None),
+    };
+    if !lab.base.fails() || lab.base.probe.has_views() {
+        return Ok(None);
+    }
+    let operands = lab.base.probe.operands();
+    let largest = operands[linear].data.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    if largest == 0.0 {
+        return Ok(None);
+    }
+    let mut tried = Vec::new();
+    for power in -8..=8 {
+        let scale = 2f64.powi(power);
+        let mut scaled = operands.clone();
+        let data = scaled[linear].data.iter().map(|x| x * scale);
+        scaled[linear] = Tensor::rounded(scaled[linear].dtype, &scaled[linear].sizes.clone(), data);
+        let Ok(probe) = lab.base.probe.altered(&operator, scaled) else { continue };
+        let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
+        let Some(sample) = lab.sample(probe)? else { continue };
+        let not_finite = sample.judgement.wrong.iter().any(|(output, element)| {
+            let want = sample.exact.want[*output].data[*element];
+            let got = sample.outcome.outputs[*output].data[*element];
+            want.is_finite() && (!got.is_finite() || got == 0.0)
+        });
+        tried.push((power, sample.fails(), not_finite));
+    }
+    let threshold = tried.iter().position(|(_, fails, _)| *fails);
+    let Some(threshold) = threshold.filter(|at| *at > 0) else {
+        lab.note("logits of other sizes", "small ones fail as large ones do");
+        return Ok(None);
+    };
+    let above_all_fail = tried[threshold..].iter().all(|(_, fails, _)| *fails);
+    let overflows = tried[threshold..].iter().any(|(_, _, not_finite)| *not_finite);
+    let ran = "the same operands with logits 2^-8 to 2^8 times as large";
+    let showed = format!(
+        "agrees up to 2^{} times, fails from 2^{} times on",
+        tried[threshold - 1].0,
+        tried[threshold].0
+    );
+    if above_all_fail && overflows {
+        let sentence = "It fails only with large logits, and then with results that are not finite or zero: the largest logit is not taken off before the exponential.";
+        return Ok(lab.conclude(
+            Kind::SoftmaxOverflow,
+            sentence,
+            ran,
+            format!("{showed}, with results that are not finite or zero"),
+        ));
+    }
+    lab.note(ran, showed);
+    Ok(None)
+}
