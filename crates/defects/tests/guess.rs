@@ -19,15 +19,18 @@ const CASES: u64 = 40;
 /// Runs of a case whose failures come and go.
 const RUNS: u64 = 3000;
 
-/// A probe that fails, as lockstep would hand it on, and what it gave. Where bits alone differ, or nothing does, the first
-/// case of several elements.
+/// Elements of a case that can tell kinds apart: in one of few, many kinds come to the same.
+const TELLING: usize = 200;
+
+/// A probe that fails, as lockstep would hand it on, and what it gave: the first of a telling size, else the first of all.
+/// Where nothing is outside of its tolerance, as with an order that changes, a case of a telling size.
 fn failing(
     subject: &mut dyn Device,
     oracle: &mut Oracle,
     defect: &Defect,
 ) -> Option<(Probe, Option<Outcome>)> {
     let exemplar = exemplars().into_iter().find(|exemplar| exemplar.name() == defect.operator)?;
-    let mut first = None;
+    let (mut small, mut any) = (None, None);
     for index in 0..CASES {
         let case = cases::case(&exemplar, 1, index).ok()?;
         let program = case.program.program();
@@ -40,7 +43,7 @@ fn failing(
                 let exact = probe.exact(oracle).ok()?;
                 if instruction.operator.name() == defect.operator {
                     let opened = probe.open(subject).ok()?;
-                    let seldom = defect.shows() == Shows::Sometimes && probe.elements() > 200;
+                    let seldom = defect.shows() == Shows::Sometimes && probe.elements() > TELLING;
                     let runs = if seldom { RUNS } else { 1 };
                     let mut found = None;
                     for run in 0..runs {
@@ -55,11 +58,11 @@ fn failing(
                         }
                     }
                     opened.close(subject).ok()?;
-                    if found.is_some() {
-                        return Some((probe, found));
-                    }
-                    if first.is_none() && probe.elements() > 200 {
-                        first = Some(probe);
+                    match (found.is_some(), probe.elements() > TELLING) {
+                        (true, true) => return Some((probe, found)),
+                        (true, false) => small = small.or(Some((probe, found))),
+                        (false, true) => any = any.or(Some((probe, None))),
+                        (false, false) => {}
                     }
                 }
                 for (id, want) in instruction.outputs.iter().zip(exact.want) {
@@ -68,7 +71,7 @@ fn failing(
             }
         }
     }
-    first.map(|probe| (probe, None))
+    small.or(any)
 }
 
 /// What was guessed of one defect.
