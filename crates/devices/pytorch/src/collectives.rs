@@ -409,6 +409,14 @@ impl Group<'_> {
         }
     }
 
+    fn say_all(&mut self, line: &Value, ranks: usize) -> Result<(), CollectivesError> {
+        for rank in 0..ranks {
+            let said = self.say(rank, format!("{line}\n").as_bytes());
+            said.map_err(|error| CollectivesError::Start { rank, reason: error.to_string() })?;
+        }
+        Ok(())
+    }
+
     /// The next thing that a rank says, within `limit`.
     fn hear(&self, limit: Duration) -> Option<Heard> {
         match self.heard.recv_timeout(limit) {
@@ -524,11 +532,9 @@ pub fn run_script(world: &dyn World, options: &Options, script: &str) -> Result<
     let operations: Vec<Value> = rows.iter().map(asked).collect();
     let plan =
         serde_json::json!({ "ranks": ranks, "repeats": options.repeats, "operations": operations });
-    for rank in 0..ranks {
-        let said = group.say(rank, format!("{plan}\n").as_bytes());
-        said.map_err(|error| CollectivesError::Start { rank, reason: error.to_string() })?;
-    }
+    group.say_all(&plan, ranks)?;
     let ready = group.await_all("ready", 0..ranks, options.start_limit)?;
+    group.say_all(&serde_json::json!("go"), ranks)?;
     let missing = follow(&mut group, options, ranks, &mut rows);
     let results: Vec<(Operation, Vec<Wrong>)> = rows
         .iter()

@@ -1,8 +1,9 @@
 """One rank of Toprope's look at collectives: torch.distributed on integer payloads, compared bit for bit.
 
 Whoever started it sends one line of JSON on standard input (`rank`, `device`, `port`), rank 0 first, which answers with the
-port of the store that it opened; then a second line with the number of ranks and the operations. Each rank writes a line of
-JSON on standard output before it enters an operation and behind it, so that the one that never enters is seen at once.
+port of the store that it opened; then a second line with the number of ranks and the operations, and a third when all are
+ready. Each rank writes a line of JSON on standard output before it enters an operation and behind it, so that the one that
+never enters is seen at once.
 """
 
 import datetime
@@ -159,7 +160,6 @@ def rank_main():
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
         say("store", port=store.port, devices=devices)
     plan = line()
-    threading.Thread(target=end_with_parent, daemon=True).start()
     ranks, backend = plan["ranks"], BACKENDS.get(kind)
     if backend is None or not getattr(dist, f"is_{backend}_available", lambda: True)():
         raise Refused(f"torch {torch.__version__} has no collectives for {kind}")
@@ -175,6 +175,8 @@ def rank_main():
         hardware = module.get_device_name(rank)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=limit)
     say("ready", backend=backend, torch=torch.__version__, hardware=hardware)
+    line()  # all are ready
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for at, item in enumerate(plan["operations"]):
         operation = Operation(at, item, rank, ranks, device)
         arrive(at)
