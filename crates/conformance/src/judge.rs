@@ -209,7 +209,7 @@ pub fn judge(
         Operator::Router(router) => {
             router::judge(&mut court, router, operands, want, got, magnitudes, &tolerances);
         }
-        Operator::AdamwDigest(it) => own_digest(&mut court, &adamw(&it.adamw(), operands), &got[0]),
+        Operator::AdamwDigest(it) => own_digest(&mut court, 0, &adamw(&it.adamw(), operands), &got[0]),
         Operator::ProductCheck(_)
         | Operator::AttentionCheck(_)
         | Operator::LossCheck(_)
@@ -218,9 +218,9 @@ pub fn judge(
         }
         Operator::Adamw(adamw) if adamw.digests => {
             compare(&mut court, &want[..3], &got[..3], magnitudes, &tolerances);
-            own_digest(&mut court, &got[..3], &got[3]);
-            own_digest(&mut court, &[0, 2, 3].map(|index: usize| operands[index].clone()), &got[4]);
-            own_digest(&mut court, &operands[1..2], &got[5]);
+            own_digest(&mut court, 3, &got[..3], &got[3]);
+            own_digest(&mut court, 4, &[0, 2, 3].map(|index: usize| operands[index].clone()), &got[4]);
+            own_digest(&mut court, 5, &operands[1..2], &got[5]);
         }
         _ => compare(&mut court, want, got, magnitudes, &tolerances),
     }
@@ -347,7 +347,7 @@ fn adamw(attributes: &Adamw, operands: &[Tensor]) -> [Tensor; 3] {
 }
 
 /// A digest that follows from other outputs is judged by those that the subject itself gave.
-fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
+fn own_digest(court: &mut Court, output: usize, stored: &[Tensor], digest: &Tensor) {
     let mut sum = 0u64;
     for tensor in stored {
         for (index, x) in tensor.data.iter().enumerate() {
@@ -360,14 +360,8 @@ fn own_digest(court: &mut Court, stored: &[Tensor], digest: &Tensor) {
             court.cannot_compare("a NaN has many bit patterns");
         } else {
             let same = got == want as f64;
-            court.element(
-                stored.len(),
-                element,
-                got,
-                want as f64,
-                if same { 0.0 } else { f64::INFINITY },
-                same,
-            );
+            let units = if same { 0.0 } else { f64::INFINITY };
+            court.element(output, element, got, want as f64, units, same);
         }
     }
 }

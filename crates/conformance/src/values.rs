@@ -276,6 +276,24 @@ pub fn draw(program: &Program, symbols: &[usize], seed: u64, regime: Regime) -> 
     values
 }
 
+/// As [`draw`] with standard normal numbers, all floats times `2^exponent`: a band of magnitudes. Operators with an
+/// exponential or a choice in them get nothing above 2^8, where there is nothing left to compare.
+pub fn draw_banded(program: &Program, symbols: &[usize], seed: u64, exponent: i32) -> Values {
+    let purposes = purposes(program, symbols);
+    let mut values = draw(program, symbols, seed, Regime::Normal);
+    for (id, value) in program.values_with_ids() {
+        let Purpose::Float(latitude) = purposes[id.0 as usize] else { continue };
+        let most = if latitude == Latitude::Tame { 8 } else { i32::MAX };
+        if let (Some(tensor), true) = (&mut values[id.0 as usize], value.dtype.is_float())
+            && !matches!(value.role, Role::Constant { .. })
+        {
+            let scale = 2f64.powi(exponent.min(most));
+            tensor.data.iter_mut().for_each(|x| *x = round(value.dtype, *x * scale));
+        }
+    }
+    values
+}
+
 /// Draws one value again, at other sizes, as [`draw`] would.
 pub fn redraw(
     program: &Program,

@@ -308,6 +308,15 @@ impl Probe {
         Probe::new(program, Vec::new(), values, self.first).ok()
     }
 
+    /// Moves the elements of each float operand by one, so that it is another run of the same kind.
+    pub(crate) fn rotate_floats(&mut self) {
+        for tensor in self.values.iter_mut().flatten().filter(|tensor| tensor.dtype.is_float()) {
+            if !tensor.data.is_empty() {
+                tensor.data.rotate_left(1);
+            }
+        }
+    }
+
     /// Replaces what an operand reads, where it reads a whole value.
     pub(crate) fn set_operand(&mut self, at: usize, tensor: Tensor) {
         if let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() {

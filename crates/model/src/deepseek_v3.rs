@@ -1,4 +1,5 @@
-//! DeepSeek-V3 (arXiv 2412.19437) as programs: a training step, its evaluation, and logits of a window of tokens.
+//! DeepSeek-V3 (arXiv 2412.19437) as programs: a training step, its evaluation, logits of a window of tokens,
+//! and prefill and decode with caches.
 //!
 //! The main path is [`build_train`]: the forward pass from the parts, the losses, gradients by `autodiff`, the optimizer.
 //! All programs of one configuration declare their state in one order, parameters first: the state of
@@ -81,6 +82,51 @@ pub fn build_logits(
     options.validate(config)?;
     let rows = Rows { symbol: "window", bound: sequence, each: 1, positions: sequence };
     let mut network = network(config, name, Phase::Prefill, dtype, &rows)?;
+    network.declare_parameters(false);
+    let trunk = network.trunk()?;
+    network.logits("logits", trunk.normed)?;
+    Ok(network.builder.finish())
+}
+
+/// Logits of a prompt, whose keys and values go into caches: output `logits` f32\[window, vocabulary\] for inputs `tokens`,
+/// `positions`, `segment_start` i32\[window\], with `window` in `1..=capacity`; `position` i32\[1\], the row of the caches
+/// that the window begins at, and `cache_length` i32\[1\], the rows that count, the window's among them. Caches:
+/// `cache.<part>.latent` \[capacity, kv_lora_rank\] and `cache.<part>.key` \[capacity, qk_rope_head_dim\] of each layer.
+pub fn build_prefill(
+    config: &DeepseekV3Config,
+    dtype: DType,
+    capacity: usize,
+    name: &str,
+) -> Result<Program, ModelError> {
+    let rows = Rows { symbol: "window", bound: capacity, each: 1, positions: capacity };
+    cached(config, dtype, rows, Phase::Prefill, name)
+}
+
+/// Logits of one token behind what the caches hold: [`build_prefill`] with a window of one, and the same caches.
+pub fn build_decode(
+    config: &DeepseekV3Config,
+    dtype: DType,
+    capacity: usize,
+    name: &str,
+) -> Result<Program, ModelError> {
+    let rows = Rows { symbol: "window", bound: 1, each: 1, positions: capacity };
+    cached(config, dtype, rows, Phase::Decode, name)
+}
+
+fn cached(
+    config: &DeepseekV3Config,
+    dtype: DType,
+    rows: Rows,
+    phase: Phase,
+    name: &str,
+) -> Result<Program, ModelError> {
+    config.validate()?;
+    let sequence = rows.positions;
+    let options =
+        TrainingOptions { sequence, micro_batch_sequences: 1, dtype, mtp_weight: 1.0, ..Default::default() };
+    options.validate(config)?;
+    let mut network = network(config, name, phase, dtype, &rows)?;
+    network.cache_rows = Some(sequence);
     network.declare_parameters(false);
     let trunk = network.trunk()?;
     network.logits("logits", trunk.normed)?;

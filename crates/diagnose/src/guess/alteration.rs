@@ -128,11 +128,14 @@ fn other_attributes(operator: &Operator, sizes: &[usize]) -> Vec<(String, String
     list
 }
 
+/// What the operator reads in place of its operands.
+type Read = Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>;
+
 /// One way to read the operands.
 struct Reading {
     kind: Kind,
     what: String,
-    read: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,
+    read: Read,
 }
 
 /// Altered operands.
@@ -161,7 +164,7 @@ fn readings(probe: &Probe) -> Vec<Reading> {
     let record = operator.definition().record();
     let name = |at: usize| record.operands[at.min(record.operands.len() - 1)].name;
     let mut list: Vec<Reading> = Vec::new();
-    let mut push = |kind, what: String, read: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>| {
+    let mut push = |kind, what: String, read: Read| {
         list.push(Reading { kind, what, read });
     };
     let in_place = operator.writes_in_place();
@@ -195,7 +198,7 @@ fn readings(probe: &Probe) -> Vec<Reading> {
     for axis in axes(probe).into_iter().filter(|axis| !axis.in_outputs) {
         for tile in [2usize, 4, 8, 16, 32, 64, 128] {
             let kept = axis.size / tile * tile;
-            if kept == axis.size {
+            if kept == axis.size || kept == 0 {
                 continue;
             }
             let places: Vec<usize> = (0..operands.len()).filter(|at| axis.in_operand(probe, *at)).collect();
@@ -219,7 +222,7 @@ fn readings(probe: &Probe) -> Vec<Reading> {
         }
     }
     for (at, operand) in operands.iter().enumerate() {
-        let only = move |map: Box<dyn Fn(&Tensor) -> Tensor>| -> Box<dyn Fn(&[Tensor]) -> Vec<Tensor>> {
+        let only = move |map: Box<dyn Fn(&Tensor) -> Tensor>| -> Read {
             Box::new(move |operands| {
                 let one = |(i, t): (usize, &Tensor)| if i == at { map(t) } else { t.clone() };
                 operands.iter().enumerate().map(one).collect()
@@ -283,7 +286,9 @@ fn readings(probe: &Probe) -> Vec<Reading> {
                 }
             }
         }
-        if operand.dtype == DType::I32 {
+        // Masks have experiments of their own.
+        let masks = matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_));
+        if operand.dtype == DType::I32 && !masks {
             for step in [1.0, -1.0] {
                 let map = move |t: &Tensor| mapped(t, |x, _| x + step);
                 push(Kind::StrayIndex, format!("`{label}` off by one ({step:+})"), only(Box::new(map)));

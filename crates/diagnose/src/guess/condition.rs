@@ -76,19 +76,17 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
                 with(operands, at, |x, _| x.rem_euclid(bound as f64)),
             );
         }
-        let distinct = operands[at].data.len() <= bound && matches!(operator, Operator::ScatterAdd(_));
-        if distinct {
-            push(Kind::Collision, "rows that go to the same place", with(operands, at, |_, i| i as f64));
+        if let Operator::ScatterAdd(_) = operator {
+            let rows = operands[at].data.len().min(bound);
+            let fewer = vec![leading(&operands[0], rows), leading(&operands[1], rows)];
+            push(Kind::Collision, "rows that go to the same place", with(&fewer, 1, |_, i| i as f64));
         }
     }
     if let Operator::Append(_) = operator {
         let (rows, more) = (operands[0].sizes[0], operands[1].sizes[0]);
-        if operands[2].data[0] as usize + more > rows && more <= rows {
-            push(
-                Kind::StrayIndex,
-                "rows behind the end of the cache",
-                with(operands, 2, |_, _| (rows - more) as f64),
-            );
+        if operands[2].data[0] as usize + more > rows {
+            let fewer = vec![operands[0].clone(), leading(&operands[1], more.min(rows)), operands[2].clone()];
+            push(Kind::StrayIndex, "rows behind the end of the cache", with(&fewer, 2, |_, _| 0.0));
         }
     }
     if let Operator::ExpertSort(sort) = operator
@@ -151,6 +149,14 @@ fn with(operands: &[Tensor], at: usize, map: impl Fn(f64, usize) -> f64) -> Vec<
     let data = operands[at].data.iter().enumerate().map(|(i, x)| map(*x, i));
     operands[at] = Tensor::rounded(operands[at].dtype, &operands[at].sizes.clone(), data);
     operands
+}
+
+/// The first rows of a tensor.
+fn leading(tensor: &Tensor, rows: usize) -> Tensor {
+    let mut sizes = tensor.sizes.clone();
+    sizes[0] = rows;
+    let data = tensor.data[..sizes.iter().product()].to_vec();
+    Tensor { dtype: tensor.dtype, sizes, data }
 }
 
 /// The operand that holds indices, and what they stay below.

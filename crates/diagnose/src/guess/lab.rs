@@ -49,8 +49,11 @@ impl Sample {
             return false;
         }
         let judgement = probe.judge(exact, &self.outcome);
+        // What could not be compared is no explanation.
+        let skipped = |judgement: &Judgement| judgement.incomparable.values().sum::<u64>();
         !judgement.wrong.iter().any(|(output, _)| wrong.contains(output))
             && judgement.wrong_count as usize <= judgement.wrong.len()
+            && skipped(&judgement) <= skipped(&self.judgement)
             && (!matches!(judgement.verdict, Verdict::Differ(_)) || !judgement.wrong.is_empty())
     }
 
@@ -77,7 +80,7 @@ pub(super) struct Lab<'a> {
 
 /// What comes of opening.
 pub(super) enum Opening<'a> {
-    Ready(Lab<'a>),
+    Ready(Box<Lab<'a>>),
     Concluded(Guess),
 }
 
@@ -125,7 +128,7 @@ impl<'a> Lab<'a> {
                 }
             }
         }
-        Ok(Opening::Ready(lab))
+        Ok(Opening::Ready(Box::new(lab)))
     }
 
     fn concluded<'b>(self, kind: Kind, sentence: impl Into<String>) -> Opening<'b> {

@@ -176,8 +176,8 @@ type Idea = fn(&mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>;
 
 /// From what is certain by itself to what takes the others as ruled out.
 const IDEAS: &[Idea] = &[
-    repeat::repeat,
     leftover::leftover,
+    repeat::repeat,
     constant::constant,
     condition::micro_batch,
     prediction::range,
@@ -186,11 +186,11 @@ const IDEAS: &[Idea] = &[
     prediction::factor,
     alteration::attribute,
     formula::optimizer,
-    alteration::operand,
     mask::mask,
+    sizes::sizes,
+    alteration::operand,
     permutation::permutation,
     softmax::softmax,
-    sizes::sizes,
     precision::precision,
     fixed::stuck,
 ];

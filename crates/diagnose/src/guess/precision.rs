@@ -17,6 +17,7 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         return Ok(None);
     }
     let base = lab.base.probe.clone();
+    let mut flat = None;
     for axis in axes(&base).into_iter().filter(|axis| !axis.in_outputs) {
         let mut points: Vec<(usize, f64, f64)> = Vec::new();
         for length in LENGTHS {
@@ -60,15 +61,15 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
             return Ok(lab.conclude(Kind::LowPrecisionAccumulation, sentence, ran, showed));
         }
         if slope.abs() <= 0.25 {
+            let bits = -last.1.log2() - 1.0;
             let sentence = format!(
-                "Operands or results are rounded to about {:.0} bits: the error does not grow with the length of the sum.",
-                -last.1.log2() - 1.0
+                "Operands or results are rounded to about {bits:.0} bits: the error does not grow with the length of a sum."
             );
-            return Ok(lab.conclude(Kind::LowPrecisionOperands, sentence, ran, showed));
+            flat.get_or_insert(Conclusion::new(Kind::LowPrecisionOperands, sentence));
         }
         lab.note(ran, showed);
     }
-    Ok(None)
+    Ok(flat)
 }
 
 /// The same with every float operand positive, so that nothing cancels.

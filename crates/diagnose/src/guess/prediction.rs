@@ -1,9 +1,11 @@
 //! The right result, changed on its way out: cut, rounded to fewer bits, clamped, flushed, or times a factor.
 
+use super::axes::axes;
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use half::f16;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_program::tensor::round;
 use toprope_program::{DType, Tensor};
 
@@ -91,9 +93,25 @@ pub(super) fn nearest(bits: i32, x: f64) -> f64 {
 pub(super) const FORMATS: [(i32, &str); 5] =
     [(8, "bf16"), (11, "fp16 or TF32"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
 
+/// The failing draws, with sums of 64 terms where they are shorter: the rounding of one term alone is that of the result.
+fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
+    let samples: Vec<Sample> = lab.failing().cloned().collect();
+    let base = lab.base.probe.clone();
+    let short = if base.has_views() { Vec::new() } else { axes(&base) };
+    for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < 64) {
+        if let Some(longer) = base.resized(&axis.map(64), lab.effort.seed, Regime::Normal)
+            && let Some(sample) = lab.sample(longer)?
+            && sample.fails()
+        {
+            return Ok(vec![sample]);
+        }
+    }
+    Ok(samples)
+}
+
 /// How results are brought to the bits that they are stored in.
 pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let samples: Vec<&Sample> = lab.failing().collect();
+    let samples = with_long_sums(lab)?;
     if samples.is_empty() {
         return Ok(None);
     }
@@ -165,7 +183,8 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
         }
         for (at, origin) in origins {
             let got = &lab.base.outcome.outputs[output];
-            let Some(c) = ratio(&got.data, &want.data, &origin.data) else { continue };
+            let few = if lab.failing().count() > 1 { 1 } else { 3 };
+            let Some(c) = ratio(&got.data, &want.data, &origin.data, few) else { continue };
             let holds = |sample: &Sample| {
                 let want = &sample.exact.want[output];
                 let operands = sample.probe.operands();
@@ -208,7 +227,7 @@ fn capital(text: &str) -> String {
 
 /// The factor between two results counted from an origin: the median of the largest elements' ratios, brought to a plain
 /// number where one is near. None where there is no such factor, or it is 1 or 0.
-fn ratio(got: &[f64], want: &[f64], origin: &[f64]) -> Option<f64> {
+fn ratio(got: &[f64], want: &[f64], origin: &[f64], few: usize) -> Option<f64> {
     let mut pairs: Vec<(f64, f64)> = got
         .iter()
         .zip(want)
@@ -216,11 +235,11 @@ fn ratio(got: &[f64], want: &[f64], origin: &[f64]) -> Option<f64> {
         .map(|((got, want), from)| (got - from, want - from))
         .filter(|(got, want)| got.is_finite() && want.is_finite() && *want != 0.0)
         .collect();
-    if pairs.len() < 3 {
+    if pairs.len() < few {
         return None;
     }
     pairs.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-    pairs.truncate((pairs.len() / 4).max(3));
+    pairs.truncate((pairs.len() / 4).max(few));
     let mut ratios: Vec<f64> = pairs.iter().map(|(got, want)| got / want).collect();
     ratios.sort_by(f64::total_cmp);
     let c = ratios[ratios.len() / 2];

@@ -44,7 +44,7 @@ pub(super) fn sizes(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         };
         let ran = format!("other sizes of {letter}");
         let showed = format!("{} fail, {} agree", list(true), list(false));
-        let rule = |tile: &usize| tried.iter().all(|(size, fails)| *fails == !size.is_multiple_of(*tile));
+        let rule = |tile: &usize| tried.iter().all(|(size, fails)| *fails != size.is_multiple_of(*tile));
         if let Some(tile) = [2usize, 4, 8, 16, 32, 64, 128].iter().find(|tile| rule(tile)) {
             let sentence = format!(
                 "It is wrong where {letter} does not divide by {tile}: the rest of the last tile is lost."

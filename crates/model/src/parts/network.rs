@@ -18,6 +18,8 @@ pub(crate) struct Network<'a> {
     /// Tokens of a micro-batch.
     pub rows: Dim,
     positions: usize,
+    /// Rows of the decoding caches, where attention reads its keys from them.
+    pub cache_rows: Option<usize>,
     parameters: HashMap<String, ValueId>,
     rounded: HashMap<ValueId, ValueId>,
     inputs: HashMap<String, ValueId>,
@@ -59,6 +61,7 @@ impl<'a> Network<'a> {
             dtype,
             rows,
             positions,
+            cache_rows: None,
             parameters: HashMap::new(),
             rounded: HashMap::new(),
             inputs: HashMap::new(),

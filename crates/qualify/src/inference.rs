@@ -1,0 +1,297 @@
+//! The inference proof: a prompt through prefill and then token by token through decode with caches, greedily, beside the
+//! trusted device and beside the trusted device's own whole window.
+
+use crate::bench::Bench;
+use crate::budget::Deadline;
+use crate::result::Outcome;
+use serde::Serialize;
+use std::sync::Arc;
+use toprope_program::{DType, Device, Fault, Program, Range, Role, Session, StateLayout, Validated, Width};
+
+/// The programs of a model's inference, with its weights.
+#[derive(Clone, Debug)]
+pub struct InferenceCase {
+    /// What it is, for people.
+    pub name: String,
+    /// Dtype of its activations.
+    pub dtype: DType,
+    /// Logits of a prompt, filling caches.
+    pub prefill: Arc<Validated>,
+    /// Logits of one more token.
+    pub decode: Arc<Validated>,
+    /// Logits of a whole window, without caches.
+    pub whole: Arc<Validated>,
+    /// Every parameter by name, as stored.
+    pub weights: Vec<(String, Vec<u8>)>,
+    /// What is given.
+    pub prompt: Vec<i32>,
+    /// Tokens that are made.
+    pub tokens: usize,
+}
+
+/// What came of an inference case.
+#[derive(Clone, Debug, Serialize)]
+pub struct InferenceProof {
+    /// What it was.
+    pub name: String,
+    /// Dtype of its activations.
+    pub dtype: DType,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// The device beside which it ran.
+    pub beside: String,
+    /// Tokens that were made.
+    pub tokens: u64,
+    /// Among them, those that are the trusted device's.
+    pub agreed: u64,
+    /// Among the others, those where the trusted device's first two choices lie closer than logits may.
+    pub tied: u64,
+    /// The largest distance of a logit from the trusted device's, relative to the largest logit.
+    pub distance: f64,
+    /// The same of the trusted device's caches from its whole window.
+    pub trusted_distance: f64,
+    /// What the distance may be.
+    pub tolerance: f64,
+}
+
+/// How far logits of one window may lie apart, relative to the largest: some hundred roundings of f32, or of bf16 between
+/// the operators.
+pub fn logit_tolerance(dtype: DType) -> f64 {
+    if dtype == DType::Bf16 { 0.04 } else { 1e-4 }
+}
+
+/// Runs a case on both devices. Each token is fed to both, so that one other choice does not end the comparison.
+pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_>) -> InferenceProof {
+    let mut proof = InferenceProof {
+        name: case.name.clone(),
+        dtype: case.dtype,
+        outcome: Outcome::NotRun("there was no time".into()),
+        beside: String::new(),
+        tokens: 0,
+        agreed: 0,
+        tied: 0,
+        distance: 0.0,
+        trusted_distance: 0.0,
+        tolerance: logit_tolerance(case.dtype),
+    };
+    let Some(trusted) = bench.trusted.as_deref_mut() else {
+        proof.outcome = Outcome::NotRun("there is no trusted device to stand beside".into());
+        return proof;
+    };
+    proof.beside = trusted.describe().name;
+    // The trusted device leads; what it chose is what both go on from.
+    let led = lead(trusted, case, deadline);
+    let (tokens, theirs, window) = match led {
+        Ok(led) => led,
+        Err(fault) => {
+            proof.outcome = Outcome::NotRun(format!("the trusted device failed: {fault}"));
+            return proof;
+        }
+    };
+    proof.trusted_distance = theirs.iter().zip(&window).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
+    let ours = match follow(bench.device.as_mut(), case, &tokens, deadline) {
+        Ok(ours) => ours,
+        Err(fault) => {
+            bench.revive(&fault);
+            proof.outcome = Outcome::Failed(fault.to_string());
+            return proof;
+        }
+    };
+    for (got, want) in ours.iter().zip(&theirs) {
+        proof.tokens += 1;
+        let (chosen, wanted) = (greatest(got), greatest(want));
+        let apart = distance(got, want);
+        proof.distance = if apart.is_nan() { f64::NAN } else { proof.distance.max(apart) };
+        if chosen == wanted {
+            proof.agreed += 1;
+            continue;
+        }
+        let gap = (want[wanted] - want.get(chosen).copied().unwrap_or(f32::NEG_INFINITY)).abs();
+        if f64::from(gap) <= 2.0 * proof.tolerance * largest(want) {
+            proof.tied += 1;
+        }
+    }
+    let all = case.tokens as u64;
+    proof.outcome = if !(proof.distance <= proof.tolerance) {
+        Outcome::Failed(format!(
+            "logits lie {:.2e} of the largest apart, {:.0e} is allowed",
+            proof.distance, proof.tolerance
+        ))
+    } else if proof.agreed + proof.tied < proof.tokens {
+        Outcome::Failed(format!(
+            "{} of {} tokens are others, with no tie to excuse them",
+            proof.tokens - proof.agreed - proof.tied,
+            proof.tokens
+        ))
+    } else if !(proof.trusted_distance <= proof.tolerance) {
+        Outcome::NotRun(format!(
+            "the trusted device's caches lie {:.2e} from its own whole window",
+            proof.trusted_distance
+        ))
+    } else if proof.tokens < all {
+        Outcome::NotRun(format!("{} of {all} tokens in the time that there was", proof.tokens))
+    } else {
+        Outcome::Passed
+    };
+    proof
+}
+
+/// Rows of logits.
+type Rows = Vec<Vec<f32>>;
+
+/// Chooses greedily: the tokens, the logits that each was chosen from, and those of the whole window without caches.
+fn lead(
+    device: &mut dyn Device,
+    case: &InferenceCase,
+    deadline: &Deadline<'_>,
+) -> Result<(Vec<i32>, Rows, Rows), Fault> {
+    let mut all = case.prompt.clone();
+    let mut decoding = Decoding::open(device, case)?;
+    let mut logits = vec![decoding.prefill(device, &case.prompt)?];
+    while logits.len() < case.tokens && !deadline.passed() {
+        let token = greatest(&logits[logits.len() - 1]) as i32;
+        logits.push(decoding.next(device, token, all.len())?);
+        all.push(token);
+    }
+    decoding.close(device)?;
+    let mut session = prepared(device, &case.whole, case)?;
+    let rows = write_window(device, &mut session, &all, 0)?;
+    session.run(device, Range::Accumulate)?;
+    let whole = session.read_f32(device, "logits")?;
+    session.close(device)?;
+    let width = whole.len() / rows.max(1);
+    let window = whole.chunks_exact(width.max(1)).skip(case.prompt.len() - 1).map(<[f32]>::to_vec).collect();
+    Ok((all[case.prompt.len()..].to_vec(), logits, window))
+}
+
+/// The logits of the device on tokens that were chosen before.
+fn follow(
+    device: &mut dyn Device,
+    case: &InferenceCase,
+    tokens: &[i32],
+    deadline: &Deadline<'_>,
+) -> Result<Rows, Fault> {
+    let mut decoding = Decoding::open(device, case)?;
+    let mut logits = vec![decoding.prefill(device, &case.prompt)?];
+    for (index, token) in tokens.iter().enumerate() {
+        if deadline.passed() {
+            break;
+        }
+        logits.push(decoding.next(device, *token, case.prompt.len() + index)?);
+    }
+    decoding.close(device)?;
+    Ok(logits)
+}
+
+/// Prefill and decode on one device, the caches handed from the one to the other.
+struct Decoding {
+    prefill: Session,
+    decode: Session,
+    caches: Vec<String>,
+}
+
+impl Decoding {
+    fn open(device: &mut dyn Device, case: &InferenceCase) -> Result<Decoding, Fault> {
+        let prefill = prepared(device, &case.prefill, case)?;
+        let decode = prepared(device, &case.decode, case)?;
+        let caches = |program: &Program| {
+            let cache = program.values.iter().filter(|value| value.role == Role::Cache);
+            cache.map(|value| value.name.clone()).collect()
+        };
+        Ok(Decoding { prefill, decode, caches: caches(case.prefill.program()) })
+    }
+
+    /// The logits behind the last token of a prompt.
+    fn prefill(&mut self, device: &mut dyn Device, prompt: &[i32]) -> Result<Vec<f32>, Fault> {
+        let logits = cached(device, &mut self.prefill, prompt, 0)?;
+        for name in &self.caches {
+            let bytes = self.prefill.read(device, name)?;
+            self.decode.write(device, name, &bytes)?;
+        }
+        Ok(logits)
+    }
+
+    /// The logits behind one more token, which stands at `place`.
+    fn next(&mut self, device: &mut dyn Device, token: i32, place: usize) -> Result<Vec<f32>, Fault> {
+        cached(device, &mut self.decode, &[token], place)
+    }
+
+    fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
+        self.prefill.close(device)?;
+        self.decode.close(device)
+    }
+}
+
+fn prepared(
+    device: &mut dyn Device,
+    program: &Arc<Validated>,
+    case: &InferenceCase,
+) -> Result<Session, Fault> {
+    let session = Session::open(device, program.clone(), Width::Native, StateLayout::InPlace)?;
+    for (name, bytes) in &case.weights {
+        if session.has(name) {
+            session.write(device, name, bytes)?;
+        }
+    }
+    Ok(session)
+}
+
+fn write_window(
+    device: &mut dyn Device,
+    session: &mut Session,
+    tokens: &[i32],
+    from: usize,
+) -> Result<usize, Fault> {
+    let count = tokens.len();
+    session.bind(count);
+    session.write_i32(device, "tokens", tokens)?;
+    session.write_i32(device, "segment_start", &vec![0; count])?;
+    let positions: Vec<i32> = (from..from + count).map(|place| place as i32).collect();
+    session.write_i32(device, "positions", &positions)?;
+    Ok(count)
+}
+
+/// The last row's logits of a window behind `from` rows of the caches.
+fn cached(
+    device: &mut dyn Device,
+    session: &mut Session,
+    tokens: &[i32],
+    from: usize,
+) -> Result<Vec<f32>, Fault> {
+    let rows = write_window(device, session, tokens, from)?;
+    session.write_i32(device, "position", &[from as i32])?;
+    session.write_i32(device, "cache_length", &[(from + rows) as i32])?;
+    session.run(device, Range::Accumulate)?;
+    let all = session.read_f32(device, "logits")?;
+    let width = all.len() / rows;
+    Ok(all[(rows - 1) * width..].to_vec())
+}
+
+/// Index of the greatest number, the first of equals; NaN is below all.
+fn greatest(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, x) in logits.iter().enumerate() {
+        if *x > logits[best] || logits[best].is_nan() {
+            best = index;
+        }
+    }
+    best
+}
+
+fn largest(logits: &[f32]) -> f64 {
+    logits.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max)
+}
+
+/// The largest distance of two rows, relative to the largest number of the second; NaN where one is.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    let mut most = 0.0f64;
+    for (got, want) in got.iter().zip(want) {
+        let apart = f64::from((got - want).abs());
+        if apart.is_nan() {
+            return f64::NAN;
+        }
+        most = most.max(apart);
+    }
+    most / largest(want).max(f64::MIN_POSITIVE)
+}

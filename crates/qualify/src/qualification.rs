@@ -1,0 +1,713 @@
+//! All stages in order, and what they come to.
+
+use crate::bench::{Bench, Opener};
+use crate::budget::{Clock, Deadline, Tier};
+use crate::cases::{self, Findings, QualifyError, ROUNDS};
+use crate::inference::{self, InferenceCase, InferenceProof};
+use crate::memory;
+use crate::reset;
+use crate::result::{OperatorResult, Outcome, Source, Stage};
+use crate::setting::{NoAnswer, Setting, settings};
+use crate::shapes::{self, Need, Shape, Skipped, for_speed};
+use crate::soak::{Soak, rate_bound, soak};
+use crate::speed::{self, Speed};
+use crate::training::{self, Trainee, TrainingCase, TrainingProof, trained};
+use crate::verdict::{Change, Evidence, Ruling, rule};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use toprope_program::{DType, Description, Device, FaultKind};
+
+/// Another variant of the device, to be tried where an operator is wrong.
+pub struct Alternative<'a> {
+    /// The name that opens it.
+    pub name: String,
+    /// Opens it.
+    pub open: Opener<'a>,
+}
+
+/// What is asked.
+pub struct Request<'a> {
+    /// How much is tried.
+    pub tier: Tier,
+    /// The user's shapes; empty where none were named.
+    pub shapes: Vec<Shape>,
+    /// What of the user's list is not in the contract.
+    pub skipped: Vec<Skipped>,
+    /// Steps beside the trusted device. The first is the one that alternatives are timed on.
+    pub training: Vec<TrainingCase>,
+    /// Inference on weights that its training case has behind a few steps.
+    pub inference: Vec<(InferenceCase, TrainingCase)>,
+    /// Operators that inference takes, where no shapes are named.
+    pub for_inference: BTreeSet<String>,
+    /// Operators that only a guard's checks take.
+    pub for_checks: BTreeSet<String>,
+    /// Variants to be tried.
+    pub alternatives: Vec<Alternative<'a>>,
+    /// Bytes of memory that may be filled.
+    pub memory_bytes_max: u64,
+    /// Hears of each stage as it ends.
+    pub tell: &'a mut dyn FnMut(&Stage),
+}
+
+/// What was tried and what not.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Coverage {
+    /// Results that passed or failed.
+    pub run: u64,
+    /// Results that were not run or refused.
+    pub not_run: u64,
+    /// Results of which nothing could be compared.
+    pub incomparable: u64,
+}
+
+/// All that was found out of one device.
+#[derive(Debug)]
+pub struct Qualification {
+    /// What the device says of itself.
+    pub device: Description,
+    /// The trusted device beside it.
+    pub against: Option<Description>,
+    /// What both were judged by.
+    pub oracle: Description,
+    /// The tier.
+    pub tier: Tier,
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// The verdict.
+    pub ruling: Ruling,
+    /// By operator, dtype and shape, the user's own first.
+    pub operators: Vec<OperatorResult>,
+    /// What was tried and what not.
+    pub coverage: Coverage,
+    /// The stages.
+    pub stages: Vec<Stage>,
+    /// The training proofs.
+    pub training: Vec<TrainingProof>,
+    /// The inference proofs.
+    pub inference: Vec<InferenceProof>,
+    /// The soak.
+    pub soak: Soak,
+    /// Speed.
+    pub speed: Speed,
+    /// Settings that were found.
+    pub settings: Vec<Setting>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// With 95 % confidence, the share of an operator's runs that are faulty is at most this, by operator: judged runs.
+    pub rates: BTreeMap<String, f64>,
+}
+
+/// Steps that weights of an inference proof have behind them.
+const TRAINED_STEPS: usize = 4;
+
+/// Side of the soak's products.
+const SOAK_SIDE: usize = 256;
+
+/// Qualifies a device.
+pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Qualification, QualifyError> {
+    let began = (bench.clock)();
+    let whole = Deadline::within(bench.clock, request.tier.total());
+    let mut run = Run { bench, stages: Vec::new(), stage: began };
+    let quick = request.tier == Tier::Quick;
+    let most = |seconds: u64| Duration::from_secs(seconds);
+
+    let settings = run.settings(request)?;
+    let asked = run.asked(request, &whole.part(0.35, most(if quick { 20 } else { 3600 })))?;
+    let mut findings = run.conformance(request, &whole.part(0.5, most(if quick { 24 } else { 600 })))?;
+    run.bands(request, &mut findings, &whole.part(0.3, most(if quick { 7 } else { 600 })), quick)?;
+    run.reset(request, &whole.part(0.1, most(60)))?;
+    run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
+    let training = run.training(request, &whole.part(0.5, most(if quick { 12 } else { 900 })));
+    let inference = run.inference(request, &whole.part(0.4, most(if quick { 6 } else { 300 })));
+    let speed = run.speed(request, &asked, &whole.part(0.4, most(if quick { 6 } else { 120 })))?;
+
+    let level = run.bench.describe().level;
+    let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
+    operators.extend(findings.results(&level));
+    let settings = explained(&settings, &mut operators);
+    let mut evidence = gathered(&run, request, &findings, &asked, &operators);
+    evidence.settings.clone_from(&settings);
+    evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
+    let soak = run.soak(request, &whole)?;
+    weigh(&mut evidence, &run, &soak, &training, &inference);
+
+    let rates = rates(&operators);
+    let coverage = covered(&operators, &request.skipped);
+    for skipped in &request.skipped {
+        operators.push(not_run(skipped, &level));
+    }
+    let ruling = rule(&evidence);
+    let seconds = (run.bench.clock)().saturating_sub(began).as_secs_f64();
+    Ok(Qualification {
+        device: run.bench.describe(),
+        against: run.bench.trusted.as_deref().map(Device::describe),
+        oracle: run.bench.oracle.device.describe(),
+        tier: request.tier,
+        seed: run.bench.seed,
+        ruling,
+        operators,
+        coverage,
+        stages: run.stages,
+        training,
+        inference,
+        soak,
+        speed,
+        settings,
+        seconds,
+        rates,
+    })
+}
+
+struct Run<'a, 'b> {
+    bench: &'a mut Bench<'b>,
+    stages: Vec<Stage>,
+    /// When the stage under way began.
+    stage: Duration,
+}
+
+impl<'b> Run<'_, 'b> {
+    fn ended(
+        &mut self,
+        request: &mut Request<'b>,
+        name: &'static str,
+        outcome: Outcome,
+        tried: u64,
+        told: String,
+    ) {
+        let now = (self.bench.clock)();
+        let seconds = now.saturating_sub(self.stage).as_secs_f64();
+        self.stage = now;
+        let stage = Stage { name, outcome, told, tried, seconds };
+        (request.tell)(&stage);
+        self.stages.push(stage);
+    }
+
+    fn settings(&mut self, request: &mut Request<'b>) -> Result<Vec<Setting>, QualifyError> {
+        let found = match settings(self.bench.device.as_mut(), self.bench.seed) {
+            Ok(found) => found,
+            Err(NoAnswer::Mistake(error)) => return Err(error),
+            Err(NoAnswer::Fault(fault)) => {
+                self.bench.revive(&fault);
+                let outcome = match fault.kind {
+                    FaultKind::Unsupported { .. } => Outcome::NotRun(fault.to_string()),
+                    _ => Outcome::Failed(fault.to_string()),
+                };
+                self.ended(request, "settings", outcome, 0, String::new());
+                return Ok(Vec::new());
+            }
+        };
+        let told: Vec<String> = found.iter().map(|setting| setting.told()).collect();
+        let told = if told.is_empty() {
+            "products keep all bits of their operands and sums".into()
+        } else {
+            told.join("; ")
+        };
+        self.ended(request, "settings", Outcome::Passed, 4, told);
+        Ok(found)
+    }
+
+    fn asked(
+        &mut self,
+        request: &mut Request<'b>,
+        deadline: &Deadline<'_>,
+    ) -> Result<Vec<(OperatorResult, Need)>, QualifyError> {
+        if request.shapes.is_empty() {
+            let reason = "none were named; --for names a recipe, a config.json or a list of cases";
+            self.ended(request, "your shapes", Outcome::NotRun(reason.into()), 0, String::new());
+            return Ok(Vec::new());
+        }
+        let results = shapes::run(self.bench, &request.shapes, deadline)?;
+        let count = |passed: Option<bool>| results.iter().filter(|(r, _)| r.passed == passed).count();
+        let (right, wrong, none) = (count(Some(true)), count(Some(false)), count(None));
+        let told = format!("{right} of {} agree, {wrong} differ, {none} not run", results.len());
+        let first = results.iter().find(|(result, _)| result.passed == Some(false));
+        let outcome = match first {
+            Some((result, _)) => Outcome::Failed(format!(
+                "`{}` {}: {}",
+                result.name,
+                result.shape,
+                result.finding.clone().unwrap_or_default()
+            )),
+            None if right == 0 => Outcome::NotRun("there was no time".into()),
+            None => Outcome::Passed,
+        };
+        self.ended(request, "your shapes", outcome, (right + wrong) as u64, told);
+        Ok(results)
+    }
+
+    fn conformance(
+        &mut self,
+        request: &mut Request<'b>,
+        deadline: &Deadline<'_>,
+    ) -> Result<Findings, QualifyError> {
+        let findings = cases::conformance(self.bench, deadline, ROUNDS)?;
+        let told = format!(
+            "{} instructions judged in {} of {ROUNDS} rounds, {} random programs",
+            findings.judged(),
+            findings.rounds,
+            findings.programs
+        );
+        let wrong = findings.results("").into_iter().find(|result| result.passed == Some(false));
+        let outcome = match wrong {
+            Some(result) => {
+                Outcome::Failed(format!("`{}`: {}", result.name, result.finding.unwrap_or_default()))
+            }
+            None if findings.judged() == 0 => Outcome::NotRun("nothing could be judged".into()),
+            None => Outcome::Passed,
+        };
+        self.ended(request, "conformance", outcome, findings.judged(), told);
+        let outcome = match findings.unrepeated.first() {
+            Some((_, finding)) => Outcome::Failed(finding.clone()),
+            None if findings.repeated == 0 => {
+                Outcome::NotRun("the device does not say that its bits repeat".into())
+            }
+            None => Outcome::Passed,
+        };
+        let told =
+            format!("{} comparisons: twice, in a range and alone, checks on and off", findings.repeated);
+        self.ended(request, "determinism", outcome, findings.repeated, told);
+        Ok(findings)
+    }
+
+    fn bands(
+        &mut self,
+        request: &mut Request<'b>,
+        findings: &mut Findings,
+        deadline: &Deadline<'_>,
+        quick: bool,
+    ) -> Result<(), QualifyError> {
+        let done = cases::bands(self.bench, findings, deadline, if quick { 8 } else { 1 })?;
+        let wrong = findings
+            .results("")
+            .into_iter()
+            .find(|result| result.source == Source::Swept && result.passed == Some(false));
+        let outcome = match wrong {
+            Some(result) => {
+                Outcome::Failed(format!("`{}`: {}", result.name, result.finding.unwrap_or_default()))
+            }
+            None if done == 0 => Outcome::NotRun("there was no time".into()),
+            None => Outcome::Passed,
+        };
+        let (low, high) = (cases::BANDS.start(), cases::BANDS.end());
+        let told = format!("{done} bands of magnitudes from 2^{low} to 2^{high}, all operators");
+        self.ended(request, "magnitudes", outcome, done, told);
+        Ok(())
+    }
+
+    fn reset(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
+        let (outcome, compared) = reset::same_after(self.bench, 6, deadline)?;
+        let told = format!("{compared} random programs on a device that was opened afresh");
+        self.ended(request, "reset", outcome, compared, told);
+        Ok(())
+    }
+
+    fn memory(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) {
+        let outcome = memory::refuses_too_much(self.bench);
+        let told = "too large an allocation is refused as such, and the device serves on".into();
+        self.ended(request, "refusals", outcome, 1, told);
+        let most = self.bench.describe().memory_bytes.unwrap_or(u64::MAX) / 2;
+        let filled = memory::fill(self.bench, most.min(request.memory_bytes_max), deadline);
+        let told = format!("{} MiB filled, read back, given back and had again", filled.bytes >> 20);
+        self.ended(request, "memory", filled.outcome, filled.bytes >> 20, told);
+    }
+
+    fn training(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Vec<TrainingProof> {
+        let mut proofs = Vec::new();
+        let cases = std::mem::take(&mut request.training);
+        for (index, case) in cases.iter().enumerate() {
+            let share = 1.0 / (cases.len() - index) as f64;
+            proofs.push(training::prove(self.bench, case, &deadline.part(share, Duration::MAX)));
+        }
+        request.training = cases;
+        let steps: u64 = proofs.iter().map(|proof| proof.steps).sum();
+        let worst = proofs.iter().map(|proof| proof.distance / proof.tolerance).fold(0.0, f64::max);
+        let told = format!(
+            "{} runs, {steps} steps; losses within {:.0} % of what is allowed",
+            proofs.len(),
+            100.0 * worst
+        );
+        let outcome = joined(proofs.iter().map(|proof| (&proof.name, proof.dtype, &proof.outcome)));
+        self.ended(request, "training proof", outcome, steps, told);
+        proofs
+    }
+
+    fn inference(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Vec<InferenceProof> {
+        let mut proofs = Vec::new();
+        for (case, from) in &request.inference {
+            let mut case = case.clone();
+            if let Some(trusted) = self.bench.trusted.as_deref_mut()
+                && let Ok(weights) = trained(trusted, from, TRAINED_STEPS)
+            {
+                case.weights = weights;
+            }
+            proofs.push(inference::prove(self.bench, &case, deadline));
+        }
+        let tokens: u64 = proofs.iter().map(|proof| proof.tokens).sum();
+        let agreed: u64 = proofs.iter().map(|proof| proof.agreed).sum();
+        let told = format!("{agreed} of {tokens} greedy tokens are the trusted device's, with a cache");
+        let outcome = joined(proofs.iter().map(|proof| (&proof.name, proof.dtype, &proof.outcome)));
+        self.ended(request, "inference proof", outcome, tokens, told);
+        proofs
+    }
+
+    fn speed(
+        &mut self,
+        request: &mut Request<'b>,
+        asked: &[(OperatorResult, Need)],
+        deadline: &Deadline<'_>,
+    ) -> Result<Speed, QualifyError> {
+        let shapes: Vec<Shape> = match asked.is_empty() {
+            false => request.shapes.clone(),
+            true => {
+                let programs: Vec<_> = request.training.iter().map(|case| case.program.program()).collect();
+                let need = Need { training: true, inference: false };
+                shapes::distinct(&programs.into_iter().map(|program| (program, need)).collect::<Vec<_>>())
+            }
+        };
+        let probes = for_speed(&shapes, 1 << 33, self.bench.seed);
+        let speed = speed::measure(self.bench, &probes, deadline)?;
+        let slow = speed.operators.iter().filter(|operator| operator.slow.is_some()).count();
+        let told = format!(
+            "{:.0} GFLOP/s in f32, {:.0} in bf16, {:.1} GB/s; {} operators timed, {slow} slow",
+            speed.f32_flops_per_second / 1e9,
+            speed.bf16_flops_per_second / 1e9,
+            speed.bytes_per_second / 1e9,
+            speed.operators.len()
+        );
+        let outcome = match &speed.not_run {
+            Some(reason) => Outcome::NotRun(reason.clone()),
+            // Slow is told, and is no fault.
+            None => Outcome::Passed,
+        };
+        self.ended(request, "speed", outcome, speed.operators.len() as u64, told);
+        Ok(speed)
+    }
+
+    fn soak(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<Soak, QualifyError> {
+        let soak = soak(self.bench, &[DType::F32, DType::Bf16], SOAK_SIDE, deadline)?;
+        let told = format!(
+            "{} products in {:.0} s, {} rests; at most {:.1e} of runs faulty, {:.1e} a byte (95 %)",
+            soak.runs, soak.seconds, soak.rests, soak.rate_per_run, soak.rate_per_byte
+        );
+        self.ended(request, "soak", soak.outcome.clone(), soak.runs, told);
+        Ok(soak)
+    }
+
+    /// What makes every wrong operator that is needed right: another variant, or another precision.
+    fn remedies(
+        &mut self,
+        request: &mut Request<'b>,
+        evidence: &Evidence,
+        operators: &[OperatorResult],
+        speed: &Speed,
+        deadline: &Deadline<'_>,
+    ) -> Result<Vec<Change>, QualifyError> {
+        let needed = evidence.wrong_for_inference.iter().chain(&evidence.wrong_for_training);
+        let names: BTreeSet<&str> = needed.map(|(name, _)| name.as_str()).collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let listed: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let alternatives = std::mem::take(&mut request.alternatives);
+        let (mut found, mut tried) = (None, 0);
+        for alternative in &alternatives {
+            if deadline.passed() {
+                break;
+            }
+            tried += 1;
+            if let Some(cost) =
+                self.tries(alternative, &names, request, &deadline.part(0.5, Duration::MAX))?
+            {
+                let (device, operators) = (alternative.name.clone(), listed.clone());
+                found = Some(Change::Variant { device, operators, cost });
+                break;
+            }
+        }
+        request.alternatives = alternatives;
+        // bf16 wrong and f32 right: everything in f32.
+        if found.is_none() {
+            let wrong =
+                operators.iter().filter(|r| r.passed == Some(false) && names.contains(r.name.as_str()));
+            let only_bf16 = wrong.clone().all(|result| result.dtype == Some(DType::Bf16));
+            let right_in_f32 = names.iter().all(|name| {
+                let all = operators.iter().filter(|r| r.name == *name && r.dtype == Some(DType::F32));
+                all.clone().count() > 0
+                    && all.clone().all(|r| r.passed != Some(false))
+                    && all.clone().any(|r| r.passed == Some(true))
+            });
+            let repeats = evidence.unstable.is_empty();
+            if only_bf16 && right_in_f32 && repeats {
+                let ratio = speed.bf16_flops_per_second / speed.f32_flops_per_second;
+                let cost = ratio.is_finite().then_some(ratio).filter(|ratio| *ratio > 0.0);
+                found = Some(Change::Precision { dtype: DType::F32, operators: listed, cost });
+            }
+        }
+        let told = match &found {
+            Some(Change::Variant { device, .. }) => format!("right as {device}"),
+            Some(Change::Precision { .. }) => "right in f32".into(),
+            _ => format!("{tried} other variants tried, none is right"),
+        };
+        let outcome = if found.is_some() || tried > 0 {
+            Outcome::Passed
+        } else {
+            Outcome::NotRun("there is no other variant".into())
+        };
+        self.ended(request, "remedies", outcome, tried, told);
+        Ok(found.into_iter().collect())
+    }
+
+    /// Whether a variant is right in these operators, and then what a step costs on it beside the device as it is.
+    fn tries(
+        &mut self,
+        alternative: &Alternative<'b>,
+        names: &BTreeSet<&str>,
+        request: &Request<'b>,
+        deadline: &Deadline<'_>,
+    ) -> Result<Option<Option<f64>>, QualifyError> {
+        let Ok(device) = (alternative.open)() else { return Ok(None) };
+        let case = request.training.first();
+        let clock = self.bench.clock;
+        let before = case.and_then(|case| step_seconds(self.bench.device.as_mut(), case, clock));
+        // It stands on the bench in the device's place for a while.
+        let device = std::mem::replace(&mut self.bench.device, device);
+        let open = std::mem::replace(&mut self.bench.open, alternative.open);
+        let tried = self.is_right(names, request, deadline);
+        let after = case.and_then(|case| step_seconds(self.bench.device.as_mut(), case, clock));
+        self.bench.device = device;
+        self.bench.open = open;
+        let cost = before.zip(after).map(|(before, after)| after / before);
+        Ok(tried?.then_some(cost))
+    }
+
+    /// Whether the device on the bench is right in these operators, on the contract's cases and on the user's shapes.
+    fn is_right(
+        &mut self,
+        names: &BTreeSet<&str>,
+        request: &Request<'b>,
+        deadline: &Deadline<'_>,
+    ) -> Result<bool, QualifyError> {
+        let findings = cases::of_operators(self.bench, names, deadline, ROUNDS)?;
+        let shapes: Vec<Shape> =
+            request.shapes.iter().filter(|shape| names.contains(shape.operator)).cloned().collect();
+        let asked = shapes::run(self.bench, &shapes, deadline)?;
+        let mut results = findings.results("");
+        results.extend(asked.into_iter().map(|(result, _)| result));
+        let of =
+            |name: &str| results.iter().filter(|result| result.name == name).cloned().collect::<Vec<_>>();
+        let right = |name: &&str| {
+            let all = of(name);
+            all.iter().any(|r| r.passed == Some(true)) && all.iter().all(|r| r.passed != Some(false))
+        };
+        let repeats = findings.unrepeated.iter().all(|(name, _)| !names.contains(name.as_str()));
+        Ok(names.iter().all(right) && repeats && findings.faults.is_empty())
+    }
+}
+
+/// Seconds of a training step, the fastest of three behind one; none where the device does not run it.
+fn step_seconds(device: &mut dyn Device, case: &TrainingCase, clock: Clock<'_>) -> Option<f64> {
+    let step = case.steps.first()?;
+    let mut trainee = Trainee::open(device, case).ok()?;
+    let mut best = f64::INFINITY;
+    for turn in 0..4 {
+        let began = clock();
+        trainee.step(device, step).ok()?;
+        if turn > 0 {
+            best = best.min(clock().saturating_sub(began).as_secs_f64());
+        }
+    }
+    trainee.close(device).ok()?;
+    Some(best.max(1e-9))
+}
+
+/// How several proofs ended, together.
+fn joined<'c>(proofs: impl Iterator<Item = (&'c String, DType, &'c Outcome)>) -> Outcome {
+    let mut joined = None;
+    for (name, dtype, outcome) in proofs {
+        match outcome {
+            Outcome::Failed(reason) => return Outcome::Failed(format!("{name} in {dtype}: {reason}")),
+            Outcome::NotRun(reason) => joined = Some(Outcome::NotRun(format!("{name} in {dtype}: {reason}"))),
+            Outcome::Passed => joined = joined.or(Some(Outcome::Passed)),
+        }
+    }
+    joined.unwrap_or_else(|| Outcome::NotRun("no program was given".into()))
+}
+
+/// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
+fn explained(settings: &[Setting], operators: &mut [OperatorResult]) -> Vec<Setting> {
+    for result in operators.iter_mut().filter(|result| result.passed == Some(false)) {
+        let product = PRODUCTS.contains(&result.name.as_str());
+        let setting = settings.iter().find(|setting| match setting {
+            Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
+            Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
+        });
+        result.setting = setting.map(|setting| setting.told());
+    }
+    settings.to_vec()
+}
+
+/// The operators that multiply matrices.
+const PRODUCTS: [&str; 7] = [
+    "matmul",
+    "grouped_matmul",
+    "grouped_outer",
+    "attention",
+    "attention_gradient",
+    "linear_cross_entropy",
+    "linear_cross_entropy_gradient",
+];
+
+/// What is wrong and for what it is needed, and what was not judged.
+fn gathered(
+    run: &Run<'_, '_>,
+    request: &Request<'_>,
+    findings: &Findings,
+    asked: &[(OperatorResult, Need)],
+    operators: &[OperatorResult],
+) -> Evidence {
+    let mut evidence = Evidence::default();
+    let mut wrong: BTreeMap<String, String> = BTreeMap::new();
+    for result in operators.iter().filter(|result| result.passed == Some(false) && result.setting.is_none()) {
+        let finding = result.finding.clone().unwrap_or_default();
+        wrong.entry(result.name.clone()).or_insert(finding);
+    }
+    for (name, finding) in &findings.unrepeated {
+        wrong.entry(name.clone()).or_insert_with(|| finding.clone());
+    }
+    // What a device refuses it lacks, whatever it is right in.
+    for (name, reason) in &findings.refused {
+        wrong.entry(name.clone()).or_insert_with(|| reason.clone());
+    }
+    let named = !asked.is_empty();
+    let needs = |name: &str| -> Need {
+        match named {
+            true => asked.iter().filter(|(result, _)| result.name == name).fold(
+                Need::default(),
+                |need, (_, own)| Need {
+                    training: need.training | own.training,
+                    inference: need.inference | own.inference,
+                },
+            ),
+            false => Need {
+                training: !request.for_checks.contains(name),
+                inference: request.for_inference.contains(name),
+            },
+        }
+    };
+    for (name, finding) in wrong {
+        let need = needs(&name);
+        let list = if need.inference {
+            &mut evidence.wrong_for_inference
+        } else if need.training {
+            &mut evidence.wrong_for_training
+        } else if request.for_checks.contains(&name) {
+            &mut evidence.wrong_in_checks
+        } else {
+            &mut evidence.wrong_beside
+        };
+        list.push((name, finding));
+    }
+    let judged = |name: &str| operators.iter().any(|result| result.name == name && result.passed.is_some());
+    let all: BTreeSet<String> = match named {
+        true => asked.iter().map(|(result, _)| result.name.clone()).collect(),
+        false => toprope_program::OPERATORS.iter().map(|record| record.name.to_string()).collect(),
+    };
+    evidence.unjudged =
+        all.into_iter().filter(|name| !judged(name) && !findings.refused.contains_key(name)).collect();
+    // A shape of the user's that was not run is a gap, whatever the operator does at other sizes.
+    let gaps = asked.iter().filter(|(result, _)| result.passed.is_none());
+    evidence.missing.extend(gaps.map(|(result, _)| {
+        format!("`{}` {}: {}", result.name, result.shape, result.finding.clone().unwrap_or_default())
+    }));
+    for stage in &run.stages {
+        let needed = matches!(stage.name, "reset" | "refusals" | "memory");
+        match &stage.outcome {
+            Outcome::Failed(reason) if needed => evidence.failed.push(format!("{}: {reason}", stage.name)),
+            Outcome::NotRun(reason) if matches!(stage.name, "conformance" | "memory" | "refusals") => {
+                evidence.missing.push(format!("{}: {reason}", stage.name));
+            }
+            _ => {}
+        }
+    }
+    evidence
+}
+
+/// The last of the evidence: proofs, the soak, and how steady the device is.
+fn weigh(
+    evidence: &mut Evidence,
+    run: &Run<'_, '_>,
+    soak: &Soak,
+    training: &[TrainingProof],
+    inference: &[InferenceProof],
+) {
+    let ended = |outcomes: Vec<&Outcome>| -> Option<Result<(), String>> {
+        for outcome in &outcomes {
+            if let Outcome::Failed(reason) = outcome {
+                return Some(Err(reason.clone()));
+            }
+        }
+        (!outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.passed())).then_some(Ok(()))
+    };
+    evidence.training = ended(training.iter().map(|proof| &proof.outcome).collect());
+    evidence.inference = ended(inference.iter().map(|proof| &proof.outcome).collect());
+    evidence.gone = run.bench.is_gone();
+    let mut rate: Option<f64> = None;
+    if let Outcome::Failed(reason) = &soak.outcome {
+        evidence.unstable.push(format!("soak: {reason}"));
+        rate = Some(soak.faults as f64 / soak.runs.max(1) as f64);
+    }
+    if !run.bench.losses.is_empty() {
+        evidence.unstable.push(format!("lost {} times: {}", run.bench.losses.len(), run.bench.losses[0]));
+    }
+    evidence.fault_rate = rate;
+    if let Outcome::NotRun(reason) = &soak.outcome {
+        evidence.missing.push(format!("soak: {reason}"));
+    }
+}
+
+/// The bound on the share of faulty runs, by operator, from its clean ones.
+fn rates(operators: &[OperatorResult]) -> BTreeMap<String, f64> {
+    let mut counts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for result in operators {
+        let (failures, cases) = counts.entry(result.name.clone()).or_default();
+        *failures += result.failures;
+        *cases += result.cases;
+    }
+    counts.into_iter().map(|(name, (failures, cases))| (name, rate_bound(failures, cases as f64))).collect()
+}
+
+fn covered(operators: &[OperatorResult], skipped: &[Skipped]) -> Coverage {
+    let mut coverage = Coverage { not_run: skipped.len() as u64, ..Coverage::default() };
+    for result in operators {
+        match result.passed {
+            Some(_) => coverage.run += 1,
+            None if result.cases > 0 => coverage.incomparable += 1,
+            None => coverage.not_run += 1,
+        }
+    }
+    coverage
+}
+
+fn not_run(skipped: &Skipped, level: &str) -> OperatorResult {
+    OperatorResult {
+        name: skipped.operator.clone(),
+        dtype: None,
+        variant: level.into(),
+        shape: skipped.shape.clone(),
+        source: Source::Asked,
+        passed: None,
+        finding: Some(skipped.reason.clone()),
+        cases: 0,
+        failures: 0,
+        elements: 0,
+        incomparable: 0,
+        effective_bits: None,
+        control_bits: None,
+        trusted_bits: None,
+        worst_error: None,
+        tolerance: None,
+        defect_guess: None,
+        setting: None,
+        reproducer: None,
+    }
+}
