@@ -74,8 +74,8 @@ impl Tally {
 /// What a device gave for one instruction: raw bytes of its outputs.
 type Bits = Result<Vec<Vec<u8>>, Fault>;
 
-/// Runs a program on every device, an instruction at a time; each gets the same operands, those that the majority (or, without
-/// one, the largest group) gave before.
+/// Runs a program on every device, an instruction at a time, with one set of values after the other, the first as a first
+/// micro-batch. Each gets the same operands, those that the majority (or, without one, the largest group) gave before.
 ///
 /// # Errors
 /// A device refuses the program or fails outside of its instructions: its index and the fault.
@@ -83,33 +83,34 @@ pub fn vote(
     devices: &mut [&mut dyn Device],
     program: &Arc<Validated>,
     symbols: &[usize],
-    values: Values,
-    first: bool,
+    rounds: Vec<Values>,
 ) -> Result<Vec<Vote>, (usize, Fault)> {
     let mut sessions = Vec::new();
     for (at, device) in devices.iter_mut().enumerate() {
         sessions.push(Session::open(*device, program, Width::Native).map_err(|fault| (at, fault))?);
     }
-    let mut held = values;
     let mut failed = vec![false; devices.len()];
     let mut votes = Vec::new();
-    for range in Range::ALL {
-        for (index, instruction) in program.program().range(range).iter().enumerate() {
-            let mut given: Vec<Option<Bits>> = Vec::new();
-            for (at, device) in devices.iter_mut().enumerate() {
-                let bits = (!failed[at]).then(|| one(*device, &sessions[at], range, index, symbols, &held, first));
-                given.push(bits);
+    for (round, mut held) in rounds.into_iter().enumerate() {
+        for range in Range::ALL {
+            for (index, instruction) in program.program().range(range).iter().enumerate() {
+                let fed = Fed { range, index, symbols, held: &held, first: round == 0 };
+                let mut given: Vec<Option<Bits>> = Vec::new();
+                for (at, device) in devices.iter_mut().enumerate() {
+                    given.push((!failed[at]).then(|| one(*device, &sessions[at], &fed)));
+                }
+                let (camps, faults) = count(given);
+                faults.iter().for_each(|(at, _)| failed[*at] = true);
+                let decision = decide(&camps, devices.len());
+                let chosen = camps.into_iter().next().map(|(bytes, _)| bytes).unwrap_or_default();
+                for (id, bytes) in instruction.outputs.iter().zip(chosen) {
+                    let value = program.program().value(*id);
+                    let sizes = sizes(&value.shape, symbols);
+                    let tensor = Tensor::from_bytes(value.dtype, &sizes, Width::Native, &bytes);
+                    held[id.0 as usize] = tensor.or(held[id.0 as usize].take());
+                }
+                votes.push(Vote { range, index, operator: instruction.operator.name(), decision, faults });
             }
-            let (camps, faults) = count(given);
-            faults.iter().for_each(|(at, _)| failed[*at] = true);
-            let decision = decide(&camps, devices.len());
-            let chosen = camps.into_iter().next().map(|(bytes, _)| bytes).unwrap_or_default();
-            for (id, bytes) in instruction.outputs.iter().zip(chosen) {
-                let value = program.program().value(*id);
-                let tensor = Tensor::from_bytes(value.dtype, &sizes(&value.shape, symbols), Width::Native, &bytes);
-                held[id.0 as usize] = tensor.or(held[id.0 as usize].take());
-            }
-            votes.push(Vote { range, index, operator: instruction.operator.name(), decision, faults });
         }
     }
     for (at, (device, session)) in devices.iter_mut().zip(sessions).enumerate() {
@@ -120,16 +121,18 @@ pub fn vote(
     Ok(votes)
 }
 
-/// The bytes that an instruction's outputs hold after it ran.
-fn one(
-    device: &mut dyn Device,
-    session: &Session,
+/// One instruction with what it reads.
+struct Fed<'a> {
     range: Range,
     index: usize,
-    symbols: &[usize],
-    held: &Values,
+    symbols: &'a [usize],
+    held: &'a Values,
     first: bool,
-) -> Bits {
+}
+
+/// The bytes that an instruction's outputs hold after it ran.
+fn one(device: &mut dyn Device, session: &Session, fed: &Fed<'_>) -> Bits {
+    let Fed { range, index, symbols, held, first } = *fed;
     let program = session.program.program();
     let instruction = &program.range(range)[index];
     let mut image = session.blank();

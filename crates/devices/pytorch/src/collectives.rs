@@ -22,7 +22,8 @@ use watch::Watch;
 pub const RANK: &str = include_str!("collectives/rank.py");
 
 /// Reads as many bytes of standard input as it is told and runs them; what follows is for them.
-const RUN: &str = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'toprope-rank.py', 'exec'))";
+const RUN: &str =
+    "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'toprope-rank.py', 'exec'))";
 
 /// Ranks where the device is this host and nobody says how many.
 const HOST_RANKS: usize = 4;
@@ -392,7 +393,8 @@ impl Group<'_> {
         let mut child = self.world.processes().spawn(&launch)?;
         let (input, output) = (child.take_input(), child.take_output());
         self.ranks.push(Rank { child, input });
-        let start = |error: std::io::Error| CollectivesError::Start { rank: number, reason: error.to_string() };
+        let start =
+            |error: std::io::Error| CollectivesError::Start { rank: number, reason: error.to_string() };
         if let Some(output) = output {
             let sender = self.sender.clone();
             let reader = std::thread::Builder::new().name(format!("toprope-rank-{number}"));
@@ -513,9 +515,7 @@ pub fn run_script(world: &dyn World, options: &Options, script: &str) -> Result<
     let mut group = Group { world, ranks: Vec::new(), heard, sender };
     // The library must not give up before we do.
     let limit_s = (options.patience.operation + options.start_limit).as_secs() + 60;
-    let about = |rank: usize, port: usize| {
-        serde_json::json!({ "rank": rank, "device": options.device, "port": port, "limit_s": limit_s })
-    };
+    let about = |rank: usize, port: usize| serde_json::json!({ "rank": rank, "device": options.device, "port": port, "limit_s": limit_s });
     group.launch(&python, script, &about(0, 0))?;
     let store = group.await_all("store", 0..1, options.start_limit)?;
     let devices = number(&store[0]["devices"]);
@@ -530,8 +530,7 @@ pub fn run_script(world: &dyn World, options: &Options, script: &str) -> Result<
     }
     let mut rows = plan(options, ranks);
     let operations: Vec<Value> = rows.iter().map(asked).collect();
-    let plan =
-        serde_json::json!({ "ranks": ranks, "repeats": options.repeats, "operations": operations });
+    let plan = serde_json::json!({ "ranks": ranks, "repeats": options.repeats, "operations": operations });
     group.say_all(&plan, ranks)?;
     let ready = group.await_all("ready", 0..ranks, options.start_limit)?;
     group.say_all(&serde_json::json!("go"), ranks)?;

@@ -49,7 +49,10 @@ fn right_collectives_are_right_bit_for_bit() {
     }
     // What gloo of an old torch lacks is said, not passed over; the others are there in each.
     for (row, reason) in report.not_run() {
-        assert!([Operation::ReduceScatter, Operation::AllToAll].contains(&row.operation), "{row:?}: {reason}");
+        assert!(
+            [Operation::ReduceScatter, Operation::AllToAll].contains(&row.operation),
+            "{row:?}: {reason}"
+        );
         assert!(!reason.is_empty());
     }
 }

@@ -149,7 +149,8 @@ impl Watch {
         let at = self.places.iter().filter_map(|(place, _)| inside(place)).min()?;
         let outside: Vec<usize> =
             (0..self.places.len()).filter(|rank| self.places[*rank].0 == Place::Before(at)).collect();
-        let first = self.places.iter().filter(|(place, _)| *place == Place::Inside(at)).map(|(_, s)| *s).min()?;
+        let first =
+            self.places.iter().filter(|(place, _)| *place == Place::Inside(at)).map(|(_, s)| *s).min()?;
         // From when on nothing stood in the absent one's way: the last of those who did come, or its own last step.
         let since = outside.iter().map(|rank| self.places[*rank].1).max()?.max(first);
         let waited = now.saturating_sub(since);
