@@ -8,6 +8,7 @@ pub mod accuracy; // whether a result is as exact as it ought to be
 pub mod bench; // what a qualification works with
 pub mod budget; // time, dealt over stages
 pub mod cases; // conformance by operator
+pub mod dies; // sister dies side by side
 pub mod inference; // prefill and decode beside a trusted device
 pub mod memory; // fill, give back, refuse
 pub mod product; // one product again and again

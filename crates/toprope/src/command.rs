@@ -26,6 +26,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
     Status(Status),
+    /// Find out whether a device is fit to train or to infer on, and say why. Without arguments: what is there.
+    Qualify(Qualify),
     /// Show the devices of this machine.
     Devices {
         /// The interpreter that has torch; default python3, or what TOPROPE_PYTHON names.
@@ -48,7 +50,7 @@ pub enum Verb {
 }
 
 /// Arguments of `train`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Train {
     /// A recipe file, or the name of one in the binary: default, tiny-dense, tiny-moe, small, bench-dense, bench-moe.
     /// Without one it is `default`. With --resume it may be left out.
@@ -63,9 +65,9 @@ pub struct Train {
     #[arg(long)]
     pub steps: Option<u64>,
     /// The device that trains: cpu, cpu:avx2, reference, or what your PyTorch runs on, such as pytorch:cuda:0 or
-    /// pytorch:cpu+attention=sdpa-math+mode=compile (`toprope devices` lists the variants).
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
+    /// pytorch:cpu+attention=sdpa-math+mode=compile (`toprope devices` lists the variants). Default the recipe's, or cpu.
+    #[arg(long)]
+    pub device: Option<String>,
     /// Devices to go on with where the first one fails for good, in order, as in cpu:avx2,reference.
     #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',', conflicts_with_all = ["unguarded", "profile"])]
     pub fallback: Vec<String>,
@@ -93,6 +95,74 @@ pub struct Train {
     /// Answer Prometheus at this address while the run goes, as in --metrics 127.0.0.1:9400.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<String>,
+}
+
+impl Train {
+    /// The device that trains.
+    pub fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+}
+
+/// Arguments of `qualify`.
+#[derive(Args, Clone, Debug)]
+pub struct Qualify {
+    /// What is qualified: cpu, cpu:avx2, pytorch:cuda:0 …; several with commas, or pytorch:cuda:all, stand side by side and
+    /// vote, so that the one bad die is named.
+    #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// The trusted device that it stands beside; default cpu, and reference for cpu itself.
+    #[arg(long, value_name = "DEVICE")]
+    pub against: Option<String>,
+    /// What will be run on it: a recipe, a model's config.json, or cases.jsonl. Its shapes come first.
+    #[arg(long = "for", value_name = "RECIPE|CONFIG|CASES")]
+    pub target: Option<String>,
+    /// A minute instead of ten.
+    #[arg(long, conflicts_with = "hours")]
+    pub quick: bool,
+    /// So many hours, nearly all of them soak.
+    #[arg(long, value_name = "HOURS")]
+    pub hours: Option<f64>,
+    /// Tensor-parallel ranks: heads, inner widths and the vocabulary are divided among them.
+    #[arg(long, value_name = "RANKS", requires = "target")]
+    pub tp: Option<usize>,
+    /// Pipeline stages: layers are divided among them.
+    #[arg(long, value_name = "RANKS", requires = "target")]
+    pub pp: Option<usize>,
+    /// Expert-parallel ranks: routed experts are divided among them.
+    #[arg(long, value_name = "RANKS", requires = "target")]
+    pub ep: Option<usize>,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "TOKENS", requires = "target")]
+    pub seq: Option<usize>,
+    /// Sequences of a micro-batch.
+    #[arg(long, value_name = "SEQUENCES", requires = "target")]
+    pub micro_batch: Option<usize>,
+    /// Exit with 0 where the verdict is at least this one: train, train-with, infer, unfit, inconclusive.
+    #[arg(long, value_name = "VERDICT")]
+    pub expect: Option<String>,
+    /// Write the results for a test runner.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Write the results as one page that needs no network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Where the recipe goes that the verdict `train with` asks for; default beside you, under the recipe's and the device's
+    /// names.
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Repeats everything that is drawn.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Memory that may be filled, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub memory: u64,
+    /// Threads of the device; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// The interpreter that has torch, for pytorch devices; default python3, or what TOPROPE_PYTHON names.
+    #[arg(long, value_name = "PYTHON")]
+    pub python: Option<PathBuf>,
 }
 
 /// Arguments of `status`.

@@ -26,13 +26,21 @@ pub enum Exit {
     NoDevice,
     /// A rehearsal broke a promise.
     Promise,
+    /// A device is fit to train with something changed.
+    TrainWith,
+    /// A device is fit to infer only.
+    Infer,
+    /// A device is unfit.
+    Unfit,
+    /// A qualification could not say.
+    Inconclusive,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 11] = [
+    pub const ALL: [Exit; 15] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -43,6 +51,10 @@ impl Exit {
         Exit::Memory,
         Exit::NoDevice,
         Exit::Promise,
+        Exit::TrainWith,
+        Exit::Infer,
+        Exit::Unfit,
+        Exit::Inconclusive,
         Exit::Interrupted,
     ];
 
@@ -59,6 +71,10 @@ impl Exit {
             Exit::Memory => 7,
             Exit::NoDevice => 8,
             Exit::Promise => 9,
+            Exit::TrainWith => 10,
+            Exit::Infer => 11,
+            Exit::Unfit => 12,
+            Exit::Inconclusive => 13,
             Exit::Interrupted => 130,
         }
     }
@@ -78,6 +94,10 @@ impl Exit {
                 "every device is gone; what was committed is durable, and --resume goes on from it"
             }
             Exit::Promise => "a rehearsal broke a promise",
+            Exit::TrainWith => "qualify: the device is fit to train with what is told changed",
+            Exit::Infer => "qualify: the device is fit to infer on, not to train on",
+            Exit::Unfit => "qualify: the device is unfit",
+            Exit::Inconclusive => "qualify: too little was judged to say",
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

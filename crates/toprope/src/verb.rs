@@ -3,6 +3,7 @@
 mod devices; // what is there
 mod docs; // generated pages
 mod inspect; // what a recipe is
+mod qualify; // whether a device is fit
 pub mod recipe; // finding one
 mod rehearse; // every class of fault, on purpose
 pub mod status; // how a run stands
@@ -20,6 +21,7 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
         Verb::Rehearse(arguments) => rehearse::run(&arguments, command.json),
         Verb::Worker { python } => worker::run(python),
         Verb::Status(arguments) => status::run(&arguments, command.json),
+        Verb::Qualify(arguments) => qualify::run(&arguments, command.json),
         Verb::Devices { python } => devices::run(python, command.json),
         Verb::Docs { page } => docs::run(&page),
     }

@@ -27,6 +27,12 @@ pub struct Recipe {
     /// Seed of the initial weights and of the order of the data.
     #[serde(default)]
     pub seed: u64,
+    /// The device that trains, where the command line names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Devices to go on with where it fails for good; they stand with `device`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<String>,
     /// Steps, sizes and precision.
     pub training: Training,
     /// Learning rate over steps.
@@ -230,12 +236,14 @@ impl Recipe {
         toml::to_string(self)
     }
 
-    /// The hash of everything that decides the run's numbers: not its length in steps, names, checkpoints, evaluation or
+    /// The hash of everything that decides the run's numbers: not its length in steps, names, devices, checkpoints, evaluation or
     /// samples.
     pub fn hash(&self) -> String {
         let mut decisive = self.clone();
         decisive.name = String::new();
         decisive.description = String::new();
+        decisive.device = None;
+        decisive.fallback = Vec::new();
         decisive.training.steps = 0;
         decisive.checkpoint = Checkpoint::default();
         decisive.evaluation = Evaluation::default();

@@ -1,6 +1,11 @@
 //! Devices and benches for tests.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod proofs; // the tiny recipes as cases
+mod wrapped; // devices that differ from a right one in a known way
+
+pub use wrapped::{refusing, rounding};
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use toprope_conformance::Oracle;

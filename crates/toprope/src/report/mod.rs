@@ -9,6 +9,7 @@ mod faults; // the table of faults
 mod html; // text that is escaped by construction
 mod ledger; // the proof, the processes, lines that were passed over
 mod loss; // the loss curve with fault marks
+pub mod qualification; // whether a device is fit
 mod style; // colours and layout
 mod time; // timeline by device, where the time went, histogram, checks, snapshots
 

@@ -71,12 +71,13 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let world: Arc<dyn World> = Arc::new(disk);
     let started = world.clock().monotonic();
     let recipe = chosen_recipe(arguments, &*world)?;
+    let arguments = &placed(arguments, &recipe);
     let path = run_path(arguments, &recipe, &*world)?;
     let programs = Programs::build(&recipe)?;
     let guarded = !(arguments.unguarded || arguments.profile);
     let checked = guarded::checked(arguments, &recipe, &programs.train)?;
     let mut device =
-        if guarded { probe(&arguments.device, arguments, &*world)? } else { open_device(arguments)? };
+        if guarded { probe(arguments.device(), arguments, &*world)? } else { open_device(arguments)? };
     for fallback in &arguments.fallback {
         probe(fallback, arguments, &*world)?;
     }
@@ -161,7 +162,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     }
     let description = engine.engine().describe();
     let devices: Vec<&str> =
-        std::iter::once(&arguments.device).chain(&arguments.fallback).map(String::as_str).collect();
+        std::iter::once(arguments.device()).chain(arguments.fallback.iter().map(String::as_str)).collect();
     let checks = if guarded { recipe.guard.level } else { Level::Off };
     folder
         .borrow_mut()
@@ -433,6 +434,18 @@ impl Programs {
     }
 }
 
+/// The command line with the recipe's devices where it names none.
+fn placed(arguments: &Train, recipe: &Recipe) -> Train {
+    let mut placed = arguments.clone();
+    if placed.device.is_none() {
+        placed.device.clone_from(&recipe.device);
+        if placed.fallback.is_empty() && !(placed.unguarded || placed.profile) {
+            placed.fallback.clone_from(&recipe.fallback);
+        }
+    }
+    placed
+}
+
 fn open_device(arguments: &Train) -> Result<Box<dyn Device>, Failure> {
     let options = OpenOptions {
         threads: arguments.threads,
@@ -440,7 +453,7 @@ fn open_device(arguments: &Train) -> Result<Box<dyn Device>, Failure> {
         python: arguments.python.clone(),
         ..OpenOptions::default()
     };
-    toprope_devices::open(&arguments.device, &options).or_exit(Exit::Device)
+    toprope_devices::open(arguments.device(), &options).or_exit(Exit::Device)
 }
 
 /// Says before the start what does not fit.

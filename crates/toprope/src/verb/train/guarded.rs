@@ -60,7 +60,7 @@ pub(super) fn worker_command(arguments: &Train) -> Result<WorkerCommand, Failure
 /// injects the faults.
 pub(super) fn spec(name: &str, arguments: &Train) -> Result<DeviceSpec, Failure> {
     // The level is the primary's; a fallback names its own, as in `cpu:avx2`.
-    let level = arguments.level.clone().filter(|_| name == arguments.device);
+    let level = arguments.level.clone().filter(|_| name == arguments.device());
     let own = toprope_devices::own_worker(name, arguments.python.as_deref()).or_exit(Exit::Device)?;
     let in_host_memory = own.as_ref().is_none_or(|own| own.in_host_memory);
     let command = own.map(|own| own.command).filter(|_| arguments.faults.is_none());
@@ -73,7 +73,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
     let Parts {
         arguments, recipe, world, programs, inputs, folder, identity, step_estimate, checked, ..
     } = parts;
-    let names = std::iter::once(&arguments.device).chain(&arguments.fallback);
+    let names = std::iter::once(arguments.device()).chain(arguments.fallback.iter().map(String::as_str));
     let (checkpoints, run_id) = {
         let folder = folder.borrow();
         (folder.checkpoints(), folder.run_id().to_string())
@@ -167,8 +167,9 @@ fn faults(arguments: &Train, recipe: &Recipe, program: &Validated) -> Result<Vec
 /// Writes to the journal and tells the user.
 fn recorder(parts: &Parts<'_>) -> Recorder {
     let (world, folder, progress) = (parts.world.clone(), parts.folder.clone(), parts.progress.clone());
-    let devices: Vec<String> =
-        std::iter::once(&parts.arguments.device).chain(&parts.arguments.fallback).cloned().collect();
+    let devices: Vec<String> = std::iter::once(parts.arguments.device().to_string())
+        .chain(parts.arguments.fallback.iter().cloned())
+        .collect();
     let metrics = parts.metrics.clone();
     let mut hook =
         parts.recipe.guard.on_fault.as_ref().map(|command| Hook::new(command, parts.folder.borrow().path()));

@@ -1,0 +1,327 @@
+//! `toprope qualify`: whether a device is fit, and why.
+
+mod asked; // what the user will run
+mod cases_file; // a list of somebody's own calls
+mod outputs; // for machines
+mod proofs; // programs and batches of the proofs
+mod remedy; // changes as lines and recipes
+mod shard; // one rank's share of a model
+mod table; // for terminals
+
+use crate::command::Qualify;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::report;
+use crate::verb::recipe;
+use asked::{Asked, asked};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+use toprope_conformance::Oracle;
+use toprope_devices::{OpenOptions, open};
+use toprope_program::Device;
+use toprope_qualify::budget::HOURS;
+use toprope_qualify::dies::{Die, Vote, vote};
+use toprope_qualify::verdict::Change;
+use toprope_qualify::{
+    Alternative, Bench, Deadline, Qualification, QualifyError, Request, Tier, Verdict, qualify,
+};
+use toprope_world::{RealWorld, World, write_durably};
+
+/// Operators that only checks take: a guard puts them in.
+const CHECKS: [&str; 7] =
+    ["product_check", "compare", "attention_check", "loss_check", "adamw_digest", "verify", "digest"];
+
+/// Qualifies.
+pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
+    let world = RealWorld::new();
+    let tier = tier(arguments)?;
+    let expected = expected(arguments)?;
+    if let Some(path) = arguments.write.as_deref().filter(|path| path.exists()) {
+        let message = format!("{} is there already; nothing is overwritten", path.display());
+        return Err(Failure::new(Exit::Run, message));
+    }
+    // What is wrong with the request is told before anything is measured.
+    let asked = asked(arguments)?;
+    let named = !arguments.device.is_empty();
+    let (names, tier) = match named {
+        true => (arguments.device.clone(), tier),
+        // Without arguments: what is there, and a minute of the processor.
+        false => (vec!["cpu".to_string()], if arguments.hours.is_some() { tier } else { Tier::Quick }),
+    };
+    if !named {
+        list(arguments);
+    }
+    println!(
+        "qualify {}: {} tier, at most {}",
+        names.join(", "),
+        tier.name(),
+        crate::progress::duration(tier.total().as_secs_f64())
+    );
+    let session = Session { arguments, world: &world, tier };
+    let names = session.each(&names)?;
+    let (name, poll) = match names.as_slice() {
+        [one] => (one.clone(), None),
+        several => session.poll(several)?,
+    };
+    let qualification = session.one(&name, &asked)?;
+    let verdict = settled(&qualification, poll.as_ref());
+    println!("\n{}", table::operators(&qualification));
+    print!("{}", table::verdict(&qualification));
+    if let Some(poll) = &poll {
+        println!("dies: {}", poll.told());
+    }
+    session.write(&qualification, &asked, poll.as_ref())?;
+    if !named {
+        println!(
+            "\nto see more: toprope qualify --device NAME (above); --for a recipe, a config.json or cases.jsonl takes your shapes first"
+        );
+    }
+    if json {
+        println!("{}", outputs::json(&qualification, poll.as_ref()));
+    }
+    Ok(match expected {
+        Some(wanted) if verdict.serves(wanted) => Exit::Done,
+        _ => exit_of(verdict),
+    })
+}
+
+fn exit_of(verdict: Verdict) -> Exit {
+    match verdict {
+        Verdict::Train => Exit::Done,
+        Verdict::TrainWith => Exit::TrainWith,
+        Verdict::Infer => Exit::Infer,
+        Verdict::Unfit => Exit::Unfit,
+        Verdict::Inconclusive => Exit::Inconclusive,
+    }
+}
+
+/// Several dies are as good as the verdict on the one that was looked at, and unfit together where one is bad.
+fn settled(qualification: &Qualification, poll: Option<&Vote>) -> Verdict {
+    match poll {
+        Some(poll) if !poll.bad().is_empty() && qualification.ruling.verdict == Verdict::Train => {
+            Verdict::TrainWith
+        }
+        _ => qualification.ruling.verdict,
+    }
+}
+
+fn tier(arguments: &Qualify) -> Result<Tier, Failure> {
+    match arguments.hours {
+        None if arguments.quick => Ok(Tier::Quick),
+        None => Ok(Tier::Default),
+        Some(hours) if hours.is_finite() && HOURS.contains(&hours) => Ok(Tier::Hours(hours)),
+        Some(hours) => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "--hours {hours}: from {} to {} hours can be asked for\nhint: --quick takes a minute, and without either it is ten",
+                HOURS.start(),
+                HOURS.end()
+            ),
+        )),
+    }
+}
+
+fn expected(arguments: &Qualify) -> Result<Option<Verdict>, Failure> {
+    let Some(word) = &arguments.expect else { return Ok(None) };
+    let plain = |verdict: &Verdict| verdict.name().replace(' ', "-");
+    Verdict::ALL.into_iter().find(|verdict| plain(verdict) == *word).map(Some).ok_or_else(|| {
+        let names: Vec<String> = Verdict::ALL.iter().map(plain).collect();
+        Failure::new(Exit::Usage, format!("--expect {word}: a verdict is one of {}", names.join(", ")))
+    })
+}
+
+fn options(arguments: &Qualify) -> OpenOptions {
+    OpenOptions { threads: arguments.threads, python: arguments.python.clone(), ..OpenOptions::default() }
+}
+
+/// What is there, and how to look at it.
+fn list(arguments: &Qualify) {
+    println!("what is there:");
+    for listed in toprope_devices::list() {
+        match open(listed.name, &options(arguments)) {
+            Ok(device) => {
+                let d = device.describe();
+                println!("  {:<12} {}, level {}", listed.name, d.hardware, d.level);
+            }
+            Err(error) => println!("  {:<12} {error}", listed.name),
+        }
+    }
+    println!(
+        "  other chips  pytorch:cuda:N, npu:N, xpu:N, mps: whatever your PyTorch runs on (docs/pytorch.md)"
+    );
+}
+
+struct Session<'a> {
+    arguments: &'a Qualify,
+    world: &'a RealWorld,
+    tier: Tier,
+}
+
+/// More dies than these are not looked for.
+const DIES_MAX: usize = 64;
+/// Rounds that sister dies vote in.
+const ROUNDS: u64 = 8;
+
+impl Session<'_> {
+    fn open(&self, name: &str) -> Result<Box<dyn Device>, String> {
+        open(name, &options(self.arguments)).map_err(|error| error.to_string())
+    }
+
+    /// Each device of a list, `D:all` as all that open.
+    fn each(&self, names: &[String]) -> Result<Vec<String>, Failure> {
+        let mut each = Vec::new();
+        for name in names {
+            let (base, variants) =
+                name.split_once('+').map_or((name.as_str(), ""), |(base, rest)| (base, rest));
+            let Some(family) = base.strip_suffix(":all") else {
+                each.push(name.clone());
+                continue;
+            };
+            let numbered = |index: usize| match variants {
+                "" => format!("{family}:{index}"),
+                variants => format!("{family}:{index}+{variants}"),
+            };
+            let mut found = 0;
+            for index in 0..DIES_MAX {
+                match self.open(&numbered(index)) {
+                    Ok(_) => each.push(numbered(index)),
+                    Err(error) if index == 0 => {
+                        return Err(Failure::new(Exit::Device, format!("{name}: {error}")));
+                    }
+                    Err(_) => break,
+                }
+                found += 1;
+            }
+            println!("{name}: {found} dies");
+        }
+        let mut known = BTreeSet::new();
+        if let Some(twice) = each.iter().find(|name| !known.insert(name.as_str())) {
+            return Err(Failure::new(Exit::Usage, format!("--device: `{twice}` is named twice")));
+        }
+        Ok(each)
+    }
+
+    /// Puts several dies side by side, and gives the one to look at: the bad one, or the first.
+    fn poll(&self, names: &[String]) -> Result<(String, Option<Vote>), Failure> {
+        let clock = || self.world.clock().monotonic();
+        let mut dies = Vec::new();
+        for name in names {
+            let device = self.open(name).or_exit(Exit::Device)?;
+            dies.push(Die { name: name.clone(), device });
+        }
+        let mut oracle = oracle();
+        let deadline = Deadline::within(&clock, self.tier.total().mul_f64(0.3));
+        let found = vote(&mut dies, &mut oracle, self.arguments.seed, ROUNDS, &deadline).map_err(failure)?;
+        println!("{}", found.told());
+        for die in &found.dies {
+            println!(
+                "  {:<24} agrees in {}, alone in {}, outside of the bound in {}, {} faults",
+                die.name, die.agreed, die.alone, die.outside, die.faults
+            );
+        }
+        let chosen = found.bad().first().map_or(names[0].clone(), |die| die.name.clone());
+        Ok((chosen, Some(found)))
+    }
+
+    /// Qualifies one device.
+    fn one(&self, name: &str, asked: &Asked) -> Result<Qualification, Failure> {
+        let clock = || self.world.clock().monotonic();
+        let sleep = |time: Duration| self.world.clock().sleep(time);
+        let opener = || self.open(name);
+        let device = opener().or_exit(Exit::Device)?;
+        let against = self.arguments.against.clone().unwrap_or_else(|| trusted_of(name).into());
+        let trusted = self.open(&against).or_exit(Exit::Device)?;
+        println!(
+            "{}: {}, level {}; beside {}, judged by the oracle in f64",
+            name,
+            device.describe().hardware,
+            device.describe().level,
+            trusted.describe().name
+        );
+        let proofs = proofs::proofs()?;
+        let variants = remedy::variants(name);
+        let openers: Vec<Box<dyn Fn() -> Result<Box<dyn Device>, String> + '_>> = variants
+            .iter()
+            .map(|variant| Box::new(move || self.open(variant)) as Box<dyn Fn() -> _>)
+            .collect();
+        let alternatives = variants
+            .iter()
+            .zip(&openers)
+            .map(|(name, open)| Alternative { name: name.clone(), open: &**open })
+            .collect();
+        let mut tell = |stage: &toprope_qualify::result::Stage| println!("{}", table::stage(stage));
+        let mut bench = Bench {
+            open: &opener,
+            device,
+            trusted: Some(trusted),
+            oracle: oracle(),
+            clock: &clock,
+            sleep: &sleep,
+            seed: self.arguments.seed,
+            losses: Vec::new(),
+        };
+        let mut request = Request {
+            tier: self.tier,
+            shapes: asked.shapes.clone(),
+            skipped: asked.skipped.clone(),
+            training: proofs.training,
+            inference: proofs.inference,
+            for_inference: proofs.for_inference,
+            for_checks: CHECKS.iter().map(ToString::to_string).collect(),
+            alternatives,
+            memory_bytes_max: self.arguments.memory << 20,
+            tell: &mut tell,
+        };
+        qualify(&mut bench, &mut request).map_err(failure)
+    }
+
+    /// Writes what was asked for, and the recipe that the verdict asks for.
+    fn write(
+        &self,
+        qualification: &Qualification,
+        asked: &Asked,
+        poll: Option<&Vote>,
+    ) -> Result<(), Failure> {
+        let write = |path: &Path, text: String| {
+            write_durably(self.world.files(), path, text.as_bytes()).or_exit(Exit::Run)
+        };
+        if let Some(path) = &self.arguments.junit {
+            write(path, outputs::junit(qualification))?;
+        }
+        if let Some(path) = &self.arguments.html {
+            let changes: Vec<String> = told(&qualification.ruling.changes, &qualification.device.name);
+            write(path, report::qualification::page(qualification, &changes, poll))?;
+            println!("report {}", path.display());
+        }
+        if qualification.ruling.verdict == Verdict::TrainWith {
+            let recipe = match &asked.recipe {
+                Some(recipe) => recipe.clone(),
+                None => recipe::load("tiny-moe", &[])?,
+            };
+            let device = &qualification.device;
+            let trusted = qualification.against.as_ref().map_or("cpu", |against| against.name.as_str());
+            let recipe = remedy::applied(&recipe, &qualification.ruling.changes, &device.name, trusted);
+            let path = remedy::write(self.world, &recipe, self.arguments.write.as_deref(), device)?;
+            println!("recipe {}: toprope train {}", path.display(), path.display());
+        }
+        Ok(())
+    }
+}
+
+fn told(changes: &[Change], device: &str) -> Vec<String> {
+    changes.iter().map(|change| remedy::told(change, device)).collect()
+}
+
+fn oracle() -> Oracle {
+    let (device, magnitudes) = toprope_devices::oracle();
+    Oracle { device, magnitudes }
+}
+
+/// What a device stands beside where nobody says.
+fn trusted_of(name: &str) -> &'static str {
+    if name == "cpu" || name.starts_with("cpu:") { "reference" } else { "cpu" }
+}
+
+fn failure(error: QualifyError) -> Failure {
+    Failure::new(Exit::Internal, error)
+}

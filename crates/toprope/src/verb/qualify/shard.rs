@@ -1,0 +1,171 @@
+//! The shapes of one rank's share of a model: how heads, widths, experts and layers divide.
+
+use crate::exit::{Exit, Failure, OrExit};
+use toprope_model::{DeepseekV3Config, TrainingOptions, deepseek_v3};
+use toprope_program::Program;
+use toprope_qualify::shapes::Need;
+
+/// How a model is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Tensor-parallel ranks.
+    pub tp: usize,
+    /// Pipeline stages.
+    pub pp: usize,
+    /// Expert-parallel ranks.
+    pub ep: usize,
+}
+
+/// A size in so many equal parts.
+fn divided(file: &str, flag: &str, key: &str, size: usize, ranks: usize) -> Result<usize, Failure> {
+    if ranks > 0 && size.is_multiple_of(ranks) {
+        return Ok(size / ranks);
+    }
+    let fitting: Vec<String> = (1..=size.min(4096))
+        .filter(|ranks| size.is_multiple_of(*ranks))
+        .take(12)
+        .map(|n| n.to_string())
+        .collect();
+    Err(Failure::new(
+        Exit::Recipe,
+        format!(
+            "{file}: {flag} {ranks} does not divide `{key}` = {size}\nhint: choose {flag} among {}",
+            fitting.join(", ")
+        ),
+    ))
+}
+
+impl Shard {
+    /// One rank's share, with one layer of each kind: all layers of a kind have the same shapes.
+    pub fn of(&self, file: &str, config: &DeepseekV3Config) -> Result<DeepseekV3Config, Failure> {
+        let divided = |flag, key, size, ranks| divided(file, flag, key, size, ranks);
+        divided("--pp", "num_hidden_layers", config.num_hidden_layers, self.pp)?;
+        let mut share = one_of_each(config);
+        let tp = |key, size| divided("--tp", key, size, self.tp);
+        share.num_attention_heads = tp("num_attention_heads", config.num_attention_heads)?;
+        if let Some(heads) = config.num_key_value_heads {
+            share.num_key_value_heads = Some(tp("num_key_value_heads", heads)?);
+        }
+        share.intermediate_size = tp("intermediate_size", config.intermediate_size)?;
+        share.vocab_size = tp("vocab_size", config.vocab_size)?;
+        if config.experts() > 0 {
+            let experts = divided("--ep", "n_routed_experts", config.experts(), self.ep)?;
+            share.n_routed_experts = Some(experts);
+            // Whole experts lie on a rank where they are divided among ranks; otherwise their inner width is divided.
+            if self.ep == 1 {
+                share.moe_intermediate_size = tp("moe_intermediate_size", config.moe_intermediate_size)?;
+            }
+            // A rank's experts are no longer in groups, and a token chooses among them at most all.
+            (share.n_group, share.topk_group) = (1, 1);
+            share.num_experts_per_tok = config.num_experts_per_tok.min(experts);
+        } else if self.ep != 1 {
+            return Err(Failure::new(
+                Exit::Recipe,
+                format!("{file}: --ep {} divides nothing: the model has no routed experts", self.ep),
+            ));
+        }
+        share.validate().map_err(|error| {
+            Failure::new(Exit::Recipe, format!("{file}: one rank's share is no model: {error}"))
+        })?;
+        Ok(share)
+    }
+}
+
+/// The model with one layer of each kind.
+fn one_of_each(config: &DeepseekV3Config) -> DeepseekV3Config {
+    let mut one = config.clone();
+    one.first_k_dense_replace = config.first_k_dense_replace.min(1);
+    let sparse = usize::from(config.experts() > 0 && config.num_hidden_layers > config.first_k_dense_replace);
+    let dense = usize::from(config.experts() == 0);
+    one.num_hidden_layers = one.first_k_dense_replace + sparse.max(dense);
+    one.num_nextn_predict_layers = config.num_nextn_predict_layers.min(1);
+    one
+}
+
+/// Training, prefill and decode of one rank. Routers see every expert of the model, so their programs are the whole model's.
+pub fn programs(
+    file: &str,
+    config: &DeepseekV3Config,
+    options: &TrainingOptions,
+    shard: Shard,
+) -> Result<Vec<(Program, Need)>, Failure> {
+    let share = shard.of(file, config)?;
+    let whole = one_of_each(config);
+    let training = Need { training: true, inference: false };
+    let inference = Need { training: true, inference: true };
+    let built = |config: &DeepseekV3Config| -> Result<Vec<(Program, Need)>, Failure> {
+        let (dtype, capacity) = (options.dtype, options.sequence);
+        Ok(vec![
+            (deepseek_v3::build_train(config, options, "shard").or_exit(Exit::Recipe)?, training),
+            (deepseek_v3::build_prefill(config, dtype, capacity, "shard").or_exit(Exit::Recipe)?, inference),
+            (deepseek_v3::build_decode(config, dtype, capacity, "shard").or_exit(Exit::Recipe)?, inference),
+        ])
+    };
+    let mut programs = built(&share)?;
+    if config.experts() == 0 {
+        return Ok(programs);
+    }
+    for (program, _) in &mut programs {
+        keep(program, |part| !part.ends_with(".router"));
+    }
+    for (mut program, need) in built(&whole)? {
+        keep(&mut program, |part| part.ends_with(".router"));
+        programs.push((program, need));
+    }
+    Ok(programs)
+}
+
+/// Drops the instructions of other parts. What is left is a list of shapes, no program that runs.
+fn keep(program: &mut Program, wanted: impl Fn(&str) -> bool) {
+    program.accumulate.retain(|instruction| wanted(&instruction.part));
+    program.update.retain(|instruction| wanted(&instruction.part));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DeepSeek-V3's published sizes.
+    const V3: &str = r#"{"vocab_size": 129280, "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1,
+        "num_experts_per_tok": 8, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
+        "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1, "max_position_embeddings": 163840}"#;
+
+    #[test]
+    fn a_rank_of_v3_has_its_share_of_heads_widths_and_experts() {
+        let config = DeepseekV3Config::from_json(V3).unwrap();
+        let share = Shard { tp: 8, pp: 1, ep: 64 }.of("config.json", &config).unwrap();
+        assert_eq!((share.num_attention_heads, share.intermediate_size, share.vocab_size), (16, 2304, 16160));
+        assert_eq!((share.experts(), share.moe_intermediate_size, share.num_experts_per_tok), (4, 2048, 4));
+        assert_eq!((share.num_hidden_layers, share.hidden_size), (2, 7168));
+        let options = TrainingOptions { sequence: 128, micro_batch_sequences: 1, ..Default::default() };
+        let programs = programs("config.json", &config, &options, Shard { tp: 8, pp: 1, ep: 64 }).unwrap();
+        let listed: Vec<(&Program, Need)> = programs.iter().map(|(program, need)| (program, *need)).collect();
+        let shapes = toprope_qualify::shapes::distinct(&listed);
+        let told: Vec<String> =
+            shapes.iter().map(|shape| format!("{} {}", shape.operator, shape.told)).collect();
+        for wanted in [
+            "router [128, 256] [256]",
+            "attention [128, 16, 192] [128, 16, 192] [128, 16, 128] [128]",
+            "matmul [128, 7168] [7168, 4608]",
+            "grouped_matmul [512, 7168] [4, 7168, 4096] [5]",
+        ] {
+            assert!(told.iter().any(|shape| shape == wanted), "{wanted} is not in\n{}", told.join("\n"));
+        }
+    }
+
+    #[test]
+    fn a_share_that_does_not_divide_names_the_key_and_what_would() {
+        let config = DeepseekV3Config::from_json(V3).unwrap();
+        for (shard, words) in [
+            (Shard { tp: 3, pp: 1, ep: 1 }, "--tp 3 does not divide `num_attention_heads` = 128"),
+            (Shard { tp: 1, pp: 4, ep: 1 }, "--pp 4 does not divide `num_hidden_layers` = 61"),
+            (Shard { tp: 1, pp: 1, ep: 100 }, "--ep 100 does not divide `n_routed_experts` = 256"),
+            (Shard { tp: 0, pp: 1, ep: 1 }, "--tp 0 does not divide"),
+        ] {
+            let message = shard.of("config.json", &config).unwrap_err().to_string();
+            assert!(message.contains(words) && message.contains("hint: choose"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What a terminal shows, in 80 columns.
+
+use super::remedy;
+use crate::progress::duration;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use toprope_qualify::Qualification;
+use toprope_qualify::result::{OperatorResult, Outcome, Stage};
+
+/// The width of a line.
+const WIDTH: usize = 80;
+
+/// A stage as it ends.
+pub fn stage(stage: &Stage) -> String {
+    let (mark, text) = match &stage.outcome {
+        Outcome::Passed => ("ok", stage.told.clone()),
+        Outcome::Failed(reason) => ("WRONG", reason.clone()),
+        Outcome::NotRun(reason) => ("not run", reason.clone()),
+    };
+    let head = format!("{:<16} {mark:<8}{:>5.1} s  ", stage.name, stage.seconds);
+    wrapped(&head, &text)
+}
+
+/// Text behind a head, its further lines as far in as its first.
+fn wrapped(head: &str, text: &str) -> String {
+    let indent = " ".repeat(head.chars().count());
+    let mut lines = String::from(head);
+    let mut column = indent.len();
+    for (index, word) in text.split_whitespace().enumerate() {
+        let length = word.chars().count();
+        if index > 0 && column + 1 + length > WIDTH {
+            lines.push('\n');
+            lines.push_str(&indent);
+            column = indent.len();
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines.trim_end().to_string()
+}
+
+/// Results of one operator and dtype together.
+#[derive(Default)]
+struct Row {
+    cases: u64,
+    failures: u64,
+    run: bool,
+    wrong: bool,
+    setting: bool,
+    bits: Option<f64>,
+    control: Option<f64>,
+    trusted: Option<f64>,
+    worst: f64,
+}
+
+fn rows(operators: &[OperatorResult]) -> BTreeMap<(String, &'static str), Row> {
+    let mut rows: BTreeMap<(String, &'static str), Row> = BTreeMap::new();
+    for result in operators {
+        let dtype = result.dtype.map_or("-", |dtype| dtype.name());
+        let row = rows.entry((result.name.clone(), dtype)).or_default();
+        row.cases += result.cases;
+        row.failures += result.failures;
+        row.run |= result.passed.is_some();
+        row.wrong |= result.passed == Some(false) && result.setting.is_none();
+        row.setting |= result.setting.is_some();
+        // The classes' least: a mean would hide one.
+        if let Some(bits) = result.effective_bits
+            && row.bits.is_none_or(|held| bits < held)
+        {
+            (row.bits, row.control, row.trusted) = (Some(bits), result.control_bits, result.trusted_bits);
+        }
+        if let (Some(error), Some(bound)) = (result.worst_error, result.tolerance)
+            && bound > 0.0
+        {
+            row.worst = row.worst.max(error / bound);
+        }
+    }
+    rows
+}
+
+/// The operators, one line for each and each dtype.
+pub fn operators(qualification: &Qualification) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{:<29} {:<4} {:>6} {:>5} {:>7} {:>7} {:>6}  {}",
+        "operator", "type", "cases", "bits", "control", "trusted", "bound", "verdict"
+    );
+    for ((name, dtype), row) in rows(&qualification.operators) {
+        let bits = |bits: Option<f64>| bits.map_or("-".into(), |bits| format!("{bits:.1}"));
+        let verdict = match (row.wrong, row.setting, row.run) {
+            (true, ..) => "WRONG",
+            (_, true, _) => "setting",
+            (.., true) => "ok",
+            _ => "not run",
+        };
+        let worst = if row.worst > 999.0 { ">999".into() } else { format!("{:.2}", row.worst) };
+        let name: String = name.chars().take(29).collect();
+        let _ = writeln!(
+            text,
+            "{name:<29} {dtype:<4} {:>6} {:>5} {:>7} {:>7} {worst:>6}  {verdict}",
+            row.cases,
+            bits(row.bits),
+            bits(row.control),
+            bits(row.trusted)
+        );
+    }
+    text
+}
+
+/// The verdict with its reasons, what to change, and how sure it is.
+pub fn verdict(qualification: &Qualification) -> String {
+    let mut text = String::new();
+    let device = &qualification.device;
+    let _ = writeln!(text, "verdict: {} is fit to {}", device.name, fitness(qualification));
+    for reason in qualification.ruling.reasons.iter().take(8) {
+        let _ = writeln!(text, "{}", wrapped("  - ", reason));
+    }
+    let more = qualification.ruling.reasons.len().saturating_sub(8);
+    if more > 0 {
+        let _ = writeln!(text, "  - and {more} more (--json, --html)");
+    }
+    for change in &qualification.ruling.changes {
+        let _ = writeln!(text, "{}", wrapped("  with: ", &remedy::told(change, &device.name)));
+    }
+    for setting in &qualification.settings {
+        let line = format!("{}; {}", setting.told(), remedy::setting_line(*setting, &device.name));
+        let _ = writeln!(text, "{}", wrapped("  setting, not a defect: ", &line));
+    }
+    let slow = qualification.speed.operators.iter().filter_map(|o| Some((o, o.slow.as_ref()?)));
+    for (operator, told) in slow {
+        let _ = writeln!(
+            text,
+            "{}",
+            wrapped("  slow: ", &format!("`{}` {}: {told}", operator.name, operator.shape))
+        );
+    }
+    let coverage = &qualification.coverage;
+    let line = format!(
+        "{} results of operators judged, {} not run, {} incomparable; a fault in any one operator's runs is rarer than {:.1e} (95 %, {} products in the soak: {:.1e})",
+        coverage.run,
+        coverage.not_run,
+        coverage.incomparable,
+        qualification.rates.values().copied().fold(0.0, f64::max),
+        qualification.soak.runs,
+        qualification.soak.rate_per_run
+    );
+    let _ = writeln!(text, "{}", wrapped("coverage: ", &line));
+    let versions: Vec<String> =
+        device.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let line =
+        format!("when one of these changes: {}, {}, {}", device.hardware, device.level, versions.join(", "));
+    let _ = writeln!(text, "{}", wrapped("expires: ", &line));
+    let _ = writeln!(
+        text,
+        "{} tier, seed {}, {}{}",
+        qualification.tier.name(),
+        qualification.seed,
+        duration(qualification.seconds),
+        if device.emulated { "; EMULATED: this is not the chip that it names" } else { "" }
+    );
+    text
+}
+
+fn fitness(qualification: &Qualification) -> &'static str {
+    use toprope_qualify::Verdict;
+    match qualification.ruling.verdict {
+        Verdict::Train => "train",
+        Verdict::TrainWith => "train, with what is told below",
+        Verdict::Infer => "infer, not to train",
+        Verdict::Unfit => "nothing: unfit",
+        Verdict::Inconclusive => "… inconclusive: too little was judged",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_keeps_to_eighty_columns() {
+        let long = "a word and another ".repeat(20);
+        let stage_of =
+            |outcome| Stage { name: "inference proof", outcome, told: long.clone(), tried: 1, seconds: 12.3 };
+        for outcome in [Outcome::Passed, Outcome::Failed(long.clone()), Outcome::NotRun(long.clone())] {
+            let text = stage(&stage_of(outcome));
+            assert!(
+                text.lines().count() > 3 && text.lines().all(|line| line.chars().count() <= WIDTH),
+                "{text}"
+            );
+        }
+    }
+}
