@@ -16,7 +16,6 @@ pub mod shrink; // makes what fails small
 pub mod suite; // all of it in one call
 pub mod values; // what values are filled with
 pub mod verdict; // agree, differ, incomparable; the report
-pub mod vote; // sister devices by their bits
 
 pub use oracle::Oracle;
 pub use reproducer::Reproducer;

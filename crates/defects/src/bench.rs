@@ -13,8 +13,23 @@ const SWITCH_BYTES: usize = 64;
 /// A worker and its switch.
 pub struct Bench {
     device: RemoteDevice,
-    switch: Arc<SharedRegion>,
+    switch: Switch,
+}
+
+/// Says which defect of a worker is on, for programs that are prepared from then on.
+pub struct Switch {
+    region: Arc<SharedRegion>,
     defects: Vec<Defect>,
+}
+
+impl Switch {
+    /// Puts this defect in, or none. One that the worker does not know is none.
+    pub fn put(&self, defect: Option<&Defect>) {
+        let place = defect.and_then(|wanted| self.defects.iter().position(|known| known == wanted));
+        if let Some(word) = self.region.word(0) {
+            word.store(place.map_or(0, |place| place as u64 + 1), Ordering::SeqCst);
+        }
+    }
 }
 
 impl Bench {
@@ -37,16 +52,17 @@ impl Bench {
         let regions: Vec<_> = options.regions.iter().cloned().chain([switch.clone()]).collect();
         let options = OpenOptions { regions: &regions, ..*options };
         let device = open_with(world, "pytorch:cpu", &command, &options)?;
-        Ok(Bench { device, switch, defects })
+        Ok(Bench { device, switch: Switch { region: switch, defects } })
     }
 
-    /// The device, for programs that are prepared from now on, with this defect or with none. One that the worker does not
-    /// know is none.
+    /// The device, for programs that are prepared from now on, with this defect or with none.
     pub fn with(&mut self, defect: Option<&Defect>) -> &mut RemoteDevice {
-        let place = defect.and_then(|wanted| self.defects.iter().position(|known| known == wanted));
-        if let Some(word) = self.switch.word(0) {
-            word.store(place.map_or(0, |place| place as u64 + 1), Ordering::SeqCst);
-        }
+        self.switch.put(defect);
         &mut self.device
+    }
+
+    /// The two apart, for who takes devices whole.
+    pub fn split(self) -> (RemoteDevice, Switch) {
+        (self.device, self.switch)
     }
 }

@@ -12,7 +12,7 @@ use toprope_world::World;
 
 mod bench; // one worker, one defect after the other
 
-pub use bench::Bench;
+pub use bench::{Bench, Switch};
 
 const SWITCH: &str = include_str!("switch.py");
 const KNOWN: &str = include_str!("defects.py");

@@ -27,7 +27,10 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
         tier: Tier::Quick,
         shapes: Vec::new(),
         skipped: Vec::new(),
-        training: vec![proofs::training("tiny-moe", DType::F32, 3), proofs::training("tiny-dense", DType::Bf16, 3)],
+        training: vec![
+            proofs::training("tiny-moe", DType::F32, 3),
+            proofs::training("tiny-dense", DType::Bf16, 3),
+        ],
         for_inference: proofs::for_inference(&inference.0),
         inference: vec![inference],
         for_checks: CHECKS.iter().map(ToString::to_string).collect::<BTreeSet<_>>(),

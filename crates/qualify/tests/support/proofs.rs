@@ -14,7 +14,8 @@ use toprope_train::tokenizer::Tokenizer;
 const TEXT: &str = include_str!("../../../../docs/operators.md");
 
 fn recipe(name: &str, dtype: DType) -> Recipe {
-    parse(name, built_in(name).expect("a built-in recipe"), &[format!("training.dtype={dtype}")]).expect("a recipe")
+    parse(name, built_in(name).expect("a built-in recipe"), &[format!("training.dtype={dtype}")])
+        .expect("a recipe")
 }
 
 fn checked(program: Program) -> Arc<Validated> {
@@ -29,7 +30,8 @@ pub fn training(name: &str, dtype: DType, steps: u64) -> TrainingCase {
         || Tokens::of_documents(&documents, &Tokenizer::byte(), 1, "tests").expect("bytes are tokens");
     let schedule = StepInputs::schedule(&recipe).expect("a schedule");
     let inputs = StepInputs::new(&recipe, schedule, tokens(), tokens()).expect("enough text");
-    let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), name).expect("a program");
+    let program =
+        deepseek_v3::build_train(&recipe.model, &recipe.training_options(), name).expect("a program");
     let step = |step| {
         let batch = inputs.step(step);
         let micro = batch.micro.into_iter();

@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::shape::sizes;
 use toprope_program::{
-    Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, MemoryPlan, Operator,
-    PreparedId, Progress, Range, Region, Span, Tensor, Ticket, Validated, ValueId, Width,
+    Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, MemoryPlan,
+    Operator, PreparedId, Progress, Range, Region, Span, Tensor, Ticket, Validated, ValueId, Width,
 };
 
 /// A device that rounds the operands of f32 products to so many bits behind the leading one.
 pub fn rounding(bits: u32) -> Box<dyn Device> {
-    Box::new(Wrapped { inner: super::reference(), rounded: Some(bits), refused: None, prepared: HashMap::new() })
+    Box::new(Wrapped {
+        inner: super::reference(),
+        rounded: Some(bits),
+        refused: None,
+        prepared: HashMap::new(),
+    })
 }
 
 /// A device that lacks an operator.
@@ -100,7 +105,8 @@ impl Device for Wrapped {
 
     /// Rounds the operands in place for the one instruction, and puts them back.
     fn run(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
-        let (Some(bits), Some((program, plan))) = (self.rounded, self.prepared.get(&prepared).cloned()) else {
+        let (Some(bits), Some((program, plan))) = (self.rounded, self.prepared.get(&prepared).cloned())
+        else {
             return self.inner.run(prepared, span, bindings);
         };
         let program = program.program();
@@ -121,7 +127,8 @@ impl Device for Wrapped {
                 let sizes = sizes(&value.shape, &bindings.symbols);
                 let mut raw = vec![0; sizes.iter().product::<usize>() * 4];
                 self.inner.read(buffer, offset, &mut raw)?;
-                let mut tensor = Tensor::from_bytes(DType::F32, &sizes, Width::Native, &raw).expect("its bytes");
+                let mut tensor =
+                    Tensor::from_bytes(DType::F32, &sizes, Width::Native, &raw).expect("its bytes");
                 tensor.data.iter_mut().for_each(|x| *x = round_to(*x, bits));
                 self.inner.write(buffer, offset, &tensor.to_bytes(Width::Native))?;
                 saved.push((buffer, offset, raw));
