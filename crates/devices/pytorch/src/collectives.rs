@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use toprope_world::{ChildProcess, Exit, Launch, ProcessError, Stream, World};
 use watch::Watch;
@@ -421,10 +421,7 @@ impl Group<'_> {
 
     /// The next thing that a rank says, within `limit`.
     fn hear(&self, limit: Duration) -> Option<Heard> {
-        match self.heard.recv_timeout(limit) {
-            Ok(heard) => Some(heard),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.heard.recv_timeout(limit).ok()
     }
 
     fn exit(&mut self, rank: usize) -> Option<Exit> {
