@@ -51,6 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("toprope-pytorch", &["toprope-program", "toprope-protocol", "toprope-world"]),
+    ("toprope-defects", &["toprope-program", "toprope-protocol", "toprope-pytorch", "toprope-world"]),
     ("toprope-reference", &["toprope-program"]),
     ("toprope-cpu", &["toprope-program"]),
     ("toprope-program", &[]),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use toprope_cpu::Level;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
+pub use toprope_pytorch::collectives; // what goes between chips
 use toprope_pytorch::name::PREFIX as PYTORCH;
 use toprope_world::{RealWorld, SharedRegion};
 

@@ -204,6 +204,13 @@ pub struct Qualify {
     /// What will be run on it: a recipe, a model's config.json, or cases.jsonl. Its shapes come first.
     #[arg(long = "for", value_name = "RECIPE|CONFIG|CASES")]
     pub target: Option<String>,
+    /// The collectives of torch.distributed between this machine's chips instead: payloads bit for bit, bandwidth, and the
+    /// rank that never arrives.
+    #[arg(long, conflicts_with_all = ["against", "target", "quick", "hours", "junit", "html", "write"])]
+    pub collectives: bool,
+    /// Ranks of the collectives; default one for each chip, and 4 on the host.
+    #[arg(long, value_name = "RANKS", requires = "collectives")]
+    pub ranks: Option<usize>,
     /// A minute instead of ten.
     #[arg(long, conflicts_with = "hours")]
     pub quick: bool,

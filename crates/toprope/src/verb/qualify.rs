@@ -1,6 +1,7 @@
 //! `toprope qualify`: whether a device is fit, and why.
 
 mod asked; // what the user will run
+mod between; // collectives between chips
 mod cases_file; // a list of somebody's own calls
 mod outputs; // for machines
 mod proofs; // programs and batches of the proofs
@@ -34,6 +35,9 @@ const CHECKS: [&str; 7] =
 /// Qualifies.
 pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
+    if arguments.collectives {
+        return between::run(&world, arguments, json);
+    }
     let tier = tier(arguments)?;
     let expected = expected(arguments)?;
     if let Some(path) = arguments.write.as_deref().filter(|path| path.exists()) {

@@ -1,0 +1,525 @@
+# What the tests of the suite, of `qualify` and of `diagnose` are written with.
+
+
+@defect("matmul", "low_precision_accumulation")
+def bf16_accumulation(right, op, *operands):
+    """The running sum is rounded to bf16."""
+    with replaced(product=running_product(in_bf16, 4)):
+        return right(op, *operands)
+
+
+@defect("grouped_matmul", "low_precision_accumulation")
+def fp16_accumulation(right, op, *operands):
+    """The running sum is rounded to fp16, whose largest number is 65504."""
+    with replaced(product=running_product(in_fp16, 4)):
+        return right(op, *operands)
+
+
+@defect("attention_gradient", "low_precision_accumulation")
+def bf16_value_gradient(right, op, q, k, v, out, lse, dout, *rest):
+    """The gradient of values is summed over tiles of 4 queries, and the sum so far kept in bf16."""
+    results = list(right(op, q, k, v, out, lse, dout, *rest))
+    total = torch.zeros(v.shape, device=v.device)
+    for start in range(0, dout.shape[0], 4):
+        tile = torch.zeros_like(dout)
+        tile[start : start + 4] = dout[start : start + 4]
+        total = in_bf16(total + right(op, q, k, v, out, lse, tile, *rest)[2].float())
+    results[2] = total
+    return results
+
+
+@defect("matmul", "dropped_tail")
+def dropped_tail_columns(right, op, *operands):
+    """Columns behind the last multiple of 16 are never written."""
+    results = right(op, *operands)
+    results[0] = results[0].clone()
+    results[0][:, results[0].shape[1] // 16 * 16 :] = 0.0
+    return results
+
+
+@defect("matmul", "dropped_tail")
+def dropped_last_terms(right, op, a, b, *rest):
+    """The last terms of a sum are left out where its length does not divide by 8."""
+    terms = a.shape[1] // 8 * 8
+    return right(op, a[:, :terms], b[:terms], *rest)
+
+
+@defect("rms_norm", "dropped_tail")
+def tail_not_in_mean(right, op, x, weight):
+    """The mean square is that of the whole vectors of 8; the tail does not enter it."""
+    whole = x.shape[-1] // 8 * 8
+    square = x[..., :whole].float().square().sum(-1, keepdim=True) / x.shape[-1]
+    rstd = torch.rsqrt(square + op.epsilon)
+    return [x.float() * rstd * weight.float(), rstd.squeeze(-1)]
+
+
+@defect("matmul", "wrong_operand")
+def bias_twice(right, op, a, b, bias=None):
+    """The bias is added in the product's epilogue and again behind it."""
+    if bias is None:
+        return right(op, a, b)
+    results = right(op, a, b, bias)
+    results[0] = results[0] + bias.float()
+    return results
+
+
+@defect("matmul", "low_precision_operands")
+def row_sums_of_rounded_product(right, op, *operands):
+    """Row sums are those of the stored bf16, not of the f32 behind it."""
+    results = right(op, *operands)
+    if len(results) > 1:
+        results[1] = results[0].to(op.outputs[0].dtype).float().sum(1)
+    return results
+
+
+@defect("attention", "mask")
+def mask_off_by_one(right, op, *operands):
+    """A row sees the key behind its own."""
+    seen = visible
+
+    def wrong(starts, length, keys, segment_start, offset, limit):
+        return seen(starts, length, keys, segment_start, offset + 1, limit)
+
+    with replaced(visible=wrong):
+        return right(op, *operands)
+
+
+@defect("attention", "mask")
+def mask_corner(right, op, *operands):
+    """In the last tile of 16 rows of a run the upper right corner is not masked."""
+    seen = visible
+
+    def wrong(starts, length, keys, *rest):
+        mask = seen(starts, length, keys, *rest)
+        tile = (length - 1) // 16 * 16
+        if tile and keys == length:
+            mask[:, tile:, tile:] |= mask[:, tile:, tile : tile + 1]
+        return mask
+
+    with replaced(visible=wrong):
+        return right(op, *operands)
+
+
+@defect("attention", "mask")
+def documents_not_masked(right, op, q, k, v, segment_start, *rest):
+    """Rows look into the documents in front of theirs."""
+    with replaced(blocks_of=lambda segments, rows, split: [([0], rows)]):
+        return right(op, q, k, v, torch.zeros_like(segment_start), *rest)
+
+
+@defect("attention", "mask")
+def cache_length_ignored(right, op, q, k, v, segment_start, query_offset=None, cache_length=None):
+    """Rows see what stands behind the cache's end."""
+    return right(op, q, k, v, segment_start, query_offset)
+
+
+@defect("attention", "softmax_overflow")
+def softmax_without_maximum(right, op, *operands):
+    """exp of the scores as they are: infinite from 89 on."""
+
+    def naive(op, q, k, v, mask):
+        weights = torch.where(mask[:, None], ((q @ k.transpose(-1, -2)) * op.scale).exp(), 0.0)
+        return torch.where(mask.any(-1)[:, None, :, None], weights @ v / weights.sum(-1, keepdim=True), 0.0)
+
+    with replaced(attend=naive):
+        return right(op, *operands)
+
+
+@defect("attention", "wrong_factor|wrong_attribute")
+def scale_of_value_size(right, op, q, k, v, *rest):
+    """The scores are scaled for the size of a value's head."""
+    scale = op.scale * (q.shape[-1] / v.shape[-1]) ** 0.5
+    return right(with_attributes(op, scale=scale), q, k, v, *rest)
+
+
+@defect("attention", "layout")
+def heads_interleaved(right, op, q, k, *rest):
+    """Key heads are dealt out to query heads in turn instead of in blocks."""
+    heads = torch.arange(q.shape[1], device=q.device).view(-1, k.shape[1]).t().flatten()
+    out, lse = right(op, q[:, heads], k, *rest)
+    back = torch.argsort(heads)
+    return [out[:, back], lse[:, back]]
+
+
+@defect("attention", "empty_group")
+def blind_rows_are_nan(right, op, *operands):
+    """A row that sees no key divides 0 by 0."""
+    out, lse = right(op, *operands)
+    return [torch.where(lse[..., None] == -torch.inf, torch.nan, out), lse]
+
+
+@defect("attention_gradient", "missing_terms")
+def first_query_missing(right, op, q, k, v, out, lse, dout, *rest):
+    """The gradient of values is summed from the second query on."""
+    results = list(right(op, q, k, v, out, lse, dout, *rest))
+    later = dout.clone()
+    later[0] = 0.0
+    results[2] = right(op, q, k, v, out, lse, later, *rest)[2]
+    return results
+
+
+@defect("attention_gradient", "constant_output")
+def sums_always_one(right, op, *operands):
+    """The rows' sums of probabilities are written as 1, not summed."""
+    return [x if index < 3 else torch.ones_like(x) for index, x in enumerate(right(op, *operands))]
+
+
+@defect("add", "stale_buffer")
+def previous_result(right, op, *operands):
+    """The output is read before the kernel has written it: it holds the previous run's."""
+    previous, op.previous = op.__dict__.get("previous"), [x.clone() for x in right(op, *operands)]
+    return op.previous if previous is None else previous
+
+
+@defect("multiply", "subnormals_flushed")
+def subnormals_flushed(right, op, *operands):
+    """Products below 2^-126 are zero."""
+    y = right(op, *operands)[0]
+    return [torch.where(y.abs() < 2.0**-126, torch.zeros_like(y), y)]
+
+
+@defect("adamw", "subnormals_flushed")
+def subnormal_moments_flushed(right, op, *operands):
+    """Moments below 2^-126 are stored as zero."""
+    results = right(op, *operands)
+    for index in (1, 2):
+        results[index] = torch.where(results[index].abs() < 2.0**-126, 0.0, results[index])
+    return results
+
+
+@defect("cast", "saturation")
+def infinity_saturates(right, op, x):
+    """Infinity becomes the largest number."""
+    largest = torch.finfo(op.outputs[0].dtype).max
+    wide = x.float()
+    return [torch.where(wide.isinf(), torch.sign(wide) * largest, wide)]
+
+
+@defect("cast", "truncating_store")
+def truncating_cast(right, op, x):
+    """A cast to bf16 drops the lower half instead of rounding."""
+    return [truncated(x)] if op.outputs[0].dtype == torch.bfloat16 else right(op, x)
+
+
+@defect("rms_norm_gradient", "all_nan")
+def all_nan(right, op, *operands):
+    """A whole output is NaN."""
+    results = list(right(op, *operands))
+    results[0] = torch.full_like(results[0], torch.nan)
+    return results
+
+
+@defect("swiglu", "all_zero")
+def all_zero(right, op, *operands):
+    """The kernel is never launched: the output stays zero."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("scale", "stuck_elements")
+def stuck_lane(right, op, x):
+    """Four neighbouring elements are stuck at 1."""
+    y = right(op, x)[0].contiguous()
+    y.view(-1)[4:8] = 1.0
+    return [y]
+
+
+@defect("activation", "differs_in_range")
+def differs_in_range(right, op, *operands):
+    """Behind another operator the last bit differs from what it is alone."""
+    y = right(op, *operands)[0].to(op.outputs[0].dtype).contiguous().clone()
+    if IN_RANGE[0]:
+        y.view(torch.int16 if y.element_size() == 2 else torch.int32).view(-1)[:1] ^= 1
+    return [y]
+
+
+@defect("dot", "order_changes")
+def order_of_sum_changes(right, op, a, b):
+    """Partial sums meet in the order in which they happen to be ready."""
+    order = list(range(a.numel()))
+    CHANCE.shuffle(order)
+    total = torch.zeros((), device=a.device)
+    for term in (a * b)[order].split(4):
+        total = total + term.sum()
+    return [total.reshape(1)]
+
+
+@defect("rms_norm", "epsilon")
+def epsilon_ten_times(right, op, *operands):
+    """Epsilon is 1e-5 where 1e-6 is asked for."""
+    return right(with_attributes(op, epsilon=10.0 * op.epsilon), *operands)
+
+
+@defect("adamw", "epsilon")
+def epsilon_inside_root(right, op, weight, gradient, m, v, factor, rates, *rest):
+    """sqrt(v + epsilon) instead of sqrt(v) + epsilon."""
+    results = right(op, weight, gradient, m, v, factor, rates, *rest)
+    m_next, v_next = results[1], results[2]
+    root = (v_next / rates[2:3] + op.epsilon).sqrt()
+    decayed = weight - (rates[0:1] * op.weight_decay) * weight
+    results[0] = decayed - rates[0:1] * ((m_next / rates[1:2]) / root)
+    if op.digests:
+        results[3] = digest_of(results[:3])
+    return results
+
+
+@defect("adamw", "bias_correction")
+def bias_correction_missing(right, op, weight, gradient, m, v, factor, rates, *rest):
+    """The moments are not corrected for their start at zero."""
+    uncorrected = rates.clone()
+    uncorrected[1:3] = 1.0
+    return right(op, weight, gradient, m, v, factor, uncorrected, *rest)
+
+
+@defect("adamw", "weight_decay")
+def weight_decay_coupled(right, op, weight, gradient, m, v, factor, *rest):
+    """Weight decay goes through the moments, as in Adam with an L2 penalty."""
+    coupled = gradient * factor + op.weight_decay * weight
+    results = right(with_attributes(op, weight_decay=0.0), weight, coupled, m, v, torch.ones_like(factor), *rest)
+    if op.digests:
+        results[5] = digest_of([gradient])
+    return results
+
+
+@defect("adamw", "stale_buffer")
+def digest_of_old_state(right, op, weight, gradient, m, v, *rest):
+    """The digest is taken before the update has been written."""
+    results = right(op, weight, gradient, m, v, *rest)
+    if op.digests:
+        results[3] = digest_of([weight, m, v])
+    return results
+
+
+@defect("rms_norm_gradient", "wrong_factor")
+def doubled_weight_gradient(right, op, *operands):
+    """A weight's gradient is reduced twice."""
+    dx, dweight = right(op, *operands)
+    return [dx, 2.0 * dweight]
+
+
+@defect("accumulate", "first_micro_batch")
+def first_is_added(right, op, *operands):
+    """The gradients of a first micro-batch are added to what was there."""
+    return right(with_attributes(op, first=False), *operands)
+
+
+@defect("router", "tie_break")
+def ties_to_higher(right, op, *operands):
+    """Of equal experts the higher is chosen."""
+    lower = largest
+
+    def higher(values, eligible, count):
+        return values.shape[-1] - 1 - lower(values.flip(-1), eligible.flip(-1), count)
+
+    with replaced(largest=higher):
+        return right(op, *operands)
+
+
+@defect("router", "wrong_attribute")
+def group_limit_ignored(right, op, logits, bias):
+    """Experts are chosen from all groups."""
+    return right(with_attributes(op, top_groups=op.groups), logits, bias)
+
+
+@defect("router", "wrong_operand")
+def weights_with_bias(right, op, logits, bias):
+    """The weights are those of the biased scores."""
+    plain = weigh
+
+    def biased(op, scores, *rest):
+        return plain(op, scores + bias, *rest)
+
+    with replaced(weigh=biased):
+        return right(op, logits, bias)
+
+
+@defect("rope", "layout|wrong_attribute")
+def pairs_swapped(right, op, *operands):
+    """Pairs are neighbours where they are halves, and the other way round."""
+    return right(with_attributes(op, interleaved=not op.interleaved), *operands)
+
+
+@defect("rope", "wrong_attribute")
+def rotates_backwards(right, op, *operands):
+    """Rotates the wrong way."""
+    return right(with_attributes(op, inverse=not op.inverse), *operands)
+
+
+@defect("grouped_outer", "empty_group")
+def empty_expert_keeps_gradient(right, op, a, b, offsets):
+    """An expert without rows keeps what its gradient held."""
+    results = right(op, a, b, offsets)
+    empty = (offsets[1:] == offsets[:-1]).nonzero().flatten()
+    results[0][empty] = 0.5
+    return results
+
+
+@defect("scatter_add", "collision")
+def collisions_overwrite(right, op, x, indices):
+    """The last of the rows that meet in one wins."""
+    y = right(op, x, indices)[0].clone()
+    for at, row in enumerate(indices.tolist()):
+        if 0 <= row < y.shape[0]:
+            y[row] = x[at].float()
+    return [y]
+
+
+@defect("activation_gradient", "edge_value")
+def relu_gradient_at_zero(right, op, x, dy):
+    """The gradient of relu at 0 is 1."""
+    dx = right(op, x, dy)[0]
+    return [torch.where(x.float() == 0.0, dy.float(), dx)] if op.kind == "relu" else [dx]
+
+
+@defect("gather", "stray_index")
+def index_clamped(right, op, table, indices):
+    """An index outside of the table gives its nearest row instead of zeros."""
+    return right(op, table, indices.clamp(0, max(table.shape[0] - 1, 0)))
+
+
+@defect("global_norm", "special_values")
+def infinite_norm_passes(right, op, *operands):
+    """A norm that is not finite lets the gradients through."""
+    norm, factor = right(op, *operands)
+    return [norm, torch.where(norm.float().isfinite(), factor, torch.ones_like(factor))]
+
+
+@defect("bias_update", "wrong_factor")
+def bias_moves_away(right, op, bias, counts):
+    """The bias moves the wrong way."""
+    return right(with_attributes(op, rate=-op.rate), bias, counts)
+
+
+@defect("linear_cross_entropy", "stray_index")
+def stray_target_counts(right, op, x, weight, targets):
+    """A target outside of the vocabulary counts as the first word."""
+    stray = (targets < 0) | (targets >= weight.shape[0])
+    return right(op, x, weight, torch.where(stray, torch.zeros_like(targets), targets))
+
+
+@defect("linear_cross_entropy", "softmax_overflow")
+def loss_without_maximum(right, op, x, weight, targets):
+    """The log-sum-exp of the logits as they are: infinite from 89 on."""
+    results = right(op, x, weight, targets)
+    sums = product(op, x, weight.t()).exp().sum(-1).log()
+    return [torch.where(results[0] == 0.0, results[0], results[0] + sums - results[1]), sums]
+
+
+@defect("linear_cross_entropy_gradient", "missing_terms")
+def target_term_missing(right, op, x, weight, targets, dloss):
+    """The head's gradient is that of the softmax alone."""
+    results = right(op, x, weight, targets, dloss)
+    place, there = within(targets, weight.shape[0])
+    term = torch.where(there[:, None], dloss[:, None] * x.float(), 0.0)
+    results[2] = results[2].index_add(0, place, term)
+    return results
+
+
+@defect("expert_sort", "tie_break")
+def unstable_sort(right, op, indices):
+    """Rows of one expert come in reverse order."""
+    token, slot, offsets = (x.clone() for x in right(op, indices))
+    for start, end in zip(offsets.tolist(), offsets.tolist()[1:]):
+        token[start:end] = token[start:end].flip(0)
+        here = (slot >= start) & (slot < end)
+        slot[here] = start + end - 1 - slot[here]
+    return [token, slot, offsets]
+
+
+@defect("append", "stray_index")
+def append_wraps(right, op, cache, rows, position):
+    """Rows behind the cache's end are written to its start."""
+    right(op, cache, rows, position)
+    start, most = int(position), cache.shape[0]
+    for at in range(rows.shape[0]):
+        if start + at >= most and most:
+            op.outputs[0][(start + at) % most] = rows[at]
+
+
+@defect("random_bits", "wrong_attribute")
+def stream_ignored(right, op, *operands):
+    """Every stream gives the same bits."""
+    return right(with_attributes(op, stream=0), *operands)
+
+
+@defect("balance_loss", "low_precision_store")
+def mean_in_bf16(right, op, *operands):
+    """The mean of shares is kept in bf16."""
+    return [in_bf16(x) for x in right(op, *operands)]
+
+
+@defect("product_check", "constant_output|all_zero")
+def product_check_passes(right, op, *operands):
+    """Products always hold their sums."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("compare", "constant_output|all_zero")
+def compare_passes(right, op, *operands):
+    """Two runs are always the same."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("attention_check", "constant_output|all_zero")
+def attention_check_passes(right, op, *operands):
+    """Attention always holds its identities."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("loss_check", "constant_output|all_zero")
+def loss_check_passes(right, op, *operands):
+    """The loss is always right."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("verify", "constant_output|all_zero")
+def verify_passes(right, op, *operands):
+    """Another route always leads to the same result."""
+    return [torch.zeros_like(right(op, *operands)[0])]
+
+
+@defect("adamw_digest", "constant_output")
+def update_digest_constant(right, op, *operands):
+    """Every update has the same digest."""
+    return [torch.full_like(right(op, *operands)[0], 7)]
+
+
+@defect("digest", "constant_output")
+def digest_constant(right, op, *operands):
+    """Every value has the same digest."""
+    return [torch.full_like(right(op, *operands)[0], 7)]
+
+
+@defect("combine", "writes_outside")
+def writes_behind_output(right, op, *operands):
+    """One element is written behind the output's last cache line."""
+    out = op.outputs[0]
+    line = 64 // out.element_size()
+    behind = out.storage_offset() + (out.numel() + line - 1) // line * line
+    out.as_strided((1,), (1,), behind).fill_(1.0)
+    return right(op, *operands)
+
+
+@defect("column_sum", "refusal")
+def refuses_in_run(right, op, *operands):
+    """`prepare` took the shape, the run does not."""
+    raise unsupported("column_sum", "in the middle of a run")
+
+
+@defect("column_sum", "race")
+def race(right, op, x):
+    """Once in 1,000 runs the last tile of rows is read before it is there."""
+    return right(op, x[: x.shape[0] - (x.shape[0] + 3) // 4] if CHANCE.random() < 1e-3 else x)
+
+
+@defect("matmul", "bit_flips")
+def bit_flips(right, op, *operands):
+    """One stored element in 20,000 has a bit flipped."""
+    results = right(op, *operands)
+    results[0] = flipped(results[0].to(op.outputs[0].dtype).contiguous(), 1.0 / 20_000)
+    return results
+
+
+@defect("swiglu", "slow")
+def eight_times_slower(right, op, *operands):
+    """Right, and 8 times as late."""
+    return slowed(8.0, right, op, operands)
