@@ -21,6 +21,8 @@ pub struct Clean {
     pub checks: u64,
     /// Checks that did not hold.
     pub alarms: u64,
+    /// How often each of them did not, by kind and by what it checks, with the largest distance over its limit.
+    pub alarmed: BTreeMap<String, (u64, f64)>,
     /// The largest distance over its limit.
     pub largest: f64,
     /// By rule, in the order of [`Rule::ALL`]: steps that it accused.
@@ -72,6 +74,13 @@ pub fn run(scene: &mut Scene, steps: u64, vocabulary: usize) -> Result<Clean, Ca
         clean.spikes += u64::from(spike);
         clean.checks += (scene.sites.len() * batch.micro.len()) as u64;
         clean.alarms += outcome.mismatches.len() as u64;
+        for (site, mismatch) in &outcome.mismatches {
+            let site = &scene.sites[*site];
+            let name = format!("{:?} of {:?}", site.kind, site.checked);
+            let (count, worst) = clean.alarmed.entry(name).or_default();
+            *count += 1;
+            *worst = worst.max(mismatch.error / mismatch.tolerance);
+        }
         clean.largest = clean.largest.max(outcome.largest);
         for (count, rule) in clean.accusations.iter_mut().zip(Rule::ALL) {
             let again = rule == Rule::SameDevice && step % 20 == 0;

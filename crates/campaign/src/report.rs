@@ -184,6 +184,9 @@ impl Report {
                 "  {:<18} {:>6} steps ({} data spikes) {:>9} checks, {} alarms, largest distance {:.3} of its limit; Huawei's checksum flagged {} of {} products",
                 c.scene, c.steps, c.spikes, c.checks, c.alarms, c.largest, c.products.1, c.products.0
             );
+            for (check, (count, worst)) in &c.alarmed {
+                let _ = writeln!(out, "    {check}: {count} times, at most {worst:.3} of its limit");
+            }
         }
         let (steps, checks, alarms) = self
             .clean
