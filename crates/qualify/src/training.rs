@@ -241,7 +241,7 @@ fn free(
         proof.distance = if distance.is_nan() { f64::NAN } else { proof.distance.max(distance) };
         proof.losses.push(got);
         proof.trusted_losses.push(want);
-        if !(proof.distance <= case.tolerance) {
+        if proof.distance.is_nan() || proof.distance > case.tolerance {
             break;
         }
     }
@@ -337,7 +337,7 @@ fn first_values(program: &Program, symbols: &[usize], step: &StepFeed, seed: u64
                     (_, Some((_, data))) => data.iter().take(count).map(|x| f64::from(*x)).collect(),
                     _ => return None,
                 };
-                (data.len() == count).then(|| Tensor { dtype: value.dtype, sizes, data })
+                (data.len() == count).then_some(Tensor { dtype: value.dtype, sizes, data })
             }
             _ => None,
         }
