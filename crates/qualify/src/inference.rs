@@ -102,7 +102,8 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
         proof.tokens += 1;
         let (chosen, wanted) = (greatest(got), greatest(want));
         let apart = distance(got, want);
-        proof.distance = if apart.is_nan() { f64::NAN } else { proof.distance.max(apart) };
+        proof.distance =
+            if apart.is_nan() || proof.distance.is_nan() { f64::NAN } else { proof.distance.max(apart) };
         if chosen == wanted {
             proof.agreed += 1;
             continue;
@@ -113,7 +114,7 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
         }
     }
     let all = case.tokens as u64;
-    proof.outcome = if !(proof.distance <= proof.tolerance) {
+    proof.outcome = if exceeds(proof.distance, proof.tolerance) {
         Outcome::Failed(format!(
             "logits lie {:.2e} of the largest apart, {:.0e} is allowed",
             proof.distance, proof.tolerance
@@ -124,7 +125,7 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
             proof.tokens - proof.agreed - proof.tied,
             proof.tokens
         ))
-    } else if !(proof.trusted_distance <= proof.tolerance) {
+    } else if exceeds(proof.trusted_distance, proof.tolerance) {
         Outcome::NotRun(format!(
             "the trusted device's caches lie {:.2e} from its own whole window",
             proof.trusted_distance
@@ -266,6 +267,11 @@ fn cached(
     let all = session.read_f32(device, "logits")?;
     let width = all.len() / rows;
     Ok(all[(rows - 1) * width..].to_vec())
+}
+
+/// Whether a distance is more than is allowed, or no number.
+fn exceeds(distance: f64, allowed: f64) -> bool {
+    distance.is_nan() || distance > allowed
 }
 
 /// Index of the greatest number, the first of equals; NaN is below all.

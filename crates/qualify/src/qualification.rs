@@ -667,6 +667,10 @@ fn gathered(
     evidence.missing.extend(gaps.map(|(result, _)| {
         format!("`{}` {}: {}", result.name, result.shape, result.finding.clone().unwrap_or_default())
     }));
+    let unknown = request.skipped.iter();
+    evidence.missing.extend(
+        unknown.map(|skipped| format!("`{}` {}: {}", skipped.operator, skipped.shape, skipped.reason)),
+    );
     for stage in &run.stages {
         let needed = matches!(stage.name, "reset" | "refusals" | "memory");
         match &stage.outcome {

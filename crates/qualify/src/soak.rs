@@ -105,7 +105,10 @@ impl Round {
             return None;
         }
         let got = self.product.numbers(bytes);
-        let outside = |(got, (want, bound)): (&f64, (&f64, &f64))| !((got - want).abs() <= *bound);
+        let outside = |(got, (want, bound)): (&f64, (&f64, &f64))| {
+            let error = (got - want).abs();
+            error.is_nan() || error > *bound
+        };
         if let Some(at) = got.iter().zip(self.want.iter().zip(&self.bound)).position(outside) {
             return Some(format!(
                 "{} product of {size}: element {at} is {:e}, exact {:e}, bound {:e}",

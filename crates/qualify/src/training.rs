@@ -124,7 +124,7 @@ pub fn prove(
     };
     proof.beside = trusted.describe().name;
     let locked = match in_lockstep {
-        true => lockstep(bench, case, &deadline.part(0.6, Duration::MAX), &mut proof),
+        true => lockstep(bench, case, &deadline.part(0.35, Duration::MAX), &mut proof),
         false => Ok(()),
     };
     let failed = locked.and_then(|()| free(bench, case, deadline, &mut proof));
@@ -157,7 +157,6 @@ fn lockstep(
     let symbols = vec![1; program.symbols.len()];
     let values = first_values(program, &symbols, step, case.seed);
     let (device, oracle) = (bench.device.as_mut(), &mut bench.oracle);
-    let mut complete = true;
     let run = || -> Result<Option<String>, Obstacle> {
         let mut lockstep = Lockstep::open(device, oracle, &case.program, &symbols, values)?;
         let mut finding = None;
@@ -165,7 +164,6 @@ fn lockstep(
             for index in 0..program.range(range).len() {
                 // A difference that was found is not to wait for the rest.
                 if deadline.passed() {
-                    complete = false;
                     break;
                 }
                 let step = lockstep.step(device, oracle, range, index, true)?;
@@ -186,9 +184,7 @@ fn lockstep(
         Ok(finding)
     };
     match run() {
-        Ok(None) if !complete => {
-            Err(Outcome::NotRun(format!("{} operators in lockstep in the time that there was", proof.agreed)))
-        }
+        // What was not reached is told by its number; the free run sees all of it.
         Ok(None) => Ok(()),
         Ok(Some(finding)) => Err(Outcome::Failed(finding)),
         Err(Obstacle::Oracle(fault)) => Err(Outcome::NotRun(format!("the oracle failed: {fault}"))),
@@ -241,7 +237,7 @@ fn free(
         proof.distance = if distance.is_nan() { f64::NAN } else { proof.distance.max(distance) };
         proof.losses.push(got);
         proof.trusted_losses.push(want);
-        if !(proof.distance <= case.tolerance) {
+        if proof.distance.is_nan() || proof.distance > case.tolerance {
             break;
         }
     }
@@ -337,7 +333,7 @@ fn first_values(program: &Program, symbols: &[usize], step: &StepFeed, seed: u64
                     (_, Some((_, data))) => data.iter().take(count).map(|x| f64::from(*x)).collect(),
                     _ => return None,
                 };
-                (data.len() == count).then(|| Tensor { dtype: value.dtype, sizes, data })
+                (data.len() == count).then_some(Tensor { dtype: value.dtype, sizes, data })
             }
             _ => None,
         }

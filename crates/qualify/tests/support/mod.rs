@@ -4,6 +4,7 @@
 pub mod proofs; // the tiny recipes as cases
 mod wrapped; // devices that differ from a right one in a known way
 
+#[allow(unused_imports, reason = "each test file uses its part")]
 pub use wrapped::{refusing, rounding};
 
 use std::cell::Cell;

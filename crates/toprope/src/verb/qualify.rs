@@ -159,6 +159,9 @@ struct Session<'a> {
     tier: Tier,
 }
 
+/// What opens a variant.
+type OwnOpener<'a> = Box<dyn Fn() -> Result<Box<dyn Device>, String> + 'a>;
+
 /// More dies than these are not looked for.
 const DIES_MAX: usize = 64;
 /// Rounds that sister dies vote in.
@@ -248,10 +251,8 @@ impl Session<'_> {
             proofs.training.truncate(2);
         }
         let variants = remedy::variants(name);
-        let openers: Vec<Box<dyn Fn() -> Result<Box<dyn Device>, String> + '_>> = variants
-            .iter()
-            .map(|variant| Box::new(move || self.open(variant)) as Box<dyn Fn() -> _>)
-            .collect();
+        let openers: Vec<OwnOpener<'_>> =
+            variants.iter().map(|variant| Box::new(move || self.open(variant)) as OwnOpener<'_>).collect();
         let alternatives = variants
             .iter()
             .zip(&openers)

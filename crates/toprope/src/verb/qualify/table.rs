@@ -88,8 +88,8 @@ pub fn operators(qualification: &Qualification) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<29} {:<4} {:>6} {:>5} {:>7} {:>7} {:>6}  {}",
-        "operator", "type", "cases", "bits", "control", "trusted", "bound", "verdict"
+        "{:<29} {:<4} {:>6} {:>5} {:>7} {:>7} {:>6}  verdict",
+        "operator", "type", "cases", "bits", "control", "trusted", "bound"
     );
     for ((name, dtype), row) in rows(&qualification.operators) {
         let bits = |bits: Option<f64>| bits.map_or("-".into(), |bits| format!("{bits:.1}"));
