@@ -53,6 +53,7 @@ pub fn ci(root: &Path) -> Result<(), String> {
                 ],
             ),
             ("test", vec!["cargo", "test", "--release", "--workspace", "--features", "toprope/parquet"]),
+            ("pytorch", vec![".ci/pytorch"]),
             // Tests run on every dispatch level of the machine; this stage says which ones those are.
             ("levels", vec!["cargo", "xtask", "programs", "300"]),
             ("docs", vec!["cargo", "doc", "--release", "--workspace", "--no-deps"]),
