@@ -4,7 +4,7 @@ use super::*;
 
 /// The largest result of a check of a product on a healthy device, in units of its bound: the calibrated constant of
 /// f32 accumulation with its margin (docs/checks.md).
-pub const PRODUCT_LIMIT: f64 = 6.0;
+pub const PRODUCT_LIMIT: f64 = 128.0;
 
 /// Which product is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub(super) const RECORD: Record = Record {
         optional("offsets", "[E+1]", Accepts::I32),
     ],
     outputs: &[slot("worst", "[1]", Accepts::F32)],
-    numerics: "f32 or wider inside, any order. At most 6 on a healthy device. Judged against that, not across devices.",
+    numerics: "f32 or wider inside, any order. At most 128 on a healthy device. Judged against that, not across devices.",
     gradient: "none",
     invariant: Invariant::Recompute,
 };
