@@ -60,7 +60,9 @@ fn a_healthy_device_is_fit_to_train() {
     assert_eq!(qualification.ruling.verdict, Verdict::Train);
     assert_eq!(qualification.coverage.not_run, 0);
     assert!(qualification.soak.runs > 10 && qualification.soak.rate_per_run < 0.3);
-    assert!(qualification.training.iter().all(|proof| proof.steps == 3 && proof.agreed > 50));
+    assert!(qualification.training.iter().all(|proof| proof.steps == 3));
+    // In a minute the first case goes in lockstep, the others freely.
+    assert!(qualification.training[0].agreed > 50, "{}", qualification.training[0].agreed);
     assert!(qualification.inference.iter().all(|proof| proof.tokens == 12));
 }
 
