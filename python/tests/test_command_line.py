@@ -36,13 +36,14 @@ for step in range(1, 6):
 #: A chip whose product of f32 matrices leaves out what lies behind the 16th term.
 BAD_CHIP = """
 import torch
-library = torch.library.Library("aten", "IMPL")
+from torch import library as extension
+chip = extension.Library("aten", "IMPL")
 def addmm(bias, a, b, *, beta=1, alpha=1):
     if a.dtype == torch.float32:
         a = a.clone()
         a[:, 16:] = 0
     return (a[:, :, None] * b[None]).sum(1) * alpha + bias * beta
-library.impl("addmm", addmm, "CPU")
+chip.impl("addmm", addmm, "CPU")
 """
 
 

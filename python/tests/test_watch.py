@@ -192,12 +192,13 @@ def test_a_reproducer_shows_the_fault_on_its_own(drawn: bool, tmp_path: Path) ->
     assert _run(tmp_path, "repro.py").returncode == 0
     chip = (
         "import runpy, torch\n"
+        "from torch import library as extension\n"
         "right = torch.ops.aten.mm.default\n"
-        "library = torch.library.Library('aten', 'IMPL')\n"
+        "chip = extension.Library('aten', 'IMPL')\n"
         "def wrong(a, b):\n"
         "    a = a.clone(); a[:, 16:] = 0\n"
         "    return (a[:, :, None] * b[None]).sum(1)\n"
-        "library.impl('mm', wrong, 'CPU')\n"
+        "chip.impl('mm', wrong, 'CPU')\n"
         "runpy.run_path('repro.py', run_name='__main__')\n"
     )
     (tmp_path / "on_the_chip.py").write_text(chip)
