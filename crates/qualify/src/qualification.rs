@@ -3,6 +3,7 @@
 use crate::bench::{Bench, Opener};
 use crate::budget::{Clock, Deadline, Tier};
 use crate::cases::{self, Findings, QualifyError, ROUNDS};
+use crate::dies::Standing;
 use crate::inference::{self, InferenceCase, InferenceProof};
 use crate::memory;
 use crate::reset;
@@ -50,6 +51,8 @@ pub struct Request<'a> {
     pub timed: Vec<Shape>,
     /// Whether the trusted device is one whose speed is worth a comparison.
     pub beside_trusted: bool,
+    /// How the device stood among its sisters, where it stood apart.
+    pub apart: Option<Standing>,
     /// Bytes of memory that may be filled.
     pub memory_bytes_max: u64,
     /// Hears of each stage as it ends.
@@ -140,6 +143,9 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
     let soak = run.soak(request, &whole)?;
     weigh(&mut evidence, &run, &soak, &training, &inference);
+    if let Some(standing) = &request.apart {
+        stand(&mut evidence, standing);
+    }
 
     let rates = rates(&operators);
     let coverage = covered(&operators, &request.skipped);
@@ -721,6 +727,15 @@ fn weigh(
     evidence.fault_rate = rate;
     if let Outcome::NotRun(reason) = &soak.outcome {
         evidence.missing.push(format!("soak: {reason}"));
+    }
+}
+
+/// A die that its sisters speak against: outside of the bound it is wrong; inside of it, only not steady.
+fn stand(evidence: &mut Evidence, standing: &Standing) {
+    let told = format!("among its sisters: {}", standing.finding.clone().unwrap_or_default());
+    match standing.outside + standing.faults {
+        0 => evidence.unstable.push(told),
+        _ => evidence.failed.push(told),
     }
 }
 

@@ -30,6 +30,7 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
         }
     };
     let mut request = Request {
+        apart: None,
         tier: Tier::Quick,
         shapes: Vec::new(),
         skipped: Vec::new(),

@@ -219,4 +219,7 @@ fn two_dies_of_one_kind_agree_to_the_bit() {
     // Both levels give the same bits; the reference adds in f64 and stands alone, inside of its bound.
     assert_eq!((&dies[0]["alone"], &dies[1]["alone"]), (&0.into(), &0.into()));
     assert_eq!(dies[2]["outside"], 0);
+    // What is printed, what a script reads and the exit code say the same of it.
+    assert_eq!((&summary["device"], &summary["verdict"]), (&"reference".into(), &"train with".into()));
+    assert_eq!(output.status.code(), Some(10));
 }

@@ -12,16 +12,16 @@ mod table; // for terminals
 use crate::command::Qualify;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::report;
+use crate::verb::diagnose::oracle;
 use crate::verb::recipe;
 use asked::{Asked, asked};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
-use toprope_conformance::Oracle;
 use toprope_devices::{OpenOptions, open};
 use toprope_program::Device;
 use toprope_qualify::budget::HOURS;
-use toprope_qualify::dies::{Die, Vote, vote};
+use toprope_qualify::dies::{Die, Standing, Vote, vote};
 use toprope_qualify::verdict::Change;
 use toprope_qualify::{
     Alternative, Bench, Deadline, Qualification, QualifyError, Request, Tier, Verdict, qualify,
@@ -67,8 +67,9 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
         [one] => (one.clone(), None),
         several => session.poll(several)?,
     };
-    let qualification = session.one(&name, &asked)?;
-    let verdict = settled(&qualification, poll.as_ref());
+    let apart = poll.as_ref().and_then(|poll| poll.bad().into_iter().find(|die| die.name == name).cloned());
+    let qualification = session.one(&name, &asked, apart)?;
+    let verdict = qualification.ruling.verdict;
     println!("\n{}", table::operators(&qualification));
     print!("{}", table::verdict(&qualification));
     if let Some(poll) = &poll {
@@ -95,16 +96,6 @@ fn exit_of(verdict: Verdict) -> Exit {
         Verdict::Infer => Exit::Infer,
         Verdict::Unfit => Exit::Unfit,
         Verdict::Inconclusive => Exit::Inconclusive,
-    }
-}
-
-/// Several dies are as good as the verdict on the one that was looked at, and unfit together where one is bad.
-fn settled(qualification: &Qualification, poll: Option<&Vote>) -> Verdict {
-    match poll {
-        Some(poll) if !poll.bad().is_empty() && qualification.ruling.verdict == Verdict::Train => {
-            Verdict::TrainWith
-        }
-        _ => qualification.ruling.verdict,
     }
 }
 
@@ -228,8 +219,8 @@ impl Session<'_> {
         Ok((chosen, Some(found)))
     }
 
-    /// Qualifies one device.
-    fn one(&self, name: &str, asked: &Asked) -> Result<Qualification, Failure> {
+    /// Qualifies one device, which may have stood apart from its sisters.
+    fn one(&self, name: &str, asked: &Asked, apart: Option<Standing>) -> Result<Qualification, Failure> {
         let clock = || self.world.clock().monotonic();
         let sleep = |time: Duration| self.world.clock().sleep(time);
         let opener = || self.open(name);
@@ -282,6 +273,7 @@ impl Session<'_> {
             timed: proofs.timed,
             // The reference device is right, and slow.
             beside_trusted: against != "reference",
+            apart,
             memory_bytes_max: self.arguments.memory << 20,
             tell: &mut tell,
         };
@@ -323,11 +315,6 @@ impl Session<'_> {
 
 fn told(changes: &[Change], device: &str) -> Vec<String> {
     changes.iter().map(|change| remedy::told(change, device)).collect()
-}
-
-fn oracle() -> Oracle {
-    let (device, magnitudes) = toprope_devices::oracle();
-    Oracle { device, magnitudes }
 }
 
 /// What a device stands beside where nobody says.
