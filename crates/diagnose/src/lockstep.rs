@@ -12,7 +12,7 @@ use toprope_conformance::judge::Judgement;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::verdict::Verdict;
 use toprope_program::shape::sizes;
-use toprope_program::{Device, Fault, FaultKind, Operator, Program, Range, Role, Tensor, Validated};
+use toprope_program::{Device, Fault, FaultKind, Program, Range, Role, Tensor, Validated};
 
 /// A device with the name that it is told by.
 pub struct Named<'a> {
@@ -230,14 +230,14 @@ fn look(
     outcomes.push(Some(given.clone()));
     let instruction = &program.range(range)[index];
     let judgement = seen.as_ref().map(|(_, judgement)| judgement);
-    let worst = judgement.and_then(|judgement| place(program, probe, &judge, judgement));
+    let worst = judgement.and_then(|judgement| place(probe, &judge, judgement));
     let mut row = Row {
         micro_batch,
         range,
         index,
         operator: instruction.operator.name().into(),
         layer: instruction.part.clone(),
-        shape: shape(program, probe),
+        shape: shape(probe),
         wrong_share: judgement.map_or(0.0, |j| j.wrong_count as f64 / j.elements.max(1) as f64),
         standings,
         worst,
@@ -332,7 +332,7 @@ fn decoy(probe: &Probe) -> Probe {
     decoy
 }
 
-fn place(program: &Program, probe: &Probe, judge: &Judge, judgement: &Judgement) -> Option<Place> {
+fn place(probe: &Probe, judge: &Judge, judgement: &Judgement) -> Option<Place> {
     let worst = judgement.worst.as_ref()?;
     let element = match judge {
         Judge::Whole(_) => worst.element,
@@ -347,7 +347,6 @@ fn place(program: &Program, probe: &Probe, judge: &Judge, judgement: &Judgement)
         index[axis] = rest % sizes[axis].max(1);
         rest /= sizes[axis].max(1);
     }
-    debug_assert!(program.find(&value.name).is_some());
     let error = (worst.got - worst.want).abs();
     let finite = error.is_finite().then_some(error);
     let tolerance = (worst.units.is_finite() && worst.units > 0.0).then(|| error / worst.units);
@@ -361,8 +360,7 @@ fn place(program: &Program, probe: &Probe, judge: &Judge, judgement: &Judgement)
     })
 }
 
-/// Compares what the oracle did not judge with the trusted device's result: twice the tolerance relative to the largest element
-/// of its row.
+/// Tells how far each output lies from the trusted device's, beside which of them the oracle judged a part of.
 fn beside_trusted(row: &mut Row, sampled: &Sampled, outcomes: &[Option<Outcome>]) {
     let (Some(Some(subject)), Some(Some(trusted))) = (outcomes.first(), outcomes.last()) else { return };
     let mut told = Vec::new();
@@ -381,8 +379,7 @@ fn beside_trusted(row: &mut Row, sampled: &Sampled, outcomes: &[Option<Outcome>]
     }
 }
 
-fn shape(program: &Program, probe: &Probe) -> String {
-    let _ = program;
+fn shape(probe: &Probe) -> String {
     let (alone, instruction) = (probe.program().program(), probe.instruction());
     let told = |dtype: &dyn std::fmt::Display, sizes: &[usize]| {
         let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
@@ -396,25 +393,12 @@ fn shape(program: &Program, probe: &Probe) -> String {
     format!("{} -> {}", list(&operands), list(&outputs))
 }
 
-/// Whether an operator's outputs are numbers that a step's result hangs on, rather than checks of others.
-pub fn is_check(operator: &Operator) -> bool {
-    matches!(
-        operator,
-        Operator::ProductCheck(_)
-            | Operator::AttentionCheck(_)
-            | Operator::LossCheck(_)
-            | Operator::Verify(_)
-            | Operator::Compare(_)
-    )
-}
-
-/// The tensor's elements as the largest relative distance from another: `‖a - b‖ / ‖b‖`.
+/// How far a tensor lies from another, relatively: `‖a - b‖ / ‖b‖`. What both hold alike, infinities and NaN among it, is no
+/// distance.
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let mut sums = (0.0, 0.0);
     let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
-    for (a, b) in a.data.iter().zip(&b.data).filter(|(a, b)| !same(**a, **b)) {
-        sums = (sums.0 + (a - b) * (a - b), sums.1);
-    }
-    sums.1 = b.data.iter().filter(|b| b.is_finite()).map(|b| b * b).sum();
-    if sums.0 == 0.0 { 0.0 } else { (sums.0 / sums.1.max(f64::MIN_POSITIVE)).sqrt() }
+    let apart: f64 =
+        a.data.iter().zip(&b.data).filter(|(a, b)| !same(**a, **b)).map(|(a, b)| (a - b) * (a - b)).sum();
+    let size: f64 = b.data.iter().filter(|b| b.is_finite()).map(|b| b * b).sum();
+    if apart == 0.0 { 0.0 } else { (apart / size.max(f64::MIN_POSITIVE)).sqrt() }
 }
