@@ -4,6 +4,7 @@ mod devices; // what is there
 mod diagnose; // which operator is wrong
 mod docs; // generated pages
 mod inspect; // what a recipe is
+mod oracle; // what devices are judged by
 mod qualify; // whether a device is fit
 pub mod recipe; // finding one
 mod rehearse; // every class of fault, on purpose

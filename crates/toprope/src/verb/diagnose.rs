@@ -5,10 +5,10 @@ mod show; // what a person reads
 
 use crate::command::Diagnose;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::verb::oracle::oracle;
 use crate::verb::replay::{Source, open_device};
 use serde::Serialize;
 use std::path::PathBuf;
-use toprope_conformance::Oracle;
 use toprope_conformance::shrink::shrink;
 use toprope_diagnose::bound::rate_bound;
 use toprope_diagnose::free::{Growth, free_run};
@@ -146,12 +146,6 @@ pub fn check_operators(operators: &[String]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The oracle.
-pub fn oracle() -> Oracle {
-    let (device, magnitudes) = toprope_devices::oracle();
-    Oracle { device, magnitudes }
 }
 
 /// The devices on the bench, and where steps come from.

@@ -12,7 +12,7 @@ mod table; // for terminals
 use crate::command::Qualify;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::report;
-use crate::verb::diagnose::oracle;
+use crate::verb::oracle::oracle;
 use crate::verb::recipe;
 use asked::{Asked, asked};
 use std::collections::BTreeSet;

@@ -2,7 +2,8 @@
 
 use crate::command::Report;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::verb::diagnose::{check_operators, names, oracle};
+use crate::verb::diagnose::{check_operators, names};
+use crate::verb::oracle::oracle;
 use crate::verb::replay::{Source, open_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,9 +1,10 @@
 //! Whether a quarantined device may come back: one step of the run's own program in lockstep with the oracle, each operator
 //! fed the same values and judged at the contract's tolerance.
 
+use crate::verb::oracle::oracle;
 use std::sync::Arc;
+use toprope_conformance::Verdict;
 use toprope_conformance::lockstep::Lockstep;
-use toprope_conformance::{Oracle, Verdict};
 use toprope_guard::remote::RemoteDevice;
 use toprope_guard::supervisor::Retest;
 use toprope_program::shape::sizes;
@@ -26,8 +27,7 @@ fn lockstep(
     batch: &StepBatch,
     seed: u64,
 ) -> Result<usize, String> {
-    let (oracle, magnitudes) = toprope_devices::oracle();
-    let mut oracle = Oracle { device: oracle, magnitudes };
+    let mut oracle = oracle();
     let program = train.program();
     // One sequence: the shapes of the run but for the number of rows, in seconds instead of minutes.
     let symbols = vec![1; program.symbols.len()];
