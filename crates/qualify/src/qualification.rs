@@ -55,6 +55,8 @@ pub struct Request<'a> {
     pub apart: Option<Standing>,
     /// Bytes of memory that may be filled.
     pub memory_bytes_max: u64,
+    /// The soak takes what the other stages leave of the tier's time, at most this.
+    pub soak_max: Duration,
     /// Hears of each stage as it ends.
     pub tell: &'a mut dyn FnMut(&Stage),
 }
@@ -141,7 +143,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
-    let soak = run.soak(request, &whole)?;
+    let soak = run.soak(request, &whole.part(1.0, request.soak_max))?;
     weigh(&mut evidence, &run, &soak, &training, &inference);
     if let Some(standing) = &request.apart {
         stand(&mut evidence, standing);

@@ -248,6 +248,9 @@ pub struct Qualify {
     /// Repeats everything that is drawn.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Seconds of the soak at most; by default it takes all that the other stages leave.
+    #[arg(long, value_name = "SECONDS")]
+    pub soak: Option<u64>,
     /// Memory that may be filled, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     pub memory: u64,

@@ -5,6 +5,7 @@ mod diagnose; // which operator is wrong
 mod docs; // generated pages
 mod inspect; // what a recipe is
 mod oracle; // what devices are judged by
+mod prepare; // a recipe's data
 mod qualify; // whether a device is fit
 pub mod recipe; // finding one
 mod rehearse; // every class of fault, on purpose
@@ -12,6 +13,7 @@ pub mod replay; // state and batch of any step
 mod report; // evidence that can be sent
 pub mod status; // how a run stands
 mod train; // the main job
+mod validated; // programs of our own making
 pub mod worker; // a device behind two pipes
 
 use crate::command::{Command, Verb};

@@ -74,6 +74,8 @@ fn without_arguments_it_says_what_is_there_and_qualifies_the_processor() {
             "page.html",
             "--memory",
             "64",
+            "--soak",
+            "2",
         ],
     );
     let took = began.elapsed();
@@ -189,6 +191,8 @@ fn cases_that_are_unknown_are_listed_as_not_run() {
             "--json",
             "--memory",
             "64",
+            "--soak",
+            "2",
             "--expect",
             "train",
         ],
@@ -211,7 +215,16 @@ fn two_dies_of_one_kind_agree_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let output = qualify(
         folder.path(),
-        &["--device", "cpu:portable,cpu:avx2,reference", "--quick", "--json", "--memory", "64"],
+        &[
+            "--device",
+            "cpu:portable,cpu:avx2,reference",
+            "--quick",
+            "--json",
+            "--memory",
+            "64",
+            "--soak",
+            "2",
+        ],
     );
     let summary = json(&output);
     let dies = summary["dies"]["dies"].as_array().unwrap();

@@ -3,8 +3,9 @@
 use crate::command::Inspect;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::recipe;
+use crate::verb::validated::validated;
 use toprope_model::{DeepseekV3Config, deepseek_v3, inspect, totals};
-use toprope_program::{text, validate};
+use toprope_program::text;
 
 /// Shows it.
 pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
@@ -18,12 +19,9 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
         print!("{}", text::print(&program));
         return Ok(Exit::Done);
     }
-    let validated = validate(program).map_err(|defects| {
-        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
-        Failure::new(Exit::Internal, format!("the program is not valid:\n{}", listed.join("\n")))
-    })?;
+    let program = validated(program)?;
     let summary =
-        inspect::summarize(&recipe.model, &validated, recipe.training.state.into()).or_exit(Exit::Recipe)?;
+        inspect::summarize(&recipe.model, &program, recipe.training.state.into()).or_exit(Exit::Recipe)?;
     println!("{}: {}\n", recipe.name, recipe.description);
     print!("{summary}");
     if json {

@@ -275,6 +275,7 @@ impl Session<'_> {
             beside_trusted: against != "reference",
             apart,
             memory_bytes_max: self.arguments.memory << 20,
+            soak_max: self.arguments.soak.map_or(Duration::MAX, Duration::from_secs),
             tell: &mut tell,
         };
         qualify(&mut bench, &mut request).map_err(failure)

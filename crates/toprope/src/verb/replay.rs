@@ -2,7 +2,9 @@
 //! there.
 
 use crate::exit::{Exit, Failure, OrExit};
+use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
 use crate::verb::recipe;
+use crate::verb::validated::validated;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_devices::OpenOptions;
@@ -10,13 +12,11 @@ use toprope_diagnose::step::{MicroValues, StepValues};
 use toprope_guard::journal::RunRecord;
 use toprope_model::deepseek_v3;
 use toprope_program::shape::sizes;
-use toprope_program::{DType, Device, Program, Role, Tensor, Validated, Width, validate};
+use toprope_program::{DType, Device, Role, Tensor, Validated, Width};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Identity, OwnedTensor, newest_intact_until};
-use toprope_train::data::{Corpus, Tokens};
 use toprope_train::engine::{Engine, Local, LocalOptions};
 use toprope_train::recipe::{Recipe, built_in};
-use toprope_train::tokenizer::Tokenizer;
 use toprope_world::{EntryKind, World};
 
 /// Where steps come from.
@@ -29,7 +29,7 @@ pub struct Source {
     pub program: Arc<Validated>,
     /// The run's folder, where it is one.
     pub folder: Option<PathBuf>,
-    inputs: StepInputs,
+    inputs: Arc<StepInputs>,
     identity: Identity,
     /// Steps that the run has committed; none without a run.
     committed: Option<u64>,
@@ -70,32 +70,8 @@ impl Source {
         };
         let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name);
         let program = validated(program.or_exit(Exit::Recipe)?)?;
-        let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
-        let saved = folder.as_ref().map(|folder| folder.join("tokenizer.json"));
-        let tokenizer = match saved.filter(|saved| saved.exists()) {
-            Some(saved) => Tokenizer::saved(&recipe.tokenizer, &saved),
-            None => Tokenizer::from_config(&recipe.tokenizer, &corpus.training, recipe.model.vocab_size),
-        };
-        let tokenizer = tokenizer.or_exit(Exit::Data)?;
-        tokenizer.check_fits(recipe.model.vocab_size).or_exit(Exit::Data)?;
-        let schedule = StepInputs::schedule(&recipe).map_err(|error| {
-            Failure::new(
-                Exit::Recipe,
-                format!("recipe {}: key `schedule.{}`: {error}", recipe.name, error.key),
-            )
-        })?;
-        let training = Tokens::of_documents(&corpus.training, &tokenizer, threads, &corpus.origin)
-            .or_exit(Exit::Data)?;
-        let none = Tokens::of_documents(&corpus.validation, &tokenizer, threads, "the held-out documents")
-            .or_exit(Exit::Data)?;
-        let inputs = StepInputs::new(&recipe, schedule, training, none).or_exit(Exit::Data)?;
-        let identity = Identity {
-            model_name: recipe.name.clone(),
-            recipe_hash: recipe.hash(),
-            program_hash: program.hash().to_string(),
-            tokenizer_hash: tokenizer.hash(),
-            corpus_hash: corpus.hash.clone(),
-        };
+        let saved = folder.as_ref().map(|folder| folder.join(TOKENIZER_FILE));
+        let Prepared { inputs, identity, .. } = Prepared::read(&recipe, &program, saved.as_deref(), threads)?;
         Ok(Source { name: what.into(), recipe, program, folder, inputs, identity, committed })
     }
 
@@ -221,11 +197,4 @@ pub fn open_device(
 ) -> Result<Box<dyn Device>, Failure> {
     let options = OpenOptions { threads, python: python.map(Path::to_path_buf), ..OpenOptions::default() };
     toprope_devices::open(name, &options).or_exit(Exit::Device)
-}
-
-fn validated(program: Program) -> Result<Arc<Validated>, Failure> {
-    validate(program).map(Arc::new).map_err(|defects| {
-        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
-        Failure::new(Exit::Internal, format!("the program is not valid:\n{}", listed.join("\n")))
-    })
 }

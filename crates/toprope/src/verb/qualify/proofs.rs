@@ -1,10 +1,10 @@
 //! The programs and batches of the proofs: the tiny recipes, on text that every copy of this program has.
 
 use crate::exit::{Exit, Failure, OrExit};
+use crate::verb::validated::validated;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use toprope_model::deepseek_v3;
-use toprope_program::{DType, Program, Range, Validated, validate};
+use toprope_program::{DType, Range};
 use toprope_qualify::inference::InferenceCase;
 use toprope_qualify::shapes::{Need, Shape, distinct};
 use toprope_qualify::training::{MicroFeed, StepFeed, TrainingCase, curve_tolerance};
@@ -81,13 +81,6 @@ fn recipe(name: &str, dtype: DType) -> Result<Recipe, Failure> {
     parse(name, text, &[format!("training.dtype={dtype}")]).or_exit(Exit::Internal)
 }
 
-fn checked(program: Program) -> Result<Arc<Validated>, Failure> {
-    validate(program).map(Arc::new).map_err(|defects| {
-        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
-        Failure::new(Exit::Internal, format!("the program is not valid:\n{}", listed.join("\n")))
-    })
-}
-
 fn training(recipe: &Recipe, steps: u64) -> Result<TrainingCase, Failure> {
     let documents = [Document { name: "operators".into(), text: TEXT.into() }];
     let tokenizer = Tokenizer::byte();
@@ -109,7 +102,7 @@ fn training(recipe: &Recipe, steps: u64) -> Result<TrainingCase, Failure> {
     Ok(TrainingCase {
         name: recipe.name.clone(),
         dtype,
-        program: checked(program.or_exit(Exit::Internal)?)?,
+        program: validated(program.or_exit(Exit::Internal)?)?,
         steps: steps.collect(),
         seed: recipe.seed,
         tolerance: curve_tolerance(dtype),
@@ -122,9 +115,11 @@ fn inference(recipe: &Recipe) -> Result<InferenceCase, Failure> {
     Ok(InferenceCase {
         name: name.clone(),
         dtype,
-        prefill: checked(deepseek_v3::build_prefill(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?)?,
-        decode: checked(deepseek_v3::build_decode(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?)?,
-        whole: checked(deepseek_v3::build_logits(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?)?,
+        prefill: validated(
+            deepseek_v3::build_prefill(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?,
+        )?,
+        decode: validated(deepseek_v3::build_decode(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?)?,
+        whole: validated(deepseek_v3::build_logits(model, dtype, CAPACITY, name).or_exit(Exit::Internal)?)?,
         weights: Vec::new(),
         prompt,
         tokens: MADE,

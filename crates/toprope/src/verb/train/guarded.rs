@@ -6,6 +6,7 @@ use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::metrics::Metrics;
 use crate::progress::Progress;
+use crate::verb::validated::validated;
 use serde_json::json;
 use std::cell::RefCell;
 use std::path::Path;
@@ -21,8 +22,8 @@ use toprope_guard::remote::WorkerCommand;
 use toprope_guard::supervisor::{
     DeviceSpec, FAULTS_MAX, News, OnOwnFault, Options, Recorder, Supervisor, insert_digests,
 };
+use toprope_program::Validated;
 use toprope_program::check::{self, CheckLevel, CheckPlan, CheckSite};
-use toprope_program::{Validated, validate};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::Identity;
 use toprope_train::engine::{Checkpoints, Guarded, GuardedOptions, GuardedSteps};
@@ -137,12 +138,9 @@ pub(super) fn checked(arguments: &Train, recipe: &Recipe, train: &Validated) -> 
     let mut program = train.program().clone();
     let sites = check::insert(&mut program, &CheckPlan { level: CheckLevel::Full });
     insert_digests(&mut program);
-    let program = validate(program).map_err(|defects| {
-        let listed: Vec<String> = defects.iter().map(ToString::to_string).collect();
-        Failure::new(Exit::Internal, format!("the checked program is not valid:\n{}", listed.join("\n")))
-    })?;
+    let program = validated(program)?;
     let faults = faults(arguments, recipe, &program)?;
-    Ok(Checked { program: Arc::new(program), sites, faults })
+    Ok(Checked { program, sites, faults })
 }
 
 /// What is to be injected: parsed, drawn, and refused where it cannot happen.

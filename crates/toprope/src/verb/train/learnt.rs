@@ -1,0 +1,53 @@
+//! What a model has learnt, beside what compressors make of the same bytes, and in its own words.
+
+use crate::exit::{Exit, Failure, OrExit};
+use crate::progress::bytes;
+use crate::verb::prepare::Prepared;
+use toprope_train::engine::Engine;
+use toprope_train::recipe::Recipe;
+use toprope_train::sample;
+use toprope_train::trainer::bits_per_byte;
+
+/// What the model learnt, beside compressors.
+#[derive(Default)]
+pub(super) struct Learnt {
+    /// Bits per byte.
+    pub(super) model: Option<f64>,
+    /// `gzip -9`'s.
+    pub(super) gzip: Option<f64>,
+    /// `xz -9`'s.
+    pub(super) xz: Option<f64>,
+}
+
+/// Measures it on the held-out text.
+pub(super) fn learnt(
+    engine: &mut dyn Engine,
+    recipe: &Recipe,
+    prepared: &Prepared,
+) -> Result<Learnt, Failure> {
+    let Prepared { corpus, tokenizer, inputs, .. } = prepared;
+    if corpus.validation.is_empty() {
+        return Ok(Learnt::default());
+    }
+    // By default all of it: the compressors' figures are of the same bytes.
+    let model = bits_per_byte(engine, inputs, recipe.evaluation.final_tokens).or_exit(Exit::Device)?;
+    let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
+    let (gzip, xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
+    println!(
+        "held-out text ({}): model {model:.3} bits per byte, gzip -9 {gzip:.3}, xz -9 {xz:.3}",
+        bytes(corpus.validation_bytes())
+    );
+    if recipe.sample.tokens > 0 {
+        let toprope_train::recipe::Sample { prompt, tokens, temperature } = &recipe.sample;
+        let text = sample::continue_text(engine, tokenizer, prompt, *tokens, *temperature, recipe.seed)
+            .or_exit(Exit::Device)?;
+        println!("in its own words:\n{}", indented(&format!("{prompt}{text}")));
+    }
+    Ok(Learnt { model: Some(model), gzip: Some(gzip), xz: Some(xz) })
+}
+
+fn indented(text: &str) -> String {
+    // Control characters of an untrained model's bytes must not reach the terminal.
+    let visible = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.lines().map(|line| format!("    {}\n", line.chars().map(visible).collect::<String>())).collect()
+}

@@ -1,0 +1,71 @@
+//! The programs of a run, what they cost, and whether they fit.
+
+use crate::exit::{Exit, Failure, OrExit};
+use crate::progress::bytes;
+use crate::verb::validated::validated;
+use std::sync::Arc;
+use toprope_model::{deepseek_v3, packed_cost};
+use toprope_program::{Device, MemoryPlan, Range, StateLayout, Validated, Width};
+use toprope_train::recipe::Recipe;
+
+/// The three programs of a run.
+pub(super) struct Programs {
+    pub(super) train: Arc<Validated>,
+    pub(super) evaluate: Arc<Validated>,
+    pub(super) logits: Arc<Validated>,
+}
+
+impl Programs {
+    /// Builds and validates them.
+    pub(super) fn build(recipe: &Recipe) -> Result<Programs, Failure> {
+        let options = recipe.training_options();
+        let (model, name) = (&recipe.model, recipe.name.as_str());
+        let (dtype, sequence) = (recipe.training.dtype, recipe.training.sequence);
+        Ok(Programs {
+            train: validated(deepseek_v3::build_train(model, &options, name).or_exit(Exit::Recipe)?)?,
+            evaluate: validated(deepseek_v3::build_evaluate(model, &options, name).or_exit(Exit::Recipe)?)?,
+            logits: validated(
+                deepseek_v3::build_logits(model, dtype, sequence, name).or_exit(Exit::Recipe)?,
+            )?,
+        })
+    }
+
+    /// FLOPs of a step.
+    pub(super) fn step_flops(&self, recipe: &Recipe) -> f64 {
+        let program = self.train.program();
+        let micro_batches = (recipe.training.batch / recipe.micro_batch()) as f64;
+        let mut flops = 0.0;
+        for range in Range::ALL {
+            let times = if range == Range::Accumulate { micro_batches } else { 1.0 };
+            for instruction in program.range(range) {
+                flops += packed_cost(program, instruction).flops as f64 * times;
+            }
+        }
+        flops
+    }
+
+    /// Bytes of state and work by the plan.
+    pub(super) fn planned_bytes(&self, recipe: &Recipe) -> u64 {
+        let layout: StateLayout = recipe.training.state.into();
+        MemoryPlan::new(&self.train, Width::Native, layout).total_bytes() as u64
+    }
+
+    /// Says before the start what does not fit.
+    pub(super) fn check_memory(&self, recipe: &Recipe, device: &dyn Device) -> Result<(), Failure> {
+        let description = device.describe();
+        let needed = self.planned_bytes(recipe);
+        match description.memory_bytes {
+            Some(there) if needed > there => Err(Failure::new(
+                Exit::Memory,
+                format!(
+                    "{} needs {} and {} has {}\nhint: lower training.micro_batch, set training.recompute = \"products\" or training.state = \"in_place\"",
+                    recipe.name,
+                    bytes(needed),
+                    description.name,
+                    bytes(there)
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
