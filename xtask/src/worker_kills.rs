@@ -95,7 +95,9 @@ fn start(binary: &Path, recipe: &str, steps: u64, run: &Path) -> Result<Child, S
     command.args(["train", recipe, "--json", "--steps", &steps.to_string(), "--run"]).arg(run);
     command.args(["--set", "evaluation.final_tokens=256", "--set", "checkpoint.every=1000"]);
     // Ways of dying that a policy for production would answer with giving up are wanted here again and again.
-    command.args(["--set", "guard.attempts_max=1000"]);
+    command.args(["--set", "guard.attempts_max=1000", "--set", "guard.restart.give_up_after=1000"]);
+    // A worker that is killed while it starts is no reason to wait longer for the next one.
+    command.args(["--set", "guard.restart.backoff_max_seconds=0.25"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().map_err(cannot("start the run"))
 }

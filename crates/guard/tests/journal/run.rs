@@ -3,6 +3,7 @@
 use crate::support::Lines;
 use serde_json::json;
 use toprope_guard::journal::{Accounts, DeviceDuty, GuardSummary, RunState};
+use toprope_program::FaultClass;
 
 /// Ten steps of a second on `cpu`, a death in step 4 that costs 3 s, failover to `reference` for two steps of 2 s, back,
 /// a supervisor's death with a gap of 5 s that takes two steps back, and the end.
@@ -83,7 +84,7 @@ fn the_parts_of_the_wall_time_are_told_apart() {
 fn the_summary_counts_what_the_journal_says() {
     let summary = GuardSummary::of(&story().read());
     assert_eq!((summary.batches_lost, summary.batches_doubled), (Some(0), Some(0)));
-    assert_eq!((summary.faults["lost"], summary.faults["hang"], summary.faults.len()), (1, 0, 9));
+    assert_eq!((summary.faults["lost"], summary.faults["hang"], summary.faults.len()), (1, 0, FaultClass::ALL.len()));
     assert_eq!(summary.faults_injected, 1);
     // One execution given up, two commits taken back.
     assert_eq!(summary.steps_redone, 3);
