@@ -5,6 +5,15 @@ use std::process::Command;
 
 /// Hands its arguments on.
 pub fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
+    // `campaign cost` starts workers of the binary.
+    let built = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "--package", "toprope", "--features", "parquet"])
+        .current_dir(root)
+        .status()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    if !built.success() {
+        return Err("the binary does not build".into());
+    }
     let status = Command::new("cargo")
         .args(["run", "--quiet", "--release", "--package", "toprope-campaign", "--"])
         .args(arguments)

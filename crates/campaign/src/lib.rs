@@ -14,6 +14,7 @@ pub mod report; // tables and JSON
 pub mod rules; // the field's other rules
 pub mod scene; // a recipe's step with recorded states
 pub mod statistics; // Wilson bounds, medians
+pub mod supervised; // what the guard costs a run
 pub mod trial; // one fault, everything that is measured
 
 /// Why a campaign stopped.

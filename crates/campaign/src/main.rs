@@ -3,10 +3,12 @@
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use toprope_campaign::draw::{Persistence, planned};
 use toprope_campaign::report::{Report, costs_text};
 use toprope_campaign::scene::{Scene, recipe};
-use toprope_campaign::{CampaignError, clean, cost, trial};
+use toprope_campaign::{CampaignError, clean, cost, supervised, trial};
+use toprope_guard::remote::WorkerCommand;
 use toprope_program::DType;
 use toprope_world::{Files, RealWorld, World, write_durably};
 
@@ -21,9 +23,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What checking costs when nothing fails.
+    /// What the guard costs when nothing fails: a worker under a supervisor, with checks, beside nothing around the step.
     Cost {
-        /// Pairs of steps with and without checks, for each level.
+        /// Pairs of steps with and without, for each level.
         #[arg(long, default_value_t = 200)]
         pairs: usize,
         /// Recipes, with commas.
@@ -35,6 +37,9 @@ enum Command {
         /// Threads of the device.
         #[arg(long, default_value_t = 2)]
         threads: usize,
+        /// Measure the checks alone too, in one process.
+        #[arg(long)]
+        checks_alone: bool,
         /// Where to write JSON.
         #[arg(long, default_value = "target/cost.json")]
         out: PathBuf,
@@ -76,8 +81,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let world = RealWorld::default();
     let done = match arguments.command {
-        Some(Command::Cost { pairs, recipes, dtypes, threads, out }) => {
-            costs(&world, pairs, &recipes, &dtypes, threads, &out)
+        Some(Command::Cost { pairs, recipes, dtypes, threads, checks_alone, out }) => {
+            let world: Arc<dyn World> = Arc::new(world);
+            costs(&world, pairs, (&recipes, &dtypes), threads, checks_alone, &out)
         }
         None => campaign(&world, &arguments.run),
     };
@@ -107,19 +113,40 @@ fn dtype_of(name: &str) -> Result<DType, CampaignError> {
     })
 }
 
+/// The binary beside this one, as a worker.
+fn worker() -> Result<WorkerCommand, CampaignError> {
+    let reason = |reason: String| CampaignError::Recipe { recipe: "worker".into(), reason };
+    let program =
+        std::env::current_exe().map_err(|error| reason(error.to_string()))?.with_file_name("toprope");
+    if !program.exists() {
+        return Err(reason(format!(
+            "{} is not there: `cargo build --release -p toprope` builds it",
+            program.display()
+        )));
+    }
+    Ok(WorkerCommand { program, arguments: vec!["worker".into()], script: None })
+}
+
 fn costs(
-    world: &dyn World,
+    world: &Arc<dyn World>,
     pairs: usize,
-    recipes: &[String],
-    dtypes: &[String],
+    (recipes, dtypes): (&[String], &[String]),
     threads: usize,
+    checks_alone: bool,
     out: &Path,
 ) -> Result<bool, CampaignError> {
     let clock = || world.clock().monotonic();
+    let worker = worker()?;
+    let journal = out.with_extension("journal.jsonl");
     let mut costs = Vec::new();
     for name in recipes {
         for dtype in dtypes {
-            costs.extend(cost::measure(&recipe(name, dtype_of(dtype)?, &[])?, threads, pairs, 1, &clock)?);
+            let steps = format!("training.steps={}", pairs + 10);
+            let recipe = recipe(name, dtype_of(dtype)?, &[steps])?;
+            if checks_alone {
+                costs.extend(cost::measure(&recipe, threads, pairs, 1, &clock)?);
+            }
+            costs.extend(supervised::measure(world, &recipe, threads, pairs, &worker, &journal)?);
         }
     }
     print!("{}", costs_text(&costs));

@@ -245,7 +245,7 @@ pub fn costs_text(costs: &[Cost]) -> String {
         let o = cost.overhead;
         let _ = writeln!(
             out,
-            "  {:<18} {:<8} {} [{}, {}] of {:.1} ms, {} pairs, {} checks",
+            "  {:<18} {:<20} {} [{}, {}] of {:.1} ms, {} pairs, {} checks",
             cost.scene,
             cost.level,
             percent(o.median),

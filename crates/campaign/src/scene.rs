@@ -117,7 +117,7 @@ pub struct Scene {
     prepared_step: Option<u64>,
 }
 
-fn wrong(recipe: &str, reason: impl std::fmt::Display) -> CampaignError {
+pub(crate) fn wrong(recipe: &str, reason: impl std::fmt::Display) -> CampaignError {
     CampaignError::Recipe { recipe: recipe.into(), reason: reason.to_string() }
 }
 

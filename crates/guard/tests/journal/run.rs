@@ -84,7 +84,10 @@ fn the_parts_of_the_wall_time_are_told_apart() {
 fn the_summary_counts_what_the_journal_says() {
     let summary = GuardSummary::of(&story().read());
     assert_eq!((summary.batches_lost, summary.batches_doubled), (Some(0), Some(0)));
-    assert_eq!((summary.faults["lost"], summary.faults["hang"], summary.faults.len()), (1, 0, FaultClass::ALL.len()));
+    assert_eq!(
+        (summary.faults["lost"], summary.faults["hang"], summary.faults.len()),
+        (1, 0, FaultClass::ALL.len())
+    );
     assert_eq!(summary.faults_injected, 1);
     // One execution given up, two commits taken back.
     assert_eq!(summary.steps_redone, 3);
