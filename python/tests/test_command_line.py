@@ -99,7 +99,7 @@ def test_one_step_of_a_script(script: Path, tmp_path: Path) -> None:
 def test_a_wrong_operator_has_an_exit_code_and_a_script(script: Path, tmp_path: Path) -> None:
     script.write_text(BAD_CHIP + SCRIPT)
     done = process("diagnose", script, "--step", 2, "--json", "--reproducer", tmp_path / "repro.py")
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 14, done.stderr
     first = json.loads(done.stdout.splitlines()[-1])["first_wrong"]
     assert first["operator"] == "aten.addmm.default" and first["layer"] == "0" and first["step"] == 2
     assert (tmp_path / "repro.py").read_text() == first["reproducer"]
@@ -108,21 +108,21 @@ def test_a_wrong_operator_has_an_exit_code_and_a_script(script: Path, tmp_path: 
 def test_a_step_that_never_comes(script: Path) -> None:
     for step in (6, 9):
         done = toprope("diagnose", script, "--step", step)
-        assert done.returncode == 3
+        assert done.returncode == 15
         assert f"ended after 5 optimizer step(s), step {step} was never reached" in done.stderr
         assert "Traceback" not in done.stderr
     script.write_text("print('nothing')")
     done = toprope("diagnose", script, "--step", 1)
-    assert done.returncode == 3 and "torch.optim.Optimizer" in done.stderr
+    assert done.returncode == 15 and "torch.optim.Optimizer" in done.stderr
 
 
 def test_a_script_that_raises_or_leaves(script: Path) -> None:
     done = toprope("diagnose", script, "--step", 4, "--", "raise")
-    assert done.returncode == 3
+    assert done.returncode == 15
     assert "raised KeyError in step 3" in done.stderr
     assert "no such batch" in done.stderr and "watch.py" not in done.stderr and "runpy" not in done.stderr
     done = toprope("diagnose", script, "--step", 4, "--", "leave")
-    assert done.returncode == 3 and "exit code 7 in step 3" in done.stderr
+    assert done.returncode == 15 and "exit code 7 in step 3" in done.stderr
 
 
 def test_devices_and_files_that_are_not_there(script: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_devices_and_files_that_are_not_there(script: Path, tmp_path: Path) -> N
     done = toprope("diagnose", script, "--step", 0)
     assert done.returncode == 2 and "from 1" in done.stderr
     done = toprope("cases", tmp_path / "none.jsonl")
-    assert done.returncode == 2 and "cannot be read" in done.stderr
+    assert done.returncode == 4 and "cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -147,7 +147,7 @@ def test_an_unknown_operator_among_cases(tmp_path: Path) -> None:
     path.write_text('{"version": 1, "operator": "npu.fancy.default", "args": [], "kwargs": {}, "count": 3}\n')
     done = toprope("cases", path)
     assert "not run: npu.fancy.default" in done.stdout and "inconclusive" in done.stdout
-    assert done.returncode == 1
+    assert done.returncode == 13
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,24 @@ def test_no_torch_or_one_too_old(source: str, message: str, tmp_path: Path) -> N
     done = process("cases", "x", path=[tmp_path])
     assert done.returncode == 6 and message in done.stderr and "Traceback" not in done.stderr
     assert "2.1" in done.stderr
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    from toprope import diagnose
+
+    table = (Path(__file__).parents[2] / "docs" / "exit-codes.md").read_text()
+    meanings = {
+        diagnose.AGREE: "done",
+        diagnose.USAGE: "the command line",
+        diagnose.DATA: "data",
+        diagnose.RUN: "cannot be written",
+        diagnose.DEVICE: "a device",
+        diagnose.INCONCLUSIVE: "too little was judged",
+        diagnose.WRONG: "computes an operator wrong",
+        diagnose.SCRIPT: "the script raised",
+    }
+    for code, words in meanings.items():
+        assert any(line.startswith(f"| {code} |") and words in line for line in table.splitlines()), (code, words)
 
 
 def test_usage() -> None:

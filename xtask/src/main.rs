@@ -84,6 +84,18 @@ enum Chore {
         #[arg(long)]
         python: Option<String>,
     },
+    /// A sample of what `toprope report` sends: a worker of PyTorch with a defect, diagnosed and reported; shows its page.
+    SampleReport {
+        /// A defect of crates/defects/src/defects.py.
+        #[arg(long, default_value = "bf16_accumulation")]
+        defect: String,
+        /// The interpreter that has torch; default python3, or what TOPROPE_PYTHON names.
+        #[arg(long)]
+        python: Option<String>,
+        /// Where the archive goes.
+        #[arg(long, default_value = "target/toprope-report-sample.tar.gz")]
+        out: PathBuf,
+    },
     /// How long a run stands still when its worker is killed (bench-moe), beside torchrun where --python has torch.
     Recovery {
         /// Kills of each.
@@ -112,8 +124,9 @@ mod campaign; // faults injected, caught and missed
 mod kills; // SIGKILL and resume
 mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs
-mod simulate;
-mod worker_kills; // ends of the worker alone // schedules from seeds
+mod sample_report; // what a report looks like
+mod simulate; // schedules from seeds
+mod worker_kills; // ends of the worker alone
 
 fn main() -> ExitCode {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -129,6 +142,10 @@ fn main() -> ExitCode {
         Chore::Simulate { count } => simulate::run(&root, count),
         Chore::PytorchSchedules { count, seed, python } => {
             pytorch_schedules::run(&root, count, seed, python.as_deref())
+        }
+        Chore::SampleReport { defect, python, out } => {
+            let python = python.or_else(|| std::env::var("TOPROPE_PYTHON").ok());
+            sample_report::run(&root, &defect, python.as_deref(), &root.join(out))
         }
         Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),

@@ -128,19 +128,23 @@ pub fn free_run(
     growth.loss = ours.zip(theirs);
     growth.state = (apart.1 > 0.0).then(|| (apart.0 / apart.1).sqrt());
     let _ = first;
-    a.session.close(subject).map_err(FreeError::Subject)?;
-    b.session.close(trusted).map_err(FreeError::Trusted)?;
+    a.close(subject).map_err(FreeError::Subject)?;
+    b.close(trusted).map_err(FreeError::Trusted)?;
     Ok(growth)
 }
 
 /// A program with a step's values on a device, run an instruction at a time.
-struct Runner {
+pub(crate) struct Runner {
     session: Session,
     program: Arc<Validated>,
 }
 
 impl Runner {
-    fn open(device: &mut dyn Device, program: &Arc<Validated>, step: &StepValues) -> Result<Runner, Fault> {
+    pub(crate) fn open(
+        device: &mut dyn Device,
+        program: &Arc<Validated>,
+        step: &StepValues,
+    ) -> Result<Runner, Fault> {
         let session = Session::open(device, program.clone(), Width::Native, StateLayout::Double)?;
         for (name, tensor) in &step.values {
             session.write(device, name, &tensor.to_bytes(Width::Native))?;
@@ -148,7 +152,12 @@ impl Runner {
         Ok(Runner { session, program: program.clone() })
     }
 
-    fn feed(&mut self, device: &mut dyn Device, step: &StepValues, micro: usize) -> Result<(), Fault> {
+    pub(crate) fn feed(
+        &mut self,
+        device: &mut dyn Device,
+        step: &StepValues,
+        micro: usize,
+    ) -> Result<(), Fault> {
         self.session.set_first(micro == 0);
         if let Some(number) = step.micro[micro].symbols.first() {
             self.session.bind(*number);
@@ -159,7 +168,7 @@ impl Runner {
         Ok(())
     }
 
-    fn run(&self, device: &mut dyn Device, span: Span) -> Result<(), Fault> {
+    pub(crate) fn run(&self, device: &mut dyn Device, span: Span) -> Result<(), Fault> {
         let ticket = self.session.queue_span(device, span)?;
         self.session.wait(device, span.range, ticket)
     }
@@ -167,10 +176,26 @@ impl Runner {
     fn read(&self, device: &mut dyn Device, id: ValueId, symbols: &[usize]) -> Result<Option<Tensor>, Fault> {
         let value = self.program.program().value(id);
         let sizes = sizes(&value.shape, symbols);
+        let raw = self.bytes(device, id, symbols)?;
+        Ok(raw.and_then(|raw| Tensor::from_bytes(value.dtype, &sizes, Width::Native, &raw)))
+    }
+
+    /// A value as it lies in memory; none where it has no place.
+    pub(crate) fn bytes(
+        &self,
+        device: &mut dyn Device,
+        id: ValueId,
+        symbols: &[usize],
+    ) -> Result<Option<Vec<u8>>, Fault> {
+        let value = self.program.program().value(id);
         let Some(place) = self.session.plan().place(id) else { return Ok(None) };
-        let bytes = sizes.iter().product::<usize>() * value.dtype.size_bytes(Width::Native);
-        let mut raw = vec![0; bytes];
+        let count = sizes(&value.shape, symbols).iter().product::<usize>();
+        let mut raw = vec![0; count * value.dtype.size_bytes(Width::Native)];
         device.read(self.session.buffer(place), place.offset_bytes, &mut raw)?;
-        Ok(Tensor::from_bytes(value.dtype, &sizes, Width::Native, &raw))
+        Ok(Some(raw))
+    }
+
+    pub(crate) fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
+        self.session.close(device)
     }
 }

@@ -10,6 +10,7 @@ pub mod probe; // one instruction alone, with its operands' values
 pub mod row; // one instruction on each device
 pub mod sampled; // what the oracle can afford
 pub mod search; // a case that fails
+pub mod spans; // the same bits in one span as alone
 pub mod step; // what a step is fed with
 pub mod vote; // two of three
 

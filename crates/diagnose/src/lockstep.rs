@@ -2,8 +2,8 @@
 //! the oracle judges each.
 
 use crate::probe::{Outcome, Probe, ProbeError};
-use crate::row::{self, Place, Row, Standing};
-use crate::sampled::Sampled;
+use crate::row::{self, Place, Row, Standing, coordinates};
+use crate::sampled::{Exacts, Sampled};
 use crate::step::{StepError, StepValues};
 use crate::vote;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use toprope_conformance::judge::Judgement;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::verdict::Verdict;
 use toprope_program::shape::sizes;
-use toprope_program::{Device, Fault, FaultKind, Program, Range, Role, Tensor, Validated};
+use toprope_program::{Device, Fault, FaultKind, Instruction, Program, Range, Role, Tensor, Validated};
 
 /// A device with the name that it is told by.
 pub struct Named<'a> {
@@ -179,7 +179,7 @@ fn run_trusted(party: &mut Party<'_>, probe: &Probe) -> Result<Outcome, WalkErro
 /// The oracle's view of an instruction: all of it, or a part.
 enum Judge {
     Whole(crate::probe::Exact),
-    Part(Box<Sampled>, crate::probe::Exact),
+    Part(Box<Sampled>, Exacts),
 }
 
 impl Judge {
@@ -230,20 +230,20 @@ fn look(
     outcomes.push(Some(given.clone()));
     let instruction = &program.range(range)[index];
     let judgement = seen.as_ref().map(|(_, judgement)| judgement);
-    let worst = judgement.and_then(|judgement| place(probe, &judge, judgement));
+    let worst = judgement.and_then(|judgement| place(probe, judgement));
     let mut row = Row {
         micro_batch,
         range,
         index,
         operator: instruction.operator.name().into(),
         layer: instruction.part.clone(),
-        shape: shape(probe),
+        shape: shape_of(probe.program().program(), probe.instruction(), probe.symbols()),
         wrong_share: judgement.map_or(0.0, |j| j.wrong_count as f64 / j.elements.max(1) as f64),
         standings,
         worst,
         sampled: match &judge {
             Judge::Whole(_) => None,
-            Judge::Part(sampled, _) => Some(sampled.what.clone()),
+            Judge::Part(sampled, _) => Some(sampled.what()),
         },
         vote: None,
     };
@@ -332,27 +332,17 @@ fn decoy(probe: &Probe) -> Probe {
     decoy
 }
 
-fn place(probe: &Probe, judge: &Judge, judgement: &Judgement) -> Option<Place> {
+fn place(probe: &Probe, judgement: &Judgement) -> Option<Place> {
     let worst = judgement.worst.as_ref()?;
-    let element = match judge {
-        Judge::Whole(_) => worst.element,
-        Judge::Part(sampled, _) => sampled.place(worst.output, worst.element),
-    };
     let alone = probe.program().program();
     let value = alone.value(*probe.instruction().outputs.get(worst.output)?);
     let sizes = sizes(&value.shape, probe.symbols());
-    let mut index = vec![0; sizes.len()];
-    let mut rest = element;
-    for axis in (0..sizes.len()).rev() {
-        index[axis] = rest % sizes[axis].max(1);
-        rest /= sizes[axis].max(1);
-    }
     let error = (worst.got - worst.want).abs();
     let finite = error.is_finite().then_some(error);
     let tolerance = (worst.units.is_finite() && worst.units > 0.0).then(|| error / worst.units);
     Some(Place {
         output: value.name.clone(),
-        index,
+        index: coordinates(worst.element, &sizes),
         got: format!("{:e}", worst.got),
         want: format!("{:e}", worst.want),
         error: finite,
@@ -367,8 +357,7 @@ fn beside_trusted(row: &mut Row, sampled: &Sampled, outcomes: &[Option<Outcome>]
     for (output, (got, want)) in subject.outputs.iter().zip(&trusted.outputs).enumerate() {
         let largest = want.data.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
         let off = got.data.iter().zip(&want.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        let all = sampled.elements.get(output).is_some_and(Option::is_some);
-        let how = if all { "sampled" } else { "not judged by the oracle" };
+        let how = if sampled.covers(output) { "sampled" } else { "not judged by the oracle" };
         told.push(format!(
             "output {output} {how}, {:.1e} of its largest element from the trusted device at most",
             off / largest.max(1e-300)
@@ -379,14 +368,14 @@ fn beside_trusted(row: &mut Row, sampled: &Sampled, outcomes: &[Option<Outcome>]
     }
 }
 
-fn shape(probe: &Probe) -> String {
-    let (alone, instruction) = (probe.program().program(), probe.instruction());
+/// Dtypes and sizes of operands and outputs.
+pub(crate) fn shape_of(program: &Program, instruction: &Instruction, symbols: &[usize]) -> String {
     let told = |dtype: &dyn std::fmt::Display, sizes: &[usize]| {
         let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
         format!("{dtype}[{}]", sizes.join(","))
     };
-    let operands = alone.concrete_operands(instruction, probe.symbols());
-    let outputs = alone.concrete_outputs(instruction, probe.symbols());
+    let operands = program.concrete_operands(instruction, symbols);
+    let outputs = program.concrete_outputs(instruction, symbols);
     let list = |all: &[toprope_program::Concrete]| {
         all.iter().map(|c| told(&c.dtype, &c.sizes)).collect::<Vec<_>>().join(" ")
     };

@@ -91,6 +91,17 @@ pub struct Row {
     pub vote: Option<String>,
 }
 
+/// The index along each axis of a row-major element.
+pub(crate) fn coordinates(element: usize, sizes: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; sizes.len()];
+    let mut rest = element;
+    for (at, size) in index.iter_mut().zip(sizes).rev() {
+        *at = rest % (*size).max(1);
+        rest /= (*size).max(1);
+    }
+    index
+}
+
 impl Row {
     /// The subject's standing.
     pub fn subject(&self) -> &Standing {

@@ -10,8 +10,9 @@ use toprope_conformance::mutant::{Mutant, MutantDevice};
 use toprope_conformance::values::{Regime, draw};
 use toprope_diagnose::lockstep::{Named, Options, Party, Walk, walk};
 use toprope_diagnose::row::Outcome;
+use toprope_diagnose::spans::{Spans, spans};
 use toprope_diagnose::step::{MicroValues, StepValues};
-use toprope_diagnose::{free, vote};
+use toprope_diagnose::{Kind, free, vote};
 use toprope_program::{Device, Role, Tensor, Validated};
 
 /// A random program with two micro-batches' values.
@@ -60,9 +61,7 @@ fn a_right_device_is_not_named() {
 /// Mutants that no result of a step in lockstep can show, and why.
 fn hidden(mutant: Mutant) -> Option<&'static str> {
     match mutant {
-        Mutant::DiffersInRange => {
-            Some("only where several operators run in one span, and within the tolerance")
-        }
+        Mutant::DiffersInRange => Some("only where several operators run in one span; `spans` shows it"),
         Mutant::DiffersFromRunToRun => Some("within the tolerance; `repeat` shows it"),
         _ => None,
     }
@@ -155,6 +154,38 @@ fn free_runs_grow_apart_from_the_first_wrong_operator_on() {
     let mut a = MutantDevice::new(Box::new(support::reference()), mutant);
     let apart = free::free_run(&mut a, &mut b, &program, &step).unwrap();
     assert_eq!(apart.distances[0].operator, "scale", "{operator}: {apart:?}");
+}
+
+/// What runs otherwise in one span with others is named by bits, and a right device is not.
+#[test]
+fn who_differs_in_a_span_is_named() {
+    let mut named = 0;
+    for seed in 0..40 {
+        let (program, step) = random_step(seed);
+        let there = program.program().accumulate.iter().chain(&program.program().update);
+        let Some(_) = there.into_iter().find(|i| i.operator.name() == "activation") else { continue };
+        match spans(&mut support::cpu(), "cpu", &program, &step).unwrap() {
+            Spans::Same(compared) => assert!(compared > 0),
+            other => panic!("seed {seed}: {other:?}"),
+        }
+        let mut subject = MutantDevice::new(Box::new(support::reference()), Mutant::DiffersInRange);
+        match spans(&mut subject, "subject", &program, &step).unwrap() {
+            Spans::Differs(found) => {
+                let (row, guess) = *found;
+                assert_eq!(
+                    (row.operator.as_str(), guess.kind),
+                    ("activation", Kind::DiffersInRange),
+                    "{row:?}"
+                );
+                assert!(row.is_wrong() && row.worst.is_some());
+                named += 1;
+            }
+            // Alone in its range, or nobody is left of it.
+            Spans::Same(_) => {}
+            Spans::NotRun(reason) => panic!("{reason}"),
+        }
+    }
+    assert!(named > 3, "named {named} times");
 }
 
 /// Where the oracle judges parts, a right device is not named and a wrong one is.

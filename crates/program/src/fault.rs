@@ -41,7 +41,7 @@ pub enum FaultKind {
     },
     /// Memory did not suffice.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes asked for; 0 where that is not known.
         needed_bytes: u64,
         /// Bytes that were there, where known.
         available_bytes: Option<u64>,
@@ -170,11 +170,12 @@ impl fmt::Display for FaultKind {
             FaultKind::Lost { reason } => write!(f, "lost: {reason}"),
             FaultKind::Hang { waited_ms } => write!(f, "hang: no answer within {waited_ms} ms"),
             FaultKind::Driver { code, message } => write!(f, "driver error {code}: {message}"),
-            FaultKind::OutOfMemory { needed_bytes, available_bytes: Some(there) } => {
-                write!(f, "out of memory: {needed_bytes} bytes needed, {there} there")
-            }
-            FaultKind::OutOfMemory { needed_bytes, available_bytes: None } => {
-                write!(f, "out of memory: {needed_bytes} bytes needed")
+            FaultKind::OutOfMemory { needed_bytes, available_bytes } => {
+                match needed_bytes {
+                    0 => f.write_str("out of memory: an unknown number of bytes needed")?,
+                    bytes => write!(f, "out of memory: {bytes} bytes needed")?,
+                }
+                available_bytes.map_or(Ok(()), |there| write!(f, ", {there} there"))
             }
             FaultKind::Unsupported { operator, dtype, shape, reason } => {
                 write!(f, "unsupported: `{operator}`")?;

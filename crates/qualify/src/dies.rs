@@ -2,6 +2,7 @@
 
 use crate::budget::Deadline;
 use crate::cases::QualifyError;
+use crate::sisters::Pace;
 use serde::Serialize;
 use toprope_conformance::generate::cases::{Case, case};
 use toprope_conformance::generate::exemplars::exemplars;
@@ -54,12 +55,19 @@ pub struct Vote {
     pub undecided: u64,
     /// The dies, in the order in which they were named.
     pub dies: Vec<Standing>,
+    /// How fast each is among its sisters, in the same order; empty where that was not measured.
+    pub paces: Vec<Pace>,
 }
 
 impl Vote {
     /// The dies that speak against themselves.
     pub fn bad(&self) -> Vec<&Standing> {
         self.dies.iter().filter(|die| die.alone > 0 || die.outside > 0 || die.faults > 0).collect()
+    }
+
+    /// The dies that are slower than their sisters.
+    pub fn slow(&self) -> Vec<&Pace> {
+        self.paces.iter().filter(|pace| pace.slow.is_some()).collect()
     }
 
     /// The vote in a sentence.

@@ -8,16 +8,17 @@ pub mod accuracy; // whether a result is as exact as it ought to be
 pub mod bench; // what a qualification works with
 pub mod budget; // time, dealt over stages
 pub mod cases; // conformance by operator
+pub mod datasheet; // what the vendor promises
 pub mod dies; // sister dies side by side
 pub mod inference; // prefill and decode beside a trusted device
 pub mod memory; // fill, give back, refuse
 pub mod product; // one product again and again
 pub mod qualification; // all stages in order
-pub mod reset; // the same bits from a fresh device
+pub mod reset; // the same bits from a fresh device, and beside somebody else
 pub mod result; // what was found out
-pub mod sample; // large results judged by parts
 pub mod setting; // settings told from defects
 pub mod shapes; // a user's own shapes
+pub mod sisters; // the speed of dies side by side
 pub mod soak; // the rate of faults
 pub mod speed; // FLOP/s and bytes/s by operator
 pub mod training; // the first steps beside a trusted device

@@ -54,31 +54,80 @@ fn once(
     deadline: &Deadline<'_>,
     seed: u64,
 ) -> Result<(u64, Option<String>), Fault> {
-    let mut blocks: Vec<BufferId> = Vec::new();
+    let blocks = Blocks::fill(device, most_bytes, deadline, seed)?;
     let mut finding = None;
-    while (blocks.len() as u64 + 1) * BLOCK_BYTES as u64 <= most_bytes && !deadline.passed() {
-        let block = match device.allocate(Allocation::Own(BLOCK_BYTES)) {
-            Ok(block) => block,
-            Err(Fault { kind: FaultKind::OutOfMemory { .. }, .. }) => break,
-            Err(fault) => return Err(fault),
-        };
-        device.write(block, 0, &pattern(seed, blocks.len()))?;
-        blocks.push(block);
+    for index in 0..blocks.count() {
+        let found = blocks.check(device, index)?;
+        finding = finding.or(found);
     }
-    let mut read = vec![0; BLOCK_BYTES];
-    for (index, block) in blocks.iter().enumerate() {
-        device.read(*block, 0, &mut read)?;
-        let want = pattern(seed, index);
-        if let Some(at) = read.iter().zip(&want).position(|(got, want)| got != want) {
-            let (got, want) = (read[at], want[at]);
-            finding.get_or_insert_with(|| {
-                format!("block {index} byte {at} was written {want:#04x} and read {got:#04x}")
-            });
-        }
-    }
-    let bytes = blocks.len() as u64 * BLOCK_BYTES as u64;
-    blocks.into_iter().try_for_each(|block| device.release(block))?;
+    let bytes = blocks.bytes();
+    blocks.release(device)?;
     Ok((bytes, finding))
+}
+
+/// Memory that is held full of a pattern.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    held: Vec<BufferId>,
+    seed: u64,
+}
+
+impl Blocks {
+    /// Fills up to `most_bytes`, or until the device has no more, or until the deadline.
+    ///
+    /// # Errors
+    /// The device fails otherwise than by having no more.
+    pub fn fill(
+        device: &mut dyn Device,
+        most_bytes: u64,
+        deadline: &Deadline<'_>,
+        seed: u64,
+    ) -> Result<Blocks, Fault> {
+        let mut blocks = Blocks { held: Vec::new(), seed };
+        while blocks.bytes() + BLOCK_BYTES as u64 <= most_bytes && !deadline.passed() {
+            let block = match device.allocate(Allocation::Own(BLOCK_BYTES)) {
+                Ok(block) => block,
+                Err(Fault { kind: FaultKind::OutOfMemory { .. }, .. }) => break,
+                Err(fault) => return Err(fault),
+            };
+            device.write(block, 0, &pattern(seed, blocks.count()))?;
+            blocks.held.push(block);
+        }
+        Ok(blocks)
+    }
+
+    /// How many are held.
+    pub fn count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Bytes that are held.
+    pub fn bytes(&self) -> u64 {
+        self.count() as u64 * BLOCK_BYTES as u64
+    }
+
+    /// Reads a block back: what does not hold.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn check(&self, device: &mut dyn Device, index: usize) -> Result<Option<String>, Fault> {
+        let Some(block) = self.held.get(index) else { return Ok(None) };
+        let mut read = vec![0; BLOCK_BYTES];
+        device.read(*block, 0, &mut read)?;
+        let want = pattern(self.seed, index);
+        Ok(read.iter().zip(&want).position(|(got, want)| got != want).map(|at| {
+            let (got, want) = (read[at], want[at]);
+            format!("block {index} byte {at} was written {want:#04x} and read {got:#04x}")
+        }))
+    }
+
+    /// Gives all of it back.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn release(self, device: &mut dyn Device) -> Result<(), Fault> {
+        self.held.into_iter().try_for_each(|block| device.release(block))
+    }
 }
 
 /// Bits that differ from block to block and within one.

@@ -3,6 +3,7 @@
 use crate::bench::{Bench, Opener};
 use crate::budget::{Clock, Deadline, Tier};
 use crate::cases::{self, Findings, QualifyError, ROUNDS};
+use crate::datasheet::Datasheet;
 use crate::dies::Standing;
 use crate::inference::{self, InferenceCase, InferenceProof};
 use crate::memory;
@@ -47,10 +48,16 @@ pub struct Request<'a> {
     pub for_checks: BTreeSet<String>,
     /// Variants to be tried.
     pub alternatives: Vec<Alternative<'a>>,
+    /// The device on another stream than its default one, where it has streams.
+    pub on_stream: Option<Opener<'a>>,
     /// Shapes that speed is measured on, where none of the user's are named.
     pub timed: Vec<Shape>,
     /// Whether the trusted device is one whose speed is worth a comparison.
     pub beside_trusted: bool,
+    /// What the vendor promises, where that was given.
+    pub datasheet: Option<Datasheet>,
+    /// What was timed of it beside its sisters.
+    pub beside_sisters: Option<Speed>,
     /// How the device stood among its sisters, where it stood apart.
     pub apart: Option<Standing>,
     /// Bytes of memory that may be filled.
@@ -128,6 +135,10 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let mut findings = run.conformance(request, &whole.part(0.4, most(if quick { 18 } else { 600 })))?;
     run.bands(request, &mut findings, &whole.part(0.2, most(if quick { 5 } else { 600 })), quick)?;
     run.reset(request, &whole.part(0.1, most(60)))?;
+    if !quick {
+        run.beside(request, &whole.part(0.1, most(60)))?;
+        run.on_stream(request, &whole.part(0.1, most(60)))?;
+    }
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
     let inference = run.inference(request, &whole.part(0.4, most(300)));
@@ -319,14 +330,42 @@ impl<'b> Run<'_, 'b> {
         Ok(())
     }
 
+    fn beside(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
+        let (outcome, beside) = reset::same_beside(self.bench, 12, deadline)?;
+        let told = format!(
+            "{} random programs while the chip, opened a second time, computed {} products",
+            beside.compared, beside.neighbour
+        );
+        self.ended(request, "beside itself", outcome, beside.compared, told);
+        Ok(())
+    }
+
     fn memory(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) {
         let outcome = memory::refuses_too_much(self.bench);
         let told = "too large an allocation is refused as such, and the device serves on".into();
         self.ended(request, "refusals", outcome, 1, told);
-        let most = self.bench.describe().memory_bytes.unwrap_or(u64::MAX) / 2;
-        let filled = memory::fill(self.bench, most.min(request.memory_bytes_max), deadline);
+        let filled = memory::fill(self.bench, self.memory_bytes_max(request), deadline);
         let told = format!("{} MiB filled, read back, given back and had again", filled.bytes >> 20);
         self.ended(request, "memory", filled.outcome, filled.bytes >> 20, told);
+    }
+
+    fn on_stream(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
+        let (outcome, compared) = match request.on_stream {
+            None => (Outcome::NotRun("the device has no streams to choose from".into()), 0),
+            Some(open) => {
+                let when = "on a stream of its own, beside products on the default one";
+                reset::same_as(self.bench, open, when, 12, deadline)?
+            }
+        };
+        let told = format!("{compared} random programs on a side stream, beside products on the default one");
+        self.ended(request, "streams", outcome, compared, told);
+        Ok(())
+    }
+
+    /// Bytes that may be filled: what is asked for, and at most half of what there is.
+    fn memory_bytes_max(&self, request: &Request<'b>) -> u64 {
+        let half = self.bench.describe().memory_bytes.unwrap_or(u64::MAX) / 2;
+        half.min(request.memory_bytes_max)
     }
 
     fn training(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Vec<TrainingProof> {
@@ -379,13 +418,25 @@ impl<'b> Run<'_, 'b> {
             false => request.shapes.clone(),
             true => request.timed.clone(),
         };
-        let speed = speed::measure(self.bench, &for_speed(&shapes), request.beside_trusted, deadline)?;
+        let (trusted, datasheet) = (request.beside_trusted, request.datasheet);
+        let mut speed = speed::measure(self.bench, &for_speed(&shapes), trusted, datasheet, deadline)?;
+        for operator in &mut speed.operators {
+            let timed = request.beside_sisters.iter().flat_map(|sisters| &sisters.operators);
+            let same = |other: &&speed::OperatorSpeed| {
+                (&other.name, &other.shape, other.dtype) == (&operator.name, &operator.shape, operator.dtype)
+            };
+            if let Some(beside) = timed.clone().find(same) {
+                operator.beside_sisters = beside.beside_sisters;
+                operator.slow = operator.slow.take().or_else(|| beside.slow.clone());
+            }
+        }
         let slow = speed.operators.iter().filter(|operator| operator.slow.is_some()).count();
         let told = format!(
-            "{:.0} GFLOP/s in f32, {:.0} in bf16, {:.1} GB/s; {} operators timed, {slow} slow",
+            "{:.0} GFLOP/s in f32, {:.0} in bf16, {:.1} GB/s; {}; {} operators timed, {slow} slow",
             speed.f32_flops_per_second / 1e9,
             speed.bf16_flops_per_second / 1e9,
             speed.bytes_per_second / 1e9,
+            speed.beside_datasheet(),
             speed.operators.len()
         );
         let outcome = match &speed.not_run {
@@ -398,10 +449,17 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn soak(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<Soak, QualifyError> {
-        let soak = soak(self.bench, &[DType::F32, DType::Bf16], SOAK_SIDE, deadline)?;
+        let filled = self.memory_bytes_max(request);
+        let soak = soak(self.bench, &[DType::F32, DType::Bf16], SOAK_SIDE, filled, deadline)?;
         let told = format!(
-            "{} products in {:.0} s, {} rests; at most {:.1e} of runs faulty, {:.1e} a byte (95 %)",
-            soak.runs, soak.seconds, soak.rests, soak.rate_per_run, soak.rate_per_byte
+            "{} products in {:.0} s: {}; {} MiB held full, a block read back {} times; at most {:.1e} of runs faulty, {:.1e} a byte (95 %)",
+            soak.runs,
+            soak.seconds,
+            soak.duties_told(),
+            soak.held_bytes >> 20,
+            soak.held_reads,
+            soak.rate_per_run,
+            soak.rate_per_byte
         );
         self.ended(request, "soak", soak.outcome.clone(), soak.runs, told);
         Ok(soak)
@@ -680,7 +738,7 @@ fn gathered(
         unknown.map(|skipped| format!("`{}` {}: {}", skipped.operator, skipped.shape, skipped.reason)),
     );
     for stage in &run.stages {
-        let needed = matches!(stage.name, "reset" | "refusals" | "memory");
+        let needed = matches!(stage.name, "reset" | "beside itself" | "streams" | "refusals" | "memory");
         match &stage.outcome {
             Outcome::Failed(reason) if needed => evidence.failed.push(format!("{}: {reason}", stage.name)),
             Outcome::NotRun(reason) if matches!(stage.name, "conformance" | "memory" | "refusals") => {
@@ -719,7 +777,12 @@ fn weigh(
     if let Some(wrong) = soak.wrong.as_ref().filter(|_| !explained) {
         evidence.failed.push(format!("soak: {wrong}"));
     }
-    if let Outcome::Failed(reason) = &soak.outcome {
+    if let Some(lost) = &soak.lost {
+        evidence.failed.push(format!("soak: memory that was held full: {lost}"));
+    }
+    if let Outcome::Failed(reason) = &soak.outcome
+        && soak.faults > 0
+    {
         evidence.unstable.push(format!("soak: {reason}"));
         rate = Some(soak.faults as f64 / soak.runs.max(1) as f64);
     }

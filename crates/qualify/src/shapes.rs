@@ -5,7 +5,6 @@ use crate::bench::Bench;
 use crate::budget::Deadline;
 use crate::cases::{QualifyError, terms};
 use crate::result::{Key, OperatorResult, Source, Tally};
-use crate::sample::{Sample, samples};
 use std::collections::BTreeMap;
 use toprope_conformance::Verdict;
 use toprope_conformance::isolate;
@@ -14,6 +13,7 @@ use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::{Regime, Values, draw};
 use toprope_diagnose::Probe;
 use toprope_diagnose::probe::Outcome;
+use toprope_diagnose::sampled::Sampled;
 use toprope_program::cost::{Cost, instruction_cost};
 use toprope_program::shape::{elements, sizes};
 use toprope_program::tensor::round;
@@ -159,23 +159,20 @@ fn one(bench: &mut Bench<'_>, shape: &Shape, tally: &mut Tally) -> Result<(), Qu
         );
         return Ok(());
     };
-    let parts = if whole { Vec::new() } else { samples(&probe, bench.seed) };
-    if !whole && parts.is_empty() && shape.cost.flops > WHOLE_FLOPS * 64 {
+    let sample = if whole { None } else { Sampled::of(&probe, bench.seed) };
+    if !whole && sample.is_none() && shape.cost.flops > WHOLE_FLOPS * 64 {
         tally.refused =
             Some("not run: it is too large for the oracle, and no part of it stands alone".into());
         return Ok(());
     }
-    let judged = if parts.is_empty() {
-        probe.check(bench.device.as_mut(), &mut bench.oracle).map(|judgement| vec![judgement])
-    } else {
-        sampled(bench, &probe, &parts)
+    let judged = match &sample {
+        None => probe.check(bench.device.as_mut(), &mut bench.oracle),
+        Some(sample) => sampled(bench, &probe, sample),
     };
     match judged {
-        Ok(judgements) => {
-            let beside = if parts.is_empty() { trusted(bench, &probe) } else { None };
-            for judgement in judgements {
-                record(tally, &probe, shape, &judgement, beside.as_ref());
-            }
+        Ok(judgement) => {
+            let beside = if sample.is_none() { trusted(bench, &probe) } else { None };
+            record(tally, &probe, shape, &judgement, beside.as_ref());
             Ok(())
         }
         Err(Obstacle::Oracle(fault)) => Err(QualifyError::Oracle(fault)),
@@ -228,32 +225,10 @@ fn values(program: &Program, seed: u64) -> Values {
 }
 
 /// Judges what the whole problem gave by parts of it.
-fn sampled(bench: &mut Bench<'_>, probe: &Probe, parts: &[Sample]) -> Result<Vec<Judgement>, Obstacle> {
+fn sampled(bench: &mut Bench<'_>, probe: &Probe, sample: &Sampled) -> Result<Judgement, Obstacle> {
     let outputs = computed(bench.device.as_mut(), probe).map_err(Obstacle::Subject)?;
-    let mut judgements = Vec::new();
-    for part in parts {
-        let exact = part.probe.exact(&mut bench.oracle)?;
-        let mut got = Vec::new();
-        for (index, want) in exact.want.iter().enumerate() {
-            let taken = part.taken.get(index).and_then(Option::as_ref);
-            let data = match (taken, outputs.get(index)) {
-                (Some(taken), Some(output)) => {
-                    taken.iter().map(|at| output.data.get(*at).copied().unwrap_or(f64::NAN)).collect()
-                }
-                // What this part does not decide is taken as right.
-                _ => want.data.iter().map(|x| round(want.dtype, *x)).collect(),
-            };
-            got.push(Tensor { data, ..want.clone() });
-        }
-        let mut judgement = part.probe.judge(&exact, &Outcome { outputs: got, stray: None });
-        for (index, accuracy) in judgement.accuracy.iter_mut().enumerate() {
-            if part.taken.get(index).is_none_or(Option::is_none) {
-                *accuracy = None;
-            }
-        }
-        judgements.push(judgement);
-    }
-    Ok(judgements)
+    let exact = sample.exact(&mut bench.oracle)?;
+    Ok(sample.judge(&exact, &Outcome { outputs, stray: None }))
 }
 
 /// The outputs of a probe on a device, without the images that small probes are watched with.

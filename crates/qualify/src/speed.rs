@@ -4,6 +4,7 @@
 use crate::bench::Bench;
 use crate::budget::{Clock, Deadline};
 use crate::cases::QualifyError;
+use crate::datasheet::Datasheet;
 use crate::product::{Product, checked};
 use crate::shapes::{Shape, probe_of};
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub struct OperatorSpeed {
     pub bytes_per_second: f64,
     /// What the device's own best products and copies would take, over what it took.
     pub of_roofline: f64,
+    /// What the vendor's datasheet would take, over what it took; none where no such number was given.
+    pub of_datasheet: Option<f64>,
     /// Its seconds over those of the trusted device.
     pub beside_trusted: Option<f64>,
     /// Its seconds over the median of its sister dies.
@@ -47,10 +50,29 @@ pub struct Speed {
     pub bf16_flops_per_second: f64,
     /// The best copy, bytes read and written a second.
     pub bytes_per_second: f64,
+    /// What the vendor promises; none where no datasheet was given.
+    pub datasheet: Option<Datasheet>,
     /// By operator.
     pub operators: Vec<OperatorSpeed>,
     /// Why it was not measured, where it was not.
     pub not_run: Option<String>,
+}
+
+impl Speed {
+    /// Its best beside the vendor's numbers, in words.
+    pub fn beside_datasheet(&self) -> String {
+        let Some(datasheet) = &self.datasheet else { return "no datasheet was given".into() };
+        let shares = [
+            ("f32", self.f32_flops_per_second, datasheet.f32_flops_per_second),
+            ("bf16", self.bf16_flops_per_second, datasheet.bf16_flops_per_second),
+            ("bandwidth", self.bytes_per_second, datasheet.bytes_per_second),
+        ];
+        let told = shares.map(|(name, own, promised)| match promised {
+            Some(promised) => format!("{name} {:.1} %", 100.0 * own / promised),
+            None => format!("{name} not given"),
+        });
+        format!("of the datasheet: {}", told.join(", "))
+    }
 }
 
 /// Slower than this share of the roofline and than the trusted device by as much is told as slow.
@@ -73,10 +95,11 @@ pub fn measure(
     bench: &mut Bench<'_>,
     shapes: &[&Shape],
     beside_trusted: bool,
+    datasheet: Option<Datasheet>,
     deadline: &Deadline<'_>,
 ) -> Result<Speed, QualifyError> {
     let clock = bench.clock;
-    let mut speed = Speed::default();
+    let mut speed = Speed { datasheet, ..Speed::default() };
     if let Err(fault) =
         roofline(bench.device.as_mut(), clock, &deadline.part(0.5, Duration::from_secs(30)), &mut speed)?
     {
@@ -104,7 +127,14 @@ pub fn measure(
     Ok(speed)
 }
 
-fn told(speed: &Speed, shape: &str, probe: &Probe, seconds: f64, trusted: Option<f64>) -> OperatorSpeed {
+/// How fast a probe was, beside the device's own best.
+pub(crate) fn told(
+    speed: &Speed,
+    shape: &str,
+    probe: &Probe,
+    seconds: f64,
+    trusted: Option<f64>,
+) -> OperatorSpeed {
     let program = probe.program().program();
     let Cost { flops, bytes } = instruction_cost(program, probe.instruction(), probe.symbols());
     let operands = program.concrete_operands(probe.instruction(), probe.symbols());
@@ -131,6 +161,11 @@ fn told(speed: &Speed, shape: &str, probe: &Probe, seconds: f64, trusted: Option
         flops_per_second: flops as f64 / seconds,
         bytes_per_second: bytes as f64 / seconds,
         of_roofline,
+        of_datasheet: speed
+            .datasheet
+            .as_ref()
+            .and_then(|datasheet| datasheet.seconds(dtype, flops, bytes))
+            .map(|ideal| ideal / seconds),
         beside_trusted,
         beside_sisters: None,
         slow,
@@ -145,28 +180,35 @@ pub fn beside_sisters(dies: &mut [Speed]) {
         .collect();
     for (own, die) in dies.iter_mut().enumerate() {
         for operator in &mut die.operators {
-            let mut others: Vec<f64> = times
+            let others = times
                 .iter()
                 .enumerate()
                 .filter(|(index, _)| *index != own)
                 .filter_map(|(_, list)| {
                     list.iter().find(|(name, shape, _)| *name == operator.name && *shape == operator.shape)
                 })
-                .map(|(_, _, seconds)| *seconds)
-                .collect();
-            others.sort_by(f64::total_cmp);
-            let Some(median) = others.get(others.len() / 2) else { continue };
+                .map(|(_, _, seconds)| *seconds);
+            let Some(median) = median(others) else { continue };
             let ratio = operator.seconds / median;
             operator.beside_sisters = Some(ratio);
-            if ratio > TIMES_SISTERS {
+            // What is over in no time is dominated by how it is started.
+            let large = operator.flops_per_second.max(operator.bytes_per_second) * operator.seconds;
+            if ratio > TIMES_SISTERS && large > LARGE as f64 {
                 operator.slow = Some(format!("{ratio:.1} times the median of its sister dies"));
             }
         }
     }
 }
 
+/// The middle one; of an even number the upper of the two.
+pub(crate) fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = numbers.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
 /// The best products and the best copy.
-fn roofline(
+pub(crate) fn roofline(
     device: &mut dyn Device,
     clock: Clock<'_>,
     deadline: &Deadline<'_>,
@@ -235,7 +277,12 @@ fn fastest(
 }
 
 /// Seconds of the fastest run of a probe.
-fn time(device: &mut dyn Device, probe: &Probe, clock: Clock<'_>, budget: Duration) -> Result<f64, Fault> {
+pub(crate) fn time(
+    device: &mut dyn Device,
+    probe: &Probe,
+    clock: Clock<'_>,
+    budget: Duration,
+) -> Result<f64, Fault> {
     let program = probe.program().program();
     let session = Session::open(device, probe.program().clone(), Width::Native, StateLayout::InPlace)?;
     for (id, value) in program.values_with_ids() {
@@ -260,9 +307,10 @@ mod tests {
             dtype: Some(DType::F32),
             shape: "[8, 8]".into(),
             seconds,
-            flops_per_second: 1.0,
-            bytes_per_second: 1.0,
+            flops_per_second: 1e9,
+            bytes_per_second: 1e9,
             of_roofline: 1.0,
+            of_datasheet: None,
             beside_trusted: None,
             beside_sisters: None,
             slow: None,

@@ -31,6 +31,9 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
     };
     let mut request = Request {
         apart: None,
+        on_stream: None,
+        datasheet: None,
+        beside_sisters: None,
         tier: Tier::Quick,
         shapes: Vec::new(),
         skipped: Vec::new(),

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use toprope_qualify::datasheet::Datasheet;
 
 /// Trains, checks and serves reasoning models on accelerators that are not trusted yet.
 #[derive(Debug, Parser)]
@@ -245,6 +246,10 @@ pub struct Qualify {
     /// names.
     #[arg(long, value_name = "FILE")]
     pub write: Option<PathBuf>,
+    /// What the vendor promises, in operations and bytes a second: bf16=400e12,f32=67e12,bandwidth=3.3e12. Speed is told as a
+    /// share of it.
+    #[arg(long, value_name = "NAME=NUMBER,…", conflicts_with = "collectives")]
+    pub datasheet: Option<Datasheet>,
     /// Repeats everything that is drawn.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -32,17 +32,19 @@ pub enum Exit {
     Infer,
     /// A device is unfit.
     Unfit,
-    /// A qualification could not say.
+    /// Too little was judged to say.
     Inconclusive,
     /// A device computes wrong.
     Wrong,
+    /// Somebody's own script did not come to the step.
+    Script,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 16] = [
+    pub const ALL: [Exit; 17] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -58,6 +60,7 @@ impl Exit {
         Exit::Unfit,
         Exit::Inconclusive,
         Exit::Wrong,
+        Exit::Script,
         Exit::Interrupted,
     ];
 
@@ -79,6 +82,7 @@ impl Exit {
             Exit::Unfit => 12,
             Exit::Inconclusive => 13,
             Exit::Wrong => 14,
+            Exit::Script => 15,
             Exit::Interrupted => 130,
         }
     }
@@ -101,8 +105,9 @@ impl Exit {
             Exit::TrainWith => "qualify: the device is fit to train with what is told changed",
             Exit::Infer => "qualify: the device is fit to infer on, not to train on",
             Exit::Unfit => "qualify: the device is unfit",
-            Exit::Inconclusive => "qualify: too little was judged to say",
+            Exit::Inconclusive => "qualify, diagnose --script: too little was judged to say",
             Exit::Wrong => "diagnose: a device computes an operator wrong; it is named",
+            Exit::Script => "diagnose --script: the script raised, left, or never reached that step",
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

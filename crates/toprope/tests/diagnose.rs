@@ -262,7 +262,7 @@ fn a_wrong_torch_is_named_and_its_report_runs_by_itself() {
     );
     // Wrong as it is spoiled.
     let output = toprope(folder.path(), &arguments, Some(&wrong));
-    assert_eq!(output.status.code(), Some(10), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(14), "{}", told(&output));
     let first = &last(&output)["first_wrong"];
     println!("{}", String::from_utf8_lossy(&output.stdout).lines().take(60).collect::<Vec<_>>().join("\n"));
     assert_eq!((&first["operator"], &first["step"]), (&"matmul".into(), &4.into()));

@@ -50,7 +50,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f"toprope: {error}", file=sys.stderr)
         return 6
     from .cases import CasesError
-    from .diagnose import USAGE, DiagnoseError
+    from .diagnose import DATA, DiagnoseError
 
     try:
         return run_diagnose(options) if options.verb == "diagnose" else run_cases(options)
@@ -59,12 +59,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return error.code
     except CasesError as error:
         print(f"toprope: {error}", file=sys.stderr)
-        return USAGE
+        return DATA
 
 
 def run_diagnose(options: argparse.Namespace) -> int:
     """`diagnose`."""
-    from .diagnose import AGREE, USAGE, WRONG, DiagnoseError, diagnose
+    from .diagnose import RUN, VERDICTS, DiagnoseError, diagnose
 
     run = diagnose(options.script, options.step, options.device, options.arguments)
     report = run.report()
@@ -76,15 +76,15 @@ def run_diagnose(options: argparse.Namespace) -> int:
         if options.reproducer and report.first_wrong and report.first_wrong["reproducer"]:
             Path(options.reproducer).write_text(report.first_wrong["reproducer"], encoding="utf-8")
     except OSError as error:
-        raise DiagnoseError(f"cannot be written: {error}", USAGE) from error
+        raise DiagnoseError(f"cannot be written: {error}", RUN) from error
     print(report.json() if options.json else report.table())
-    return AGREE if report.verdict == "agree" else WRONG
+    return VERDICTS[report.verdict]
 
 
 def run_cases(options: argparse.Namespace) -> int:
     """`cases`."""
     from .cases import read_cases, replay
-    from .diagnose import AGREE, WRONG, open_device
+    from .diagnose import VERDICTS, open_device
     from .judge import SETTING
 
     device = open_device(options.device)
@@ -113,7 +113,7 @@ def run_cases(options: argparse.Namespace) -> int:
             f"{len(told)} cases on {device}: {len(judged)} judged, {len(wrong)} wrong, {len(not_run)} not run, "
             f"{len(incomparable)} not comparable: {verdict}"
         )
-    return AGREE if verdict == "agree" else WRONG
+    return VERDICTS[verdict]
 
 
 def told_of(outcome: Any) -> Dict[str, Any]:

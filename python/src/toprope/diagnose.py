@@ -23,8 +23,12 @@ class DiagnoseError(Exception):
         self.code = code
 
 
-#: Exit codes: nothing is wrong; an operator is wrong; the command line or a file; the script; torch or a device.
-AGREE, WRONG, USAGE, SCRIPT, DEVICE = 0, 1, 2, 3, 6
+#: Exit codes, the same as the program's (docs/exit-codes.md): nothing is wrong; the command line; a file of cases; a file
+#: that cannot be written; torch or a device; nothing could be judged; an operator is wrong; the script.
+AGREE, USAGE, DATA, RUN, DEVICE, INCONCLUSIVE, WRONG, SCRIPT = 0, 2, 4, 5, 6, 13, 14, 15
+
+#: What a verdict leaves.
+VERDICTS = {"agree": AGREE, "differ": WRONG, "inconclusive": INCONCLUSIVE}
 
 
 class _StepDone(BaseException):

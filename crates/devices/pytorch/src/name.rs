@@ -38,6 +38,11 @@ pub const VARIANTS: &[Variant] = &[
         values: &["on", "off"],
         meaning: "torch's deterministic algorithms; off, bits may differ from run to run",
     },
+    Variant {
+        key: "stream",
+        values: &["default", "side"],
+        meaning: "on the default stream, or on one of its own while the default one multiplies",
+    },
 ];
 
 /// What torch calls the kinds of devices, and whether a number follows.
@@ -147,6 +152,7 @@ mod tests {
             ("pytorch:cpu:1", "without a number"),
             ("pytorch:cpu+speed=9", "no variant `speed`"),
             ("pytorch:cpu+mode", "`mode` is one of eager, compile"),
+            ("pytorch:cuda:0+stream=2", "`stream` is one of default, side"),
             ("pytorch:cpu+tf32=on+tf32=on", "given twice"),
         ] {
             let error = Name::parse(name).unwrap_err().to_string();

@@ -35,3 +35,16 @@ fn switches_are_recorded_and_change_nothing_here() {
     let name = "pytorch:cpu+tf32=on+reduced=on+deterministic=off";
     passes(name, &["matmul", "rms_norm"], "tf32=on hf32=off reduced=on mode=eager deterministic=off", 8);
 }
+
+/// The processor has no streams: that is a refusal, not a silent default.
+#[test]
+fn a_side_stream_is_refused_where_there_is_none() {
+    if support::torch("pytorch:cpu").is_none() {
+        return;
+    }
+    let world = toprope_world::RealWorld::new();
+    let options = toprope_pytorch::OpenOptions { python: None, threads: Some(1), regions: &[] };
+    let refused = toprope_pytorch::open(&world, "pytorch:cpu+stream=side", &options).err();
+    let told = refused.expect("there is no such stream").to_string();
+    assert!(told.contains("`cpu` has no streams"), "{told}");
+}

@@ -1,7 +1,7 @@
-//! case.json: the operator with its attributes, how its operands come about, the exact result, and how far each element may lie
-//! from it.
+//! case.json: the operator with its attributes, how its operands come about, the exact result, how far each element may lie
+//! from it, and what each device gave.
 
-use super::evidence::Evidence;
+use super::evidence::{Evidence, Juror};
 use serde_json::{Value, json};
 use toprope_program::{Concrete, DType, Tensor};
 
@@ -42,6 +42,11 @@ pub fn case(evidence: &Evidence) -> Value {
             if let Some(bound) = &bounds[at] {
                 output["bound"] = numbers(bound);
             }
+            let given = |juror: &Juror| {
+                juror.outcome.as_ref().and_then(|o| o.outputs.get(at)).map(|t| numbers(&t.data))
+            };
+            let by = |juror: &Juror| Some(json!({ "device": juror.standing.device, "data": given(juror)? }));
+            output["got"] = evidence.jury.iter().filter_map(by).collect();
             output
         })
         .collect();

@@ -1,5 +1,5 @@
 //! Formulas that differ from the contract's in a part that is neither attribute nor operand: where epsilon stands, which moments
-//! are corrected, which way weight decay goes.
+//! are corrected, which way weight decay goes, which terms a gradient has.
 
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
@@ -84,6 +84,14 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                 return Ok(lab.conclude(Kind::WrongOperand, sentence, ran, "they are what was given"));
             }
         }
+        Operator::LinearCrossEntropyGradient(_) => {
+            let holds = |sample: &Sample| sample.explained_by_outputs(without_targets(sample));
+            if lab.failing().count() > 0 && lab.failing().all(holds) {
+                let sentence = "The target's own term is missing: the gradient is that of the softmax alone.";
+                let ran = "the gradients without the targets' terms";
+                return Ok(lab.conclude(Kind::MissingTerms, sentence, ran, "they are what was given"));
+            }
+        }
         Operator::RmsNorm(norm) => {
             let epsilon = f64::from(norm.epsilon as f32);
             let outside = |square: f64| 1.0 / (square.sqrt() + epsilon);
@@ -108,6 +116,24 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         _ => {}
     }
     Ok(None)
+}
+
+/// The head's gradients with `g = dloss·p` in place of `dloss·(p - [v = target])`.
+fn without_targets(sample: &Sample) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    let width = operands[0].sizes.last().copied().unwrap_or(1);
+    let words = operands[1].sizes.first().copied().unwrap_or(0) as f64;
+    for (row, target) in operands[2].data.iter().enumerate() {
+        if !(0.0..words).contains(target) {
+            continue;
+        }
+        let (word, dloss) = (*target as usize, operands[3].data[row]);
+        for d in 0..width {
+            want[1].data[row * width + d] += dloss * operands[1].data[word * width + d];
+            want[2].data[word * width + d] += dloss * operands[0].data[row * width + d];
+        }
+    }
+    want
 }
 
 fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {

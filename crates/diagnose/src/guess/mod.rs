@@ -47,6 +47,8 @@ pub enum Kind {
     OrderChanges,
     /// Some runs are wrong and others are not.
     Race,
+    /// Bits differ where it runs in one span with other operators.
+    DiffersInRange,
     /// Single bits are flipped in some runs.
     BitFlips,
     /// A size that does not divide by the width of a tile loses its rest.

@@ -3,6 +3,7 @@
 use super::lab::Lab;
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::verdict::Verdict;
 use toprope_program::{Operator, Tensor};
 
 pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
@@ -38,22 +39,24 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
             let got = sample.outcome.outputs[*output].data[*element];
             want.is_finite() && (!got.is_finite() || got == 0.0)
         });
-        tried.push((power, sample.fails(), not_finite));
+        let agrees = sample.judgement.verdict == Verdict::Agree;
+        tried.push((power, sample.fails(), agrees, not_finite));
     }
-    let threshold = tried.iter().position(|(_, fails, _)| *fails);
+    let threshold = tried.iter().position(|(_, fails, ..)| *fails);
     let Some(threshold) = threshold.filter(|at| *at > 0) else {
         lab.note("logits of other sizes", "small ones fail as large ones do");
         return Ok(None);
     };
-    let above_all_fail = tried[threshold..].iter().all(|(_, fails, _)| *fails);
-    let overflows = tried[threshold..].iter().any(|(_, _, not_finite)| *not_finite);
+    // Very large logits leave nothing to compare: that speaks for neither.
+    let above_none_agrees = tried[threshold..].iter().all(|(_, _, agrees, _)| !agrees);
+    let overflows = tried[threshold..].iter().any(|(.., not_finite)| *not_finite);
     let ran = "the same operands with logits 2^-8 to 2^8 times as large";
     let showed = format!(
         "agrees up to 2^{} times, fails from 2^{} times on",
         tried[threshold - 1].0,
         tried[threshold].0
     );
-    if above_all_fail && overflows {
+    if above_none_agrees && overflows {
         let sentence = "It fails only with large logits, and then with results that are not finite or zero: the largest logit is not taken off before the exponential.";
         return Ok(lab.conclude(
             Kind::SoftmaxOverflow,

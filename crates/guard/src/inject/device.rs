@@ -187,9 +187,7 @@ impl Injected {
             What::Die(_) => Some(FaultKind::Lost { reason: "injected death".into() }),
             What::Hang(_) => Some(FaultKind::Hang { waited_ms: 0 }),
             What::Driver { code, .. } => Some(FaultKind::Driver { code: *code, message: "injected".into() }),
-            What::OutOfMemory(_) => {
-                Some(FaultKind::OutOfMemory { needed_bytes: u64::MAX, available_bytes: Some(0) })
-            }
+            What::OutOfMemory(_) => Some(FaultKind::OutOfMemory { needed_bytes: 0, available_bytes: None }),
             What::Unsupported(_) => Some(FaultKind::Unsupported {
                 operator: place.operator.clone(),
                 dtype: None,

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod proofs; // the tiny recipes as cases
+pub mod troubled; // devices that are right and in trouble
 mod wrapped; // devices that differ from a right one in a known way
 
 #[allow(unused_imports, reason = "each test file uses its part")]

@@ -115,7 +115,25 @@ fn dies(page: &mut Html, vote: &Vote) {
         cell(page, "what was seen", die.finding.as_deref().unwrap_or("–"));
         page.raw("</tr>\n");
     }
-    page.raw("</tbody></table>\n</section>\n");
+    page.raw("</tbody></table>\n");
+    if !vote.paces.is_empty() {
+        table(page, &["die", "GFLOP/s f32", "GFLOP/s bf16", "GB/s", "× sisters", "told"]);
+    }
+    for pace in &vote.paces {
+        page.raw("<tr>");
+        cell(page, "die", &pace.name);
+        number(page, "GFLOP/s f32", format!("{:.0}", pace.speed.f32_flops_per_second / 1e9));
+        number(page, "GFLOP/s bf16", format!("{:.0}", pace.speed.bf16_flops_per_second / 1e9));
+        number(page, "GB/s", format!("{:.1}", pace.speed.bytes_per_second / 1e9));
+        number(page, "× sisters", pace.times_sisters.map_or("–".into(), |times| format!("{times:.2}")));
+        let told = pace.slow.as_ref().or(pace.speed.not_run.as_ref());
+        cell(page, "told", told.map_or("–", String::as_str));
+        page.raw("</tr>\n");
+    }
+    if !vote.paces.is_empty() {
+        page.raw("</tbody></table>\n");
+    }
+    page.raw("</section>\n");
 }
 
 fn stages(page: &mut Html, q: &Qualification) {
@@ -254,7 +272,16 @@ fn soak(page: &mut Html, q: &Qualification) {
     pair("faults", soak.faults.to_string());
     pair("operations", format!("{:.2e}", soak.flops));
     pair("bytes", format!("{:.2e}", soak.bytes));
-    pair("rests", soak.rests.to_string());
+    for duty in &soak.duties {
+        pair(
+            duty.name,
+            format!(
+                "{} products, {} faults; {} ms at work, {} ms at rest",
+                duty.runs, duty.faults, duty.work_ms, duty.rest_ms
+            ),
+        );
+    }
+    pair("memory held full", format!("{} MiB, read back {} times", soak.held_bytes >> 20, soak.held_reads));
     pair("faulty runs at most (95 %)", format!("{:.1e}", soak.rate_per_run));
     pair("a byte", format!("{:.1e}", soak.rate_per_byte));
     page.raw("</dl>\n");
@@ -272,10 +299,11 @@ fn speed(page: &mut Html, q: &Qualification) {
     page.text(match &speed.not_run {
         Some(reason) => format!("not measured: {reason}"),
         None => format!(
-            "Its best: {:.0} GFLOP/s in f32, {:.0} GFLOP/s in bf16, {:.1} GB/s.",
+            "Its best: {:.0} GFLOP/s in f32, {:.0} GFLOP/s in bf16, {:.1} GB/s; {}.",
             speed.f32_flops_per_second / 1e9,
             speed.bf16_flops_per_second / 1e9,
-            speed.bytes_per_second / 1e9
+            speed.bytes_per_second / 1e9,
+            speed.beside_datasheet()
         ),
     });
     page.raw("</p>\n<div class=\"scroll\">\n");
@@ -289,6 +317,7 @@ fn speed(page: &mut Html, q: &Qualification) {
             "GFLOP/s",
             "GB/s",
             "of its best",
+            "of datasheet",
             "× trusted",
             "× sisters",
             "told",
@@ -304,6 +333,9 @@ fn speed(page: &mut Html, q: &Qualification) {
         number(page, "GB/s", format!("{:.2}", operator.bytes_per_second / 1e9));
         number(page, "of its best", format!("{:.0} %", 100.0 * operator.of_roofline));
         let times = |times: Option<f64>| times.map_or("–".to_string(), |times| format!("{times:.2}"));
+        let share =
+            |share: Option<f64>| share.map_or("–".to_string(), |share| format!("{:.1} %", 100.0 * share));
+        number(page, "of datasheet", share(operator.of_datasheet));
         number(page, "× trusted", times(operator.beside_trusted));
         number(page, "× sisters", times(operator.beside_sisters));
         cell(page, "told", operator.slow.as_deref().unwrap_or("–"));
@@ -327,16 +359,37 @@ fn expiry(page: &mut Html, q: &Qualification) {
     page.raw("</dl>\n</section>\n");
 }
 
+/// Heads of columns that hold words; numbers stand to the right, and their heads with them.
+const WORDS: [&str; 11] = [
+    "die",
+    "stage",
+    "outcome",
+    "operator",
+    "type",
+    "shape",
+    "from",
+    "finding",
+    "proof",
+    "told",
+    "what was seen",
+];
+
 fn table(page: &mut Html, heads: &[&'static str]) {
     page.raw("<table class=\"cards\"><thead><tr>");
     for head in heads {
-        page.raw("<th>").raw(head).raw("</th>");
+        let class = if WORDS.contains(head) { "<th>" } else { "<th class=\"n\">" };
+        page.raw(class).raw(head).raw("</th>");
     }
     page.raw("</tr></thead><tbody>\n");
 }
 
 fn cell(page: &mut Html, label: &'static str, text: &str) {
-    let class = if text.trim().is_empty() { " class=\"empty\"" } else { "" };
+    let class = match label {
+        _ if text.trim().is_empty() => " class=\"empty\"",
+        // `bf16` must not be broken.
+        "type" | "operator" | "from" | "stage" | "proof" => " class=\"whole\"",
+        _ => "",
+    };
     page.raw("<td").raw(class).raw(" data-label=\"").raw(label).raw("\">").text(text).raw("</td>");
 }
 

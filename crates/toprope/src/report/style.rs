@@ -71,17 +71,18 @@ section { padding: 18px 20px; margin-top: 16px; min-width: 0; }
 .stack div, .swatch { background: var(--mark); }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
+table + table { margin-top: 16px; }
 th { text-align: left; font-weight: 600; color: var(--muted); font-size: 12.5px; }
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--grid); vertical-align: top; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.device { min-width: 92px; } th { white-space: nowrap; }
+td.whole { white-space: nowrap; } td.device { min-width: 92px; } th { white-space: nowrap; }
 td.when { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .scroll { max-height: 640px; overflow-y: auto; }
 .class { font-size: 12.5px; font-weight: 600; color: var(--mark); white-space: nowrap; }
 .tag { font-size: 11.5px; border: 1px solid var(--line); border-radius: 4px; padding: 0 5px; color: var(--muted); white-space: nowrap; }
 .verdict { font-weight: 600; } .verdict.good { color: var(--green); } .verdict.bad { color: var(--red); }
-dl { display: grid; grid-template-columns: 1fr auto; gap: 5px 14px; margin: 0 0 10px; font-size: 14px; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 5px 14px; margin: 0 0 10px; font-size: 14px; }
 dt { color: var(--muted); } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 @media (max-width: 900px) { .tiles { grid-template-columns: repeat(3, 1fr); } .pair { grid-template-columns: 1fr; gap: 0; } }
 @media (max-width: 640px) {

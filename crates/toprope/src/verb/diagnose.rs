@@ -14,6 +14,7 @@ use toprope_diagnose::bound::rate_bound;
 use toprope_diagnose::free::{Growth, free_run};
 use toprope_diagnose::lockstep::{Found, Named, Options, Party, Walk, walk};
 use toprope_diagnose::row::Row;
+use toprope_diagnose::spans::{Spans, spans};
 use toprope_diagnose::step::StepValues;
 use toprope_diagnose::{Effort, Guess, guess, vote};
 use toprope_program::{Description, Device, OPERATORS};
@@ -42,6 +43,8 @@ pub struct Report {
     pub missed_rate_bound: f64,
     /// Who is to blame, where three devices took part.
     pub vote: Option<String>,
+    /// Whether the step gives the same bits in spans as one operator at a time.
+    pub spans: SpansSummary,
     /// How the error grows, from a run of the whole step on each.
     pub growth: Option<GrowthSummary>,
     /// The worst rows.
@@ -69,6 +72,15 @@ pub struct FirstWrong {
     pub saved: Option<PathBuf>,
     /// The whole row.
     pub row: Row,
+}
+
+/// The subject's step in spans against one operator at a time.
+#[derive(Debug, Default, Serialize)]
+pub struct SpansSummary {
+    /// Results whose bits are the same both ways.
+    pub same: Option<u64>,
+    /// Why it was not tried.
+    pub not_run: Option<String>,
 }
 
 /// How an error grows.
@@ -236,9 +248,13 @@ impl Bench<'_> {
         let walk = self.walk(values, false)?;
         let descriptions: Vec<Description> = self.devices.iter().map(|device| device.describe()).collect();
         let growth = if self.arguments.operators.is_empty() { self.growth(values) } else { None };
-        let first = match &walk.first {
-            Some(found) => Some(self.first_wrong(found, step)?),
-            None => None,
+        let (first, spans) = match &walk.first {
+            Some(found) => {
+                let reason = "an operator is wrong already when it runs alone";
+                let spans = SpansSummary { not_run: Some(reason.into()), ..SpansSummary::default() };
+                (Some(self.first_wrong(found, step)?), spans)
+            }
+            None => self.in_spans(values, step),
         };
         let runs: u64 = walk.rows.iter().map(|row| row.subject().runs).sum();
         let blame = walk.first.as_ref().and_then(|found| vote::blame(&found.row));
@@ -257,6 +273,7 @@ impl Bench<'_> {
             sampled: count(&|row| row.sampled.is_some()),
             missed_rate_bound: rate_bound(runs, 0.05),
             vote: said.or_else(|| walk.rows.iter().find_map(|row| row.vote.clone())),
+            spans,
             growth,
             table: show::ranked(&walk.rows),
             first_wrong: first,
@@ -277,6 +294,35 @@ impl Bench<'_> {
             Err(error) => {
                 eprintln!("warning: no free run: {error}");
                 None
+            }
+        }
+    }
+
+    /// The step on the subject alone, in spans; what keeps the device from it is told and no failure of the diagnosis.
+    fn in_spans(&mut self, values: &StepValues, step: u64) -> (Option<FirstWrong>, SpansSummary) {
+        let not_run = |reason: String| SpansSummary { not_run: Some(reason), ..SpansSummary::default() };
+        if !self.arguments.operators.is_empty() {
+            return (None, not_run("some operators only were asked for".into()));
+        }
+        let Some(subject) = self.devices.first_mut() else { return (None, SpansSummary::default()) };
+        match spans(subject.as_mut(), &self.names[0], &self.source.program, values) {
+            Ok(Spans::Same(count)) => (None, SpansSummary { same: Some(count), not_run: None }),
+            Ok(Spans::NotRun(reason)) => (None, not_run(reason)),
+            Err(error) => (None, not_run(error.to_string())),
+            Ok(Spans::Differs(found)) => {
+                let (row, guess) = *found;
+                let first = FirstWrong {
+                    operator: row.operator.clone(),
+                    layer: row.layer.clone(),
+                    step,
+                    error: row.worst.as_ref().and_then(|worst| worst.error),
+                    tolerance: None,
+                    defect_guess: guess,
+                    reproducer: None,
+                    saved: None,
+                    row,
+                };
+                (Some(first), SpansSummary::default())
             }
         }
     }

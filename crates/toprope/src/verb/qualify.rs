@@ -20,8 +20,12 @@ use std::path::Path;
 use std::time::Duration;
 use toprope_devices::{OpenOptions, open};
 use toprope_program::Device;
+use toprope_qualify::bench::Opener;
 use toprope_qualify::budget::HOURS;
 use toprope_qualify::dies::{Die, Standing, Vote, vote};
+use toprope_qualify::shapes::for_speed;
+use toprope_qualify::sisters;
+use toprope_qualify::speed::Speed;
 use toprope_qualify::verdict::Change;
 use toprope_qualify::{
     Alternative, Bench, Deadline, Qualification, QualifyError, Request, Tier, Verdict, qualify,
@@ -65,10 +69,12 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     let names = session.each(&names)?;
     let (name, poll) = match names.as_slice() {
         [one] => (one.clone(), None),
-        several => session.poll(several)?,
+        several => session.poll(several, &asked)?,
     };
     let apart = poll.as_ref().and_then(|poll| poll.bad().into_iter().find(|die| die.name == name).cloned());
-    let qualification = session.one(&name, &asked, apart)?;
+    let timed = poll.as_ref().and_then(|poll| poll.paces.iter().find(|pace| pace.name == name));
+    let timed = timed.map(|pace| pace.speed.clone());
+    let qualification = session.one(&name, &asked, apart, timed)?;
     let verdict = qualification.ruling.verdict;
     println!("\n{}", table::operators(&qualification));
     print!("{}", table::verdict(&qualification));
@@ -197,8 +203,8 @@ impl Session<'_> {
         Ok(each)
     }
 
-    /// Puts several dies side by side, and gives the one to look at: the bad one, or the first.
-    fn poll(&self, names: &[String]) -> Result<(String, Option<Vote>), Failure> {
+    /// Puts several dies side by side, and gives the one to look at: the bad one, the slow one, or the first.
+    fn poll(&self, names: &[String], asked: &Asked) -> Result<(String, Option<Vote>), Failure> {
         let clock = || self.world.clock().monotonic();
         let mut dies = Vec::new();
         for name in names {
@@ -207,7 +213,8 @@ impl Session<'_> {
         }
         let mut oracle = oracle();
         let deadline = Deadline::within(&clock, self.tier.total().mul_f64(0.3));
-        let found = vote(&mut dies, &mut oracle, self.arguments.seed, ROUNDS, &deadline).map_err(failure)?;
+        let seed = self.arguments.seed;
+        let mut found = vote(&mut dies, &mut oracle, seed, ROUNDS, &deadline).map_err(failure)?;
         println!("{}", table::wrapped("", &found.told()));
         for die in &found.dies {
             println!(
@@ -215,12 +222,30 @@ impl Session<'_> {
                 die.name, die.agreed, die.alone, die.outside, die.faults
             );
         }
-        let chosen = found.bad().first().map_or(names[0].clone(), |die| die.name.clone());
+        let timed = match asked.shapes.is_empty() {
+            true => proofs::timed()?,
+            false => asked.shapes.clone(),
+        };
+        let deadline = Deadline::within(&clock, self.tier.total().mul_f64(0.2));
+        let shapes = for_speed(&timed);
+        found.paces = sisters::measure(&mut dies, &shapes, seed, &clock, &deadline).map_err(failure)?;
+        for pace in &found.paces {
+            println!("{}", table::wrapped(&format!("  {:<30} ", pace.name), &table::pace(pace)));
+        }
+        let bad = found.bad().first().map(|die| die.name.clone());
+        let slow = found.slow().first().map(|pace| pace.name.clone());
+        let chosen = bad.or(slow).unwrap_or_else(|| names[0].clone());
         Ok((chosen, Some(found)))
     }
 
     /// Qualifies one device, which may have stood apart from its sisters.
-    fn one(&self, name: &str, asked: &Asked, apart: Option<Standing>) -> Result<Qualification, Failure> {
+    fn one(
+        &self,
+        name: &str,
+        asked: &Asked,
+        apart: Option<Standing>,
+        beside_sisters: Option<Speed>,
+    ) -> Result<Qualification, Failure> {
         let clock = || self.world.clock().monotonic();
         let sleep = |time: Duration| self.world.clock().sleep(time);
         let opener = || self.open(name);
@@ -261,6 +286,8 @@ impl Session<'_> {
             opening: Duration::ZERO,
             losses: Vec::new(),
         };
+        let side = remedy::on_stream(name);
+        let open_side = || self.open(side.as_deref().unwrap_or_default());
         let mut request = Request {
             tier: self.tier,
             shapes: asked.shapes.clone(),
@@ -270,9 +297,12 @@ impl Session<'_> {
             for_inference: proofs.for_inference,
             for_checks: CHECKS.iter().map(ToString::to_string).collect(),
             alternatives,
+            on_stream: side.as_ref().map(|_| &open_side as Opener<'_>),
             timed: proofs.timed,
             // The reference device is right, and slow.
             beside_trusted: against != "reference",
+            datasheet: self.arguments.datasheet,
+            beside_sisters,
             apart,
             memory_bytes_max: self.arguments.memory << 20,
             soak_max: self.arguments.soak.map_or(Duration::MAX, Duration::from_secs),

@@ -49,13 +49,18 @@ pub fn run(world: &dyn World, arguments: &Diagnose, script: &Path, json: bool) -
         list.push("--json".into());
     }
     match ended(world, &python, list, Stream::Inherit, SCRIPT)? {
-        Ended::Code(0) => Ok(Exit::Done),
-        // The package's own codes: 1 where an operator is wrong, 2 and 3 for a command line or script that cannot be run.
-        Ended::Code(1) => Ok(Exit::Wrong),
-        Ended::Code(2 | 3) => Err(Failure::new(
-            Exit::Usage,
-            format!("{}: the script could not be diagnosed (above)", script.display()),
-        )),
+        // The package's codes are those of this table; it has told its own errors.
+        Ended::Code(code) => match Exit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code) {
+            Some(exit @ (Exit::Done | Exit::Wrong | Exit::Inconclusive)) => Ok(exit),
+            Some(exit) => {
+                let message = format!("{}: the script could not be diagnosed (above)", script.display());
+                Err(Failure::new(exit, message))
+            }
+            None => {
+                let message = format!("{}: the script's diagnosis ended with {code}", script.display());
+                Err(Failure::new(Exit::Internal, message))
+            }
+        },
         other => {
             Err(Failure::new(Exit::Device, format!("{}: the script's diagnosis {other}", script.display())))
         }

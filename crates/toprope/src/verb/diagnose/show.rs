@@ -1,8 +1,9 @@
 //! What a person reads of a diagnosis.
 
-use super::{GrowthSummary, Report};
+use super::{GrowthSummary, Report, SpansSummary};
 use std::fmt::Write;
 use std::io::IsTerminal;
+use toprope_diagnose::Kind;
 use toprope_diagnose::row::{Outcome, Row};
 
 /// Rows of the table that are shown.
@@ -123,10 +124,11 @@ pub fn text(source: &str, names: &[String], report: &Report, repeat: u64, runs: 
             let _ = writeln!(out, "  {}", row.subject().finding);
             if let Some(worst) = &row.worst {
                 let tolerance = worst.tolerance.map_or("0 (exact)".into(), |t| format!("{t:.3e}"));
+                let wanted = if first.defect_guess.kind == Kind::DiffersInRange { "alone" } else { "exact" };
                 let error = worst.error.map_or("no number".into(), |e| format!("{e:.3e}"));
                 let _ = writeln!(
                     out,
-                    "  worst at {}{:?}: got {}, exact {}, error {error}, tolerance {tolerance}; {:.2} % of its elements are wrong",
+                    "  worst at {}{:?}: got {}, {wanted} {}, error {error}, tolerance {tolerance}; {:.2} % of its elements are wrong",
                     worst.output,
                     worst.index,
                     worst.got,
@@ -155,6 +157,15 @@ pub fn text(source: &str, names: &[String], report: &Report, repeat: u64, runs: 
     }
     if let Some(vote) = &report.vote {
         let _ = writeln!(out, "vote: {vote}");
+    }
+    match &report.spans {
+        SpansSummary { same: Some(count), .. } => {
+            let _ = writeln!(out, "in spans: {count} results have the same bits as one operator at a time");
+        }
+        SpansSummary { not_run: Some(reason), .. } => {
+            let _ = writeln!(out, "in spans: not run: {reason}");
+        }
+        SpansSummary { .. } => {}
     }
     if let Some(growth) = &report.growth {
         out.push_str(&grown(growth, names));

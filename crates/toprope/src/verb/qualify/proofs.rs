@@ -63,7 +63,7 @@ pub fn proofs(steps: u64) -> Result<Proofs, Failure> {
 }
 
 /// The step of the middle-sized recipe with experts, in bf16 and f32.
-fn timed() -> Result<Vec<Shape>, Failure> {
+pub fn timed() -> Result<Vec<Shape>, Failure> {
     let need = Need { training: true, inference: false };
     let mut programs = Vec::new();
     for dtype in [DType::Bf16, DType::F32] {

@@ -43,6 +43,12 @@ pub fn variants(device: &str) -> Vec<String> {
     names
 }
 
+/// The device on another stream than its default one; none where it has none to choose from.
+pub fn on_stream(device: &str) -> Option<String> {
+    let streams = ["cuda", "npu", "xpu"].contains(&backend(device));
+    (streams && !device.contains("+stream=")).then(|| format!("{device}+stream=side"))
+}
+
 /// The line that changes a setting.
 pub fn setting_line(setting: Setting, device: &str) -> String {
     match (setting, backend(device)) {
@@ -223,5 +229,7 @@ mod tests {
         assert_eq!(torch[0], "pytorch:cpu");
         assert!(torch.contains(&"pytorch:cpu+attention=plain".to_string()), "{torch:?}");
         assert!(!torch.contains(&"pytorch:cpu+attention=sdpa-math".to_string()));
+        assert_eq!(on_stream("pytorch:npu:1").as_deref(), Some("pytorch:npu:1+stream=side"));
+        assert_eq!((on_stream("pytorch:cpu"), on_stream("cpu")), (None, None));
     }
 }

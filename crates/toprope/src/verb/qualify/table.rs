@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use toprope_qualify::Qualification;
 use toprope_qualify::result::{OperatorResult, Outcome, Stage};
+use toprope_qualify::sisters::Pace;
 
 /// The width of a line.
 const WIDTH: usize = 80;
@@ -19,6 +20,24 @@ pub fn stage(stage: &Stage) -> String {
     };
     let head = format!("{:<16} {mark:<8}{:>5.1} s  ", stage.name, stage.seconds);
     wrapped(&head, &text)
+}
+
+/// How fast a die is among its sisters.
+pub fn pace(pace: &Pace) -> String {
+    if let Some(reason) = &pace.speed.not_run {
+        return format!("its speed was not measured: {reason}");
+    }
+    let own = format!(
+        "{:.0} GFLOP/s in f32, {:.0} in bf16, {:.1} GB/s",
+        pace.speed.f32_flops_per_second / 1e9,
+        pace.speed.bf16_flops_per_second / 1e9,
+        pace.speed.bytes_per_second / 1e9
+    );
+    match (&pace.slow, pace.times_sisters) {
+        (Some(slow), _) => format!("{own}; SLOW: {slow}"),
+        (None, Some(times)) => format!("{own}; {times:.2} times its sisters' time"),
+        (None, None) => own,
+    }
 }
 
 /// Text behind a head in lines of 80 columns, its further lines as far in as its first.

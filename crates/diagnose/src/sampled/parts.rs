@@ -1,0 +1,308 @@
+//! Which elements of an operator's results hang on few of its operands' numbers, and on which.
+
+use toprope_conformance::random::Random;
+use toprope_program::{DType, Operator, Tensor};
+
+/// The same operator on fewer numbers.
+pub(super) struct Part {
+    pub operands: Vec<Tensor>,
+    /// For each output, which elements of the whole's its elements are; none for an output that needs more.
+    pub elements: Vec<Option<Vec<usize>>>,
+    /// In words.
+    pub what: String,
+}
+
+/// Rows and columns that are looked at.
+const ROWS: usize = 12;
+const COLUMNS: usize = 48;
+/// Neighbouring rows where an operator needs neighbours.
+const BLOCK: usize = 16;
+/// Rows of a head, each of which takes the whole vocabulary.
+const HEAD_ROWS: usize = 3;
+
+/// Parts of an operator on dense operands. Empty where its elements hang on all of the others, so that it must be judged whole.
+pub(super) fn parts(operator: &Operator, operands: &[Tensor], random: &mut Random) -> Vec<Part> {
+    match operator {
+        Operator::Cast(_)
+        | Operator::Add(_)
+        | Operator::Multiply(_)
+        | Operator::Scale(_)
+        | Operator::Activation(_)
+        | Operator::ActivationGradient(_)
+        | Operator::Swiglu(_)
+        | Operator::SwigluGradient(_)
+        | Operator::Accumulate(_) => {
+            let rows = choose(random, row_count(&operands[0]), ROWS);
+            // Operands that are not row by row the result's are not known here.
+            if operands.iter().any(|operand| row_count(operand) != row_count(&operands[0])) {
+                return Vec::new();
+            }
+            let columns = match operator {
+                Operator::Swiglu(_) => row_size(&operands[0]) / 2,
+                _ => row_size(&operands[0]),
+            };
+            let part = operands.iter().map(|x| axis(x, 0, &rows)).collect();
+            vec![by_rows(operands, &rows, part, vec![Some(elements(&rows, columns))])]
+        }
+        Operator::Adamw(adamw) if !adamw.digests => {
+            let rows = choose(random, row_count(&operands[0]), ROWS);
+            let mut part: Vec<Tensor> = operands[..4].iter().map(|x| axis(x, 0, &rows)).collect();
+            part.extend_from_slice(&operands[4..]);
+            let taken = elements(&rows, row_size(&operands[0]));
+            vec![by_rows(operands, &rows, part, vec![Some(taken); 3])]
+        }
+        Operator::RmsNorm(_) => {
+            let x = as_rows(&operands[0]);
+            let rows = choose(random, x.sizes[0], ROWS);
+            let part = vec![axis(&x, 0, &rows), operands[1].clone()];
+            let taken = vec![Some(elements(&rows, row_size(&x))), Some(rows.clone())];
+            vec![by_rows(&[x], &rows, part, taken)]
+        }
+        Operator::RmsNormGradient(_) => norm_gradient(operands, random),
+        Operator::Rope(_) => {
+            let rows = choose(random, row_count(&operands[0]), ROWS);
+            let part = vec![axis(&operands[0], 0, &rows), axis(&operands[1], 0, &rows), operands[2].clone()];
+            let taken = vec![Some(elements(&rows, row_size(&operands[0])))];
+            vec![by_rows(operands, &rows, part, taken)]
+        }
+        Operator::ColumnSum(_) => {
+            let columns = choose(random, operands[0].sizes[1], COLUMNS);
+            let what = format!("{} columns of {}", columns.len(), operands[0].sizes[1]);
+            vec![Part {
+                operands: vec![axis(&operands[0], 1, &columns)],
+                elements: vec![Some(columns)],
+                what,
+            }]
+        }
+        Operator::Gather(_) => gather(operands, random),
+        Operator::Combine(_) => {
+            let rows = choose(random, row_count(&operands[1]), ROWS);
+            let part = vec![operands[0].clone(), axis(&operands[1], 0, &rows), axis(&operands[2], 0, &rows)];
+            let taken = vec![Some(elements(&rows, row_size(&operands[0])))];
+            vec![by_rows(&operands[1..], &rows, part, taken)]
+        }
+        Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_) => {
+            let rows = choose(random, row_count(&operands[0]), HEAD_ROWS);
+            let mut part = vec![axis(&operands[0], 0, &rows), operands[1].clone()];
+            part.extend(operands[2..].iter().map(|operand| axis(operand, 0, &rows)));
+            let wide = |width: usize| Some(elements(&rows, width));
+            let taken = match operator {
+                Operator::LinearCrossEntropy(_) => vec![wide(1), wide(1)],
+                // The weight's gradient needs every row.
+                _ => vec![wide(1), wide(operands[0].sizes[1]), None, wide(5), None],
+            };
+            vec![by_rows(operands, &rows, part, taken)]
+        }
+        Operator::Matmul(matmul) => {
+            let (m, n) = (operands[0].sizes[0], operands[1].sizes[1]);
+            product(random, [m, n], matmul.row_sums, |rows, columns| {
+                let mut part = vec![axis(&operands[0], 0, rows), axis(&operands[1], 1, columns)];
+                part.extend(operands.get(2).map(|bias| axis(bias, 0, columns)));
+                (part, grid(rows, columns, n), rows.to_vec())
+            })
+        }
+        Operator::GroupedMatmul(grouped) => {
+            let (m, n) = (operands[0].sizes[0], operands[1].sizes[2]);
+            product(random, [m, n], grouped.row_sums, |rows, columns| {
+                // How many of the chosen rows lie before each expert's first.
+                let before = |offset: &f64| rows.iter().filter(|row| (**row as f64) < *offset).count() as f64;
+                let data = operands[2].data.iter().map(before).collect();
+                let offsets = Tensor { data, ..operands[2].clone() };
+                let part = vec![axis(&operands[0], 0, rows), axis(&operands[1], 2, columns), offsets];
+                (part, grid(rows, columns, n), rows.to_vec())
+            })
+        }
+        Operator::GroupedOuter(outer) => {
+            let (k, n) = (operands[0].sizes[1], operands[1].sizes[1]);
+            let experts = operands[2].sizes[0].saturating_sub(1);
+            product(random, [k, n], outer.row_sums, |rows, columns| {
+                let of_expert = |expert: usize| rows.iter().map(move |row| expert * k + row);
+                let all: Vec<usize> = (0..experts).flat_map(of_expert).collect();
+                let part =
+                    vec![axis(&operands[0], 1, rows), axis(&operands[1], 1, columns), operands[2].clone()];
+                (part, grid(&all, columns, n), all)
+            })
+        }
+        Operator::Attention(_) => attention(operands, random),
+        Operator::AttentionGradient(_) => heads(operands, random).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn by_rows(
+    whole: &[Tensor],
+    rows: &[usize],
+    operands: Vec<Tensor>,
+    elements: Vec<Option<Vec<usize>>>,
+) -> Part {
+    let count = whole.first().map_or(0, row_count);
+    Part { operands, elements, what: format!("{} rows of {count}", rows.len()) }
+}
+
+/// Some rows and columns of a product; its row sums, where it has them, need every column of a row.
+fn product(
+    random: &mut Random,
+    [m, n]: [usize; 2],
+    row_sums: bool,
+    part: impl Fn(&[usize], &[usize]) -> (Vec<Tensor>, Vec<usize>, Vec<usize>),
+) -> Vec<Part> {
+    let (rows, columns) = (choose(random, m, ROWS), choose(random, n, COLUMNS));
+    let what = format!("{} rows and {} columns of {m} and {n}", rows.len(), columns.len());
+    let (operands, taken, _) = part(&rows, &columns);
+    let mut parts = vec![Part { operands, elements: vec![Some(taken), None], what }];
+    if row_sums {
+        let (rows, all) = (choose(random, m, 2), (0..n).collect::<Vec<_>>());
+        let (operands, taken, sums) = part(&rows, &all);
+        let what = format!("{} whole rows", rows.len());
+        parts.push(Part { operands, elements: vec![Some(taken), Some(sums)], what });
+    }
+    parts
+}
+
+/// Rows decide their own gradient, columns the weight's.
+fn norm_gradient(operands: &[Tensor], random: &mut Random) -> Vec<Part> {
+    let (x, dy) = (as_rows(&operands[0]), as_rows(&operands[3]));
+    let (count, width) = (x.sizes[0], row_size(&x));
+    let rstd = Tensor { sizes: vec![count], ..operands[2].clone() };
+    let (rows, columns) = (choose(random, count, ROWS), choose(random, width, COLUMNS));
+    let of_rows = vec![axis(&x, 0, &rows), operands[1].clone(), axis(&rstd, 0, &rows), axis(&dy, 0, &rows)];
+    let of_columns =
+        vec![axis(&x, 1, &columns), axis(&operands[1], 0, &columns), rstd, axis(&dy, 1, &columns)];
+    let what = format!("{} columns of {width}", columns.len());
+    vec![
+        by_rows(&[x], &rows, of_rows, vec![Some(elements(&rows, width)), None]),
+        Part { operands: of_columns, elements: vec![None, Some(columns)], what },
+    ]
+}
+
+/// The table's rows that are read; an index outside of it stays outside.
+fn gather(operands: &[Tensor], random: &mut Random) -> Vec<Part> {
+    let rows = choose(random, row_count(&operands[1]), ROWS);
+    let places = axis(&operands[1], 0, &rows);
+    let count = row_count(&operands[0]) as f64;
+    let read: Vec<usize> =
+        places.data.iter().filter(|x| **x >= 0.0 && **x < count).map(|x| *x as usize).collect();
+    if read.is_empty() {
+        return Vec::new();
+    }
+    let moved = |x: &f64| read.iter().position(|row| *row as f64 == *x).map_or(-1.0, |place| place as f64);
+    let indices = Tensor { data: places.data.iter().map(moved).collect(), ..places };
+    let part = vec![axis(&operands[0], 0, &read), indices];
+    let taken = vec![Some(elements(&rows, row_size(&operands[0])))];
+    vec![by_rows(&operands[1..], &rows, part, taken)]
+}
+
+/// The last rows, where a causal mask is widest, and others.
+fn attention(operands: &[Tensor], random: &mut Random) -> Vec<Part> {
+    let (rows, heads) = (operands[0].sizes[0], operands[0].sizes[1]);
+    let first =
+        |at: usize, other: f64| operands.get(at).and_then(|x| x.data.first()).copied().unwrap_or(other);
+    let (offset, length) = (first(4, 0.0), first(5, operands[1].sizes[0] as f64));
+    let scalar = |x: f64| Tensor { dtype: DType::I32, sizes: vec![1], data: vec![x] };
+    let block = BLOCK.min(rows);
+    let part = |start: usize| {
+        let some: Vec<usize> = (start..start + block).collect();
+        let part = vec![
+            axis(&operands[0], 0, &some),
+            operands[1].clone(),
+            operands[2].clone(),
+            axis(&operands[3], 0, &some),
+            scalar(offset + start as f64),
+            scalar(length),
+        ];
+        let width = heads * operands[2].sizes[2];
+        by_rows(operands, &some, part, vec![Some(elements(&some, width)), Some(elements(&some, heads))])
+    };
+    vec![part(rows - block), part(random.below(rows - block + 1))]
+}
+
+/// Heads of one group of the gradient of attention: those that share a key head.
+fn heads(operands: &[Tensor], random: &mut Random) -> Option<Part> {
+    let (heads, groups) = (operands[0].sizes[1], operands[1].sizes[1]);
+    let group = heads / groups.max(1);
+    if groups < 2 || group == 0 {
+        return None;
+    }
+    let key = random.below(groups);
+    let queries: Vec<usize> = (key * group..(key + 1) * group).collect();
+    let part = |(at, operand): (usize, &Tensor)| match at {
+        0 | 3..=5 => axis(operand, 1, &queries),
+        1 | 2 => axis(operand, 1, &[key]),
+        _ => operand.clone(),
+    };
+    let (t, s) = (operands[0].sizes[0], operands[1].sizes[0]);
+    let (size, width) = (operands[0].sizes[2], operands[2].sizes[2]);
+    let of = |rows: usize, all: usize, which: &[usize], width: usize| -> Option<Vec<usize>> {
+        let places = (0..rows).flat_map(|row| which.iter().map(move |head| row * all + head));
+        Some(places.flat_map(|place| place * width..(place + 1) * width).collect())
+    };
+    Some(Part {
+        operands: operands.iter().enumerate().map(part).collect(),
+        elements: vec![
+            of(t, heads, &queries, size),
+            of(s, groups, &[key], size),
+            of(s, groups, &[key], width),
+            of(t, heads, &queries, 1),
+        ],
+        what: format!("{group} of {heads} heads"),
+    })
+}
+
+/// Distinct numbers below `count` in order: the first, the last, and others between.
+fn choose(random: &mut Random, count: usize, most: usize) -> Vec<usize> {
+    if count <= most {
+        return (0..count).collect();
+    }
+    let mut chosen = vec![0, count - 1];
+    while chosen.len() < most {
+        let next = random.below(count);
+        if !chosen.contains(&next) {
+            chosen.push(next);
+        }
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// The tensor with only these indices of an axis.
+fn axis(tensor: &Tensor, axis: usize, kept: &[usize]) -> Tensor {
+    let inner: usize = tensor.sizes[axis + 1..].iter().product();
+    let outer: usize = tensor.sizes[..axis].iter().product();
+    let size = tensor.sizes[axis];
+    let mut data = Vec::with_capacity(outer * kept.len() * inner);
+    for block in 0..outer {
+        for index in kept {
+            let start = (block * size + index) * inner;
+            data.extend_from_slice(&tensor.data[start..start + inner]);
+        }
+    }
+    let mut sizes = tensor.sizes.clone();
+    sizes[axis] = kept.len();
+    Tensor { dtype: tensor.dtype, sizes, data }
+}
+
+fn row_count(tensor: &Tensor) -> usize {
+    tensor.sizes.first().copied().unwrap_or(1)
+}
+
+/// Elements of one index of the outermost axis.
+fn row_size(tensor: &Tensor) -> usize {
+    tensor.sizes.get(1..).map_or(1, |sizes| sizes.iter().product())
+}
+
+/// All axes but the last as one.
+fn as_rows(tensor: &Tensor) -> Tensor {
+    let columns = tensor.sizes.last().copied().unwrap_or(1);
+    let rows = tensor.data.len() / columns.max(1);
+    Tensor { sizes: vec![rows, columns], ..tensor.clone() }
+}
+
+/// The elements of whole rows.
+fn elements(rows: &[usize], columns: usize) -> Vec<usize> {
+    rows.iter().flat_map(|row| row * columns..(row + 1) * columns).collect()
+}
+
+/// The elements of rows and columns.
+fn grid(rows: &[usize], columns: &[usize], width: usize) -> Vec<usize> {
+    rows.iter().flat_map(|row| columns.iter().map(move |column| row * width + column)).collect()
+}
