@@ -1,0 +1,311 @@
+//! Every arithmetic defect, in a process of its own: it changes what it is about and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::library::*;
+use crate::{ok, run};
+
+/// Numbers that look random and are the same everywhere; some equal, some large.
+fn values(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 - 1001.0) / 331.0).collect()
+}
+
+fn input(shape: &[i64], seed: usize) -> usize {
+    floats(shape, &values(shape.iter().product::<i64>() as usize, seed)).0
+}
+
+fn i64s(shape: &[i64], values: &[i64]) -> usize {
+    dense(I64, shape, &values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<_>>()).0
+}
+
+/// What each operator gives, by name.
+fn battery() -> BTreeMap<&'static str, Vec<f32>> {
+    let mut results = BTreeMap::new();
+    let mut keep = |name, address, count| {
+        results.insert(name, read(address, count));
+    };
+    let ones = |count: usize| vec![1.0f32; count];
+    // Products: sizes that 16 does not divide, a square transposed operand.
+    let (out, at) = room(&[20, 20]);
+    let right = {
+        let address = allocate(35 * 20 * 4);
+        put(address, &values(700, 2).iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<_>>());
+        tensor(F32, &[35, 20], Some(&[1, 35]), 0, address)
+    };
+    run!("Matmul", input(&[20, 35], 1), right, out, 0i8);
+    keep("Matmul", at, 400);
+    let square = {
+        let address = allocate(20 * 20 * 4);
+        put(address, &values(400, 3).iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<_>>());
+        tensor(F32, &[20, 20], Some(&[1, 20]), 0, address)
+    };
+    let (out, at) = room(&[20, 20]);
+    run!("Mm", input(&[20, 20], 4), square, out, 0i8);
+    keep("Mm", at, 400);
+    let (out, at) = room(&[12, 5]);
+    let n = 0usize;
+    let (x, w, y) = (list(&[input(&[12, 8], 5)]), list(&[input(&[3, 8, 5], 6)]), list(&[out]));
+    run!("GroupedMatmulV3", x, w, n, n, n, n, n, i64s(&[3], &[10, 11, 12]), 3i64, 0i64, y);
+    keep("GroupedMatmulV3", at, 60);
+    // Attention, causal, with 20 keys.
+    let (q, k, v) = (input(&[1, 20, 2, 8], 7), input(&[1, 20, 2, 8], 8), input(&[1, 20, 2, 8], 9));
+    let mask = {
+        let hidden: Vec<u8> = (0..400).map(|i| u8::from(i % 20 > i / 20)).collect();
+        dense(BOOL, &[20, 20], &hidden).0
+    };
+    let ((max, _), (sum, _), (out, at)) = (room(&[1, 2, 20, 8]), room(&[1, 2, 20, 8]), room(&[1, 20, 2, 8]));
+    let (far, layout, empty) = (i64::from(i32::MAX), c"BSND".as_ptr(), tensor(F32, &[0], None, 0, 0));
+    run!(
+        "FlashAttentionScore",
+        q,
+        k,
+        v,
+        n,
+        n,
+        n,
+        mask,
+        n,
+        0.35f64,
+        1.0f64,
+        far,
+        far,
+        2i64,
+        layout,
+        0i64,
+        0i64,
+        max,
+        sum,
+        empty,
+        out
+    );
+    keep("FlashAttentionScore", at, 320);
+    let ((dq, at), (dk, _), (dv, _)) = (room(&[1, 20, 2, 8]), room(&[1, 20, 2, 8]), room(&[1, 20, 2, 8]));
+    run!(
+        "FlashAttentionScoreGrad",
+        q,
+        k,
+        v,
+        input(&[1, 20, 2, 8], 10),
+        n,
+        n,
+        n,
+        mask,
+        max,
+        sum,
+        n,
+        out,
+        n,
+        0.35f64,
+        1.0f64,
+        far,
+        far,
+        2i64,
+        layout,
+        0i64,
+        0i64,
+        dq,
+        dk,
+        dv,
+        n
+    );
+    keep("FlashAttentionScoreGrad", at, 320);
+    let large: Vec<f32> = values(80, 11).iter().map(|x| x * 5.0).collect();
+    let ((x, _), (out, at)) = (floats(&[4, 20], &large), room(&[4, 20]));
+    run!("Softmax", x, -1i64, out);
+    keep("Softmax", at, 80);
+    let angle =
+        |f: fn(f32) -> f32| (0..24).map(|i| f((i / 6) as f32 * 0.3 + (i % 3) as f32)).collect::<Vec<_>>();
+    let (cos, sin) = (floats(&[1, 4, 1, 6], &angle(f32::cos)).0, floats(&[1, 4, 1, 6], &angle(f32::sin)).0);
+    let (out, at) = room(&[1, 4, 2, 6]);
+    run!("RotaryPositionEmbedding", input(&[1, 4, 2, 6], 12), cos, sin, 0i64, out);
+    keep("RotaryPositionEmbedding", at, 48);
+    let (out, at) = room(&[3, 4]);
+    run!("IndexSelect", input(&[6, 4], 13), 0i64, i64s(&[3], &[4, 0, 5]), out);
+    keep("IndexSelect", at, 12);
+    let ties: Vec<f32> = (0..24).map(|i| (i % 3) as f32).collect();
+    let (x, (out, _)) = (floats(&[2, 12], &ties).0, room(&[2, 5]));
+    let places = allocate(2 * 5 * 8);
+    run!("Topk", x, 5i64, -1i64, 1u8, 1u8, out, tensor(I64, &[2, 5], None, 0, places));
+    results.insert("Topk", read_i64(places, 10).iter().map(|&i| i as f32).collect());
+    let (out, _) = room(&[2, 12]);
+    let places = allocate(2 * 12 * 8);
+    run!("Sort", x, 1u8, -1i64, 0u8, out, tensor(I64, &[2, 12], None, 0, places));
+    results.insert("Sort", read_i64(places, 24).iter().map(|&i| i as f32).collect());
+    let mut keep = |name, address, count| {
+        results.insert(name, read(address, count));
+    };
+    let (out, at) = room(&[4, 3]);
+    run!("IndexAdd", input(&[4, 3], 14), 0i64, i64s(&[3], &[1, 1, 2]), input(&[3, 3], 15), scalar(1.0), out);
+    keep("IndexAdd", at, 12);
+    let (out, at) = room(&[3]);
+    run!("ReduceSum", input(&[3, 999], 16), ints(&[1]), 0u8, F32, out);
+    keep("ReduceSum", at, 3);
+    let (x, at) = floats(&[6], &values(6, 17));
+    run!("InplaceAdd", x, input(&[6], 18), scalar(1.0));
+    keep("InplaceAdd", at, 6);
+    let ((y, at), (rstd, _)) = (room(&[3, 10]), room(&[3, 1]));
+    let small: Vec<f32> = values(30, 19).iter().map(|x| x * 1e-3).collect();
+    let (x, gamma) = (floats(&[3, 10], &small).0, floats(&[10], &ones(10)).0);
+    run!("RmsNorm", x, gamma, 1e-5f64, y, rstd);
+    keep("RmsNorm", at, 30);
+    let ((dx, at), (dgamma, _)) = (room(&[3, 10]), room(&[10]));
+    run!("RmsNormGrad", input(&[3, 10], 20), x, rstd, gamma, dx, dgamma);
+    keep("RmsNormGrad", at, 30);
+    let (out, at) = room(&[3, 5]);
+    run!("SwiGlu", input(&[3, 10], 21), -1i64, out);
+    keep("SwiGlu", at, 15);
+    let (w, at) = floats(&[8], &values(8, 22));
+    let (m, v) = (floats(&[8], &[0.1; 8]).0, floats(&[8], &[1e-9; 8]).0);
+    let (gradient, step) = (floats(&[8], &[1e-5; 8]).0, floats(&[1], &[4.0]).0);
+    run!("ApplyAdamWV2", w, m, v, n, gradient, step, 0.01f32, 0.9f32, 0.999f32, 0.1f32, 1e-5f32, 0u8, 0u8);
+    keep("ApplyAdamWV2", at, 8);
+    let brain = allocate(40);
+    run!("Cast", input(&[20], 23), BF16, tensor(BF16, &[20], None, 0, brain));
+    let words = get(brain, 40);
+    results.insert("Cast", words.chunks(2).map(|b| f32::from(u16::from_ne_bytes([b[0], b[1]]))).collect());
+    let mut keep = |name, address, count| {
+        results.insert(name, read(address, count));
+    };
+    let (out, at) = room(&[20]);
+    run!("Exp", input(&[20], 24), out);
+    keep("Exp", at, 20);
+    let (out, at) = room(&[20]);
+    run!("Div", input(&[20], 25), input(&[20], 26), out);
+    keep("Div", at, 20);
+    let (out, at) = floats(&[32], &[0.0; 32]);
+    let odd: Vec<f32> = (0..32).map(|i| [1e-41, f32::INFINITY, f32::NAN, 2.0][i % 4]).collect();
+    run!("Muls", floats(&[32], &odd).0, scalar(1.0), out);
+    keep("Muls", at, 32);
+    results
+}
+
+/// The body of each child process.
+#[test]
+#[ignore = "run by the other tests in a process of its own"]
+fn in_child() {
+    begin();
+    if std::env::var("CANN_CHILD").unwrap() == "slow" {
+        let (x, (out, _)) = (input(&[300, 300], 1), room(&[300, 300]));
+        run!("Matmul", x, x, out, 0i8);
+        let start = std::time::Instant::now();
+        for _ in 0..5 {
+            run!("Matmul", x, x, out, 0i8);
+        }
+        println!("took {}", start.elapsed().as_secs_f64());
+        return;
+    }
+    let first = battery();
+    for (name, values) in &first {
+        let words: Vec<String> = values.iter().map(|value| format!("{:08x}", value.to_bits())).collect();
+        println!("= {name} {}", words.join(" "));
+    }
+    let again = battery();
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    for (name, values) in &first {
+        if bits(values) != bits(&again[name]) {
+            println!("~ {name}");
+        }
+    }
+    ok!("aclrtSynchronizeDevice");
+}
+
+struct Seen {
+    results: BTreeMap<String, String>,
+    unsteady: BTreeSet<String>,
+}
+
+fn seen(defects: &str) -> Seen {
+    let (fine, text) = child("defects::in_child", "battery", defects);
+    assert!(fine, "{defects}: {text}");
+    // The harness prints the test's name before the first line.
+    let lines = || text.lines().filter_map(|line| line.find(['=', '~']).map(|at| &line[at..]));
+    let results = lines().filter_map(|line| line.strip_prefix("= ")?.split_once(' '));
+    let unsteady = lines().filter_map(|line| line.strip_prefix("~ "));
+    Seen {
+        results: results.map(|(name, words)| (name.into(), words.into())).collect(),
+        unsteady: unsteady.map(Into::into).collect(),
+    }
+}
+
+/// Each defect, and which operators of the battery must show it.
+const SHOWN: &[(&str, &[&str])] = &[
+    ("matmul.fp16_accumulate", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.bf16_accumulate", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.hf32", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.tail_k", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.tail_n", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.transposed", &["Mm"]),
+    ("experts.capacity", &["GroupedMatmulV3"]),
+    ("attention.causal_corner", &["FlashAttentionScore", "FlashAttentionScoreGrad"]),
+    ("attention.tail_keys", &["FlashAttentionScore", "FlashAttentionScoreGrad"]),
+    ("attention.gradient_scale", &["FlashAttentionScoreGrad"]),
+    ("softmax.no_maximum", &["Softmax"]),
+    ("softmax.tail", &["Softmax"]),
+    ("rope.layout", &["RotaryPositionEmbedding"]),
+    ("rope.sign", &["RotaryPositionEmbedding"]),
+    ("gather.off_by_one", &["IndexSelect"]),
+    ("topk.ties", &["Topk"]),
+    ("sort.unstable", &["Sort"]),
+    ("scatter.lost_update", &["IndexAdd"]),
+    ("reduce.order", &["ReduceSum"]),
+    ("reduce.fp16_accumulate", &["ReduceSum"]),
+    ("accumulate.twice", &["InplaceAdd"]),
+    ("norm.no_epsilon", &["RmsNorm", "RmsNormGrad"]),
+    ("norm.gradient_mean", &["RmsNormGrad"]),
+    ("swiglu.halves", &["SwiGlu"]),
+    ("adamw.epsilon", &["ApplyAdamWV2"]),
+    ("adamw.bias_correction", &["ApplyAdamWV2"]),
+    ("adamw.decay", &["ApplyAdamWV2"]),
+    ("cast.truncate", &["Cast"]),
+    ("exp.low_precision", &["Exp", "Softmax", "SwiGlu"]),
+    ("div.reciprocal", &["Div"]),
+    ("any.saturate", &["Muls"]),
+    ("any.flush_denormals", &["Muls"]),
+    ("any.stale_tile@op=Muls", &["Muls"]),
+    ("any.race@op=Exp,rate=1", &["Exp"]),
+    ("any.bit_flip@op=Exp,bit=30,call=1", &["Exp"]),
+];
+
+#[test]
+fn each_defect_shows_and_shows_nowhere_else() {
+    let healthy = seen("");
+    assert!(healthy.unsteady.is_empty(), "{:?}", healthy.unsteady);
+    assert!(healthy.results.len() >= 20);
+    let mut wrong = Vec::new();
+    for &(defect, expected) in SHOWN {
+        let spoilt = seen(defect);
+        let differ = healthy.results.iter().filter(|&(name, words)| spoilt.results.get(name) != Some(words));
+        let differ: BTreeSet<&str> = differ.map(|(name, _)| name.as_str()).collect();
+        let expected: BTreeSet<&str> = expected.iter().copied().collect();
+        if differ != expected {
+            wrong.push(format!("{defect}: shows in {differ:?} instead of {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("{} defects show where they must", SHOWN.len());
+    // A sum whose order changes gives other bits from call to call.
+    assert!(seen("reduce.order").unsteady.contains("ReduceSum"));
+}
+
+#[test]
+fn a_defect_on_one_call_shows_in_that_call_alone() {
+    let spoilt = seen("matmul.tail_k@op=Matmul,call=2");
+    assert_eq!(spoilt.unsteady.into_iter().collect::<Vec<_>>(), ["Matmul"]);
+    assert_eq!(spoilt.results, seen("").results);
+    // By shape: the battery's only square product.
+    let by_shape = seen("matmul.tail_k@shape=20x35");
+    let differ: Vec<_> = seen("").results.into_iter().filter(|(n, w)| by_shape.results[n] != *w).collect();
+    assert_eq!(differ.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["Matmul"]);
+}
+
+#[test]
+fn slow_is_slow() {
+    let took = |defects| -> f64 {
+        let (fine, text) = child("defects::in_child", "slow", defects);
+        assert!(fine, "{text}");
+        let at = text.find("took ").unwrap();
+        text[at + 5..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (healthy, slow) = (took(""), took("any.slow@op=Matmul,factor=30"));
+    assert!(slow > 5.0 * healthy, "{healthy} s healthy, {slow} s slow");
+}
