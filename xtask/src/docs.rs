@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Page and file.
-pub const PAGES: [(&str, &str); 3] = [
+pub const PAGES: [(&str, &str); 4] = [
+    ("ascend", "docs/ascend.md"),
     ("operators", "docs/operators.md"),
     ("exit-codes", "docs/exit-codes.md"),
     ("journal", "docs/journal.md"),

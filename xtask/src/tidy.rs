@@ -42,6 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "toprope-devices",
         &[
+            "toprope-ascend",
             "toprope-cpu",
             "toprope-program",
             "toprope-protocol",
@@ -52,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("toprope-pytorch", &["toprope-program", "toprope-protocol", "toprope-world"]),
     ("toprope-defects", &["toprope-program", "toprope-protocol", "toprope-pytorch", "toprope-world"]),
+    ("toprope-ascend", &["toprope-program"]),
     ("toprope-reference", &["toprope-program"]),
     ("toprope-cpu", &["toprope-program"]),
     ("toprope-program", &[]),
@@ -66,6 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Where `unsafe` may stand: kernels, FFI, host regions, shared memory.
 const UNSAFE_IN: &[&str] = &[
     "crates/conformance/src/memory.rs",
+    "crates/devices/ascend/src/ffi/",
     "crates/devices/cpu/",
     "crates/devices/reference/src/memory.rs",
     "crates/emulator/",

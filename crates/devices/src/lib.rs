@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use toprope_ascend::name::PREFIX as ASCEND;
 use toprope_cpu::Level;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
@@ -106,6 +107,13 @@ const DEVICES: &[Entry] = &[
         },
         open: |options| open_pytorch("pytorch:cpu", options),
     },
+    Entry {
+        listed: Listed {
+            name: "ascend:0",
+            description: "an Ascend NPU through CANN itself; also ascend:N, and the emulator (docs/ascend.md)",
+        },
+        open: |options| open_ascend("ascend:0", options),
+    },
 ];
 
 /// Opens a device by its name.
@@ -123,6 +131,9 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenEr
     }
     if name.starts_with(PYTORCH) {
         return open_pytorch(name, options);
+    }
+    if name.starts_with(ASCEND) {
+        return open_ascend(name, options);
     }
     match DEVICES.iter().find(|entry| entry.listed.name == name) {
         Some(entry) => (entry.open)(options),
@@ -144,6 +155,11 @@ pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<OwnWorker>
     Ok(Some(OwnWorker { command, in_host_memory: parsed.in_host_memory() }))
 }
 
+/// Whether a device computes in memory of the host, which a supervisor can share with its worker.
+pub fn in_host_memory(name: &str) -> bool {
+    !name.starts_with(ASCEND)
+}
+
 /// The oracle in wide mode, and the magnitudes that the contract's tolerances are relative to.
 pub fn oracle() -> (Box<dyn Device>, MagnitudeFunction) {
     let options = toprope_reference::Options { width: Width::Wide, ..Default::default() };
@@ -163,6 +179,22 @@ pub fn list() -> Vec<Listed> {
 /// What can be chosen of a `pytorch:` device: key, values with the default first, meaning.
 pub fn pytorch_variants() -> impl Iterator<Item = (&'static str, &'static [&'static str], &'static str)> {
     toprope_pytorch::name::VARIANTS.iter().map(|variant| (variant.key, variant.values, variant.meaning))
+}
+
+/// Names of devices of the same kinds beside the listed ones, as far as their software tells: further NPUs.
+pub fn further() -> Vec<String> {
+    let count = toprope_ascend::devices(&format!("{ASCEND}0")).map_or(0, |listing| listing.count);
+    (1..count).map(|index| format!("{ASCEND}{index}")).collect()
+}
+
+/// What can be chosen of an `ascend:` device: key, values with the default first, meaning.
+pub fn ascend_variants() -> impl Iterator<Item = (&'static str, &'static [&'static str], &'static str)> {
+    toprope_ascend::name::VARIANTS.iter().map(|variant| (variant.key, variant.values, variant.meaning))
+}
+
+/// The page on `ascend:` devices, with its table of operators.
+pub fn ascend_page() -> String {
+    toprope_ascend::table::page()
 }
 
 fn unknown(name: &str) -> OpenError {
@@ -229,6 +261,28 @@ fn open_pytorch(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, Op
     }
 }
 
+fn open_ascend(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    let refused = |option: String, reason: &str| OpenError::Option {
+        device: name.into(),
+        option,
+        reason: reason.into(),
+    };
+    if let Some(level) = &options.level {
+        return Err(refused(
+            format!("level `{level}`"),
+            "is not there: variants stand in the name, as in +cube=hf32",
+        ));
+    }
+    if options.width == Width::Wide {
+        return Err(refused("width `wide`".into(), "is not there: only `reference` has it"));
+    }
+    let own = toprope_ascend::Options { progress: options.progress.clone() };
+    match toprope_ascend::AscendDevice::open(name, own) {
+        Ok(device) => Ok(Box::new(device)),
+        Err(error) => Err(OpenError::Start { device: name.into(), reason: error.to_string() }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,10 +299,11 @@ mod tests {
         for listed in list() {
             match open(listed.name, &OpenOptions::default()) {
                 Ok(device) => assert_eq!(device.describe().name, listed.name),
-                // Without a torch in reach it says so, and how to name one.
+                // Without a torch or a CANN in reach it says so, and how to name one.
                 Err(error) => {
-                    assert!(listed.name.starts_with(PYTORCH), "{error}");
-                    assert!(error.to_string().contains("--python"), "{error}");
+                    let how = if listed.name.starts_with(PYTORCH) { "--python" } else { "+library=" };
+                    assert!(listed.name.contains(':'), "{error}");
+                    assert!(error.to_string().contains(how), "{error}");
                 }
             }
         }

@@ -9,9 +9,12 @@ use toprope_devices::OpenOptions;
 pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
     let options = OpenOptions { python, ..OpenOptions::default() };
     let mut descriptions = Vec::new();
-    for listed in toprope_devices::list() {
-        println!("{:<12} {}", listed.name, listed.description);
-        let device = match toprope_devices::open(listed.name, &options) {
+    let listed = toprope_devices::list().into_iter();
+    let listed = listed.map(|listed| (listed.name.to_string(), listed.description));
+    let further = toprope_devices::further().into_iter().map(|name| (name, "another of its kind"));
+    for (name, description) in listed.chain(further) {
+        println!("{name:<12} {description}");
+        let device = match toprope_devices::open(&name, &options) {
             Ok(device) => device,
             Err(error) => {
                 println!("{:<12} cannot be opened: {error}", "");
@@ -34,6 +37,13 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
     );
     for (key, values, meaning) in toprope_devices::pytorch_variants() {
         println!("  {key:<14} {}: {meaning}", values.join(", "));
+    }
+    println!("\nvariants of ascend devices, as in ascend:0+cube=hf32 (the default stands first):");
+    for (key, values, meaning) in toprope_devices::ascend_variants() {
+        println!(
+            "  {key:<14} {}: {meaning}",
+            if values.is_empty() { "DIR".into() } else { values.join(", ") }
+        );
     }
     if json {
         println!("{}", serde_json::json!({ "devices": descriptions }));

@@ -8,13 +8,14 @@ use toprope_program::{Invariant, OPERATORS, Slot};
 /// Prints one page.
 pub fn run(page: &str) -> Result<Exit, Failure> {
     let text = match page {
+        "ascend" => toprope_devices::ascend_page(),
         "operators" => operators(),
         "exit-codes" => exit_codes(),
         "journal" => toprope_guard::journal::page(),
         other => {
             return Err(Failure::new(
                 Exit::Usage,
-                format!("no page `{other}`; there are: operators, exit-codes, journal"),
+                format!("no page `{other}`; there are: ascend, operators, exit-codes, journal"),
             ));
         }
     };
