@@ -4,6 +4,7 @@ use super::{exact, tensor, within};
 use crate::magnitude::magnitudes;
 use std::cmp::Ordering;
 use toprope_program::operator::{Router, Verify};
+use toprope_program::tensor::round;
 use toprope_program::{Concrete, DType, Operator, Tensor, Tolerance, Width};
 
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
@@ -22,7 +23,12 @@ fn distance(tolerance: &Tolerance, got: f64, want: f64, magnitude: f64) -> f64 {
 
 pub(crate) fn verify(attributes: &Verify, operands: &[Tensor], width: Width) -> Vec<Tensor> {
     let (inputs, got) = operands.split_at(attributes.inputs(operands.len()));
-    let want = exact(&attributes.of, inputs, &[], false, width);
+    let mut want = exact(&attributes.of, inputs, &[], false, width);
+    // Integers wrap, as the operator's own do when they are stored.
+    for output in want.iter_mut().filter(|output| !output.dtype.is_float()) {
+        let dtype = output.dtype;
+        output.data.iter_mut().for_each(|x| *x = round(dtype, *x));
+    }
     let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
         tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
     };

@@ -317,3 +317,16 @@ fn a_flipped_bit_is_far_above_the_limit() {
     lost.data[0] = f64::NAN;
     assert_eq!(worst(lost), f64::INFINITY);
 }
+
+#[test]
+fn a_check_lets_an_integer_pass_that_wrapped() {
+    let of = Operator::from(Increment { by: i32::MAX });
+    for width in [Width::Native, Width::Wide] {
+        let counter = integers(&[1], &[40]);
+        let next = evaluate(&of, std::slice::from_ref(&counter), false, width).remove(0);
+        assert_eq!(next.data, [f64::from(40_i32.wrapping_add(i32::MAX))]);
+        let check = Operator::from(Verify { of: Box::new(of.clone()) });
+        let worst = evaluate(&check, &[counter, next], false, width).remove(0);
+        assert_eq!(worst.data, [0.0], "{width:?}");
+    }
+}
