@@ -24,7 +24,7 @@ pub(super) const RECORD: Record = Record {
         optional("cache_length", "[1]", Accepts::I32),
     ],
     outputs: &[slot("out", "[T, Hq, Dv]", Accepts::Float), slot("lse", "[T, Hq]", Accepts::F32)],
-    numerics: "Scores, softmax and sums in f32, any order; bf16 operands may round the probabilities to bf16 before the product with v; out stored in q's dtype, lse in f32. With e = scale·Σ|q·k| + |lse|: magnitude of out Σ_j p·|v|·(1 + 2e); of lse 1 + |lse| + scale·max Σ|q·k|. query_offset defaults to 0, cache_length to S.",
+    numerics: "Scores, softmax and sums in f32, any order; bf16 operands may round the probabilities to bf16 before the product with v; out stored in q's dtype, lse in f32. With s = scale·Σ|q·k| and e = s + |lse| + Σ_j p·s: magnitude of out Σ_j p·|v|·(1 + 2e); of lse 1 + |lse| + max s. query_offset defaults to 0, cache_length to S.",
     gradient: "dq, dk, dv = attention_gradient(q, k, v, out, lse, dout, segment_start; scale)",
     invariant: Invariant::Identity("rows of the probabilities sum to one; column sums of dv equal those of dout"),
 };

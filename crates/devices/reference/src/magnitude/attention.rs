@@ -6,7 +6,8 @@ use crate::operator::inner;
 use toprope_program::Tensor;
 use toprope_program::operator::{Attention, AttentionGradient};
 
-/// With `e = scale·Σ|q·k| + |lse|`: of out `Σ_j p·|v|·(1 + 2e)`, of lse `1 + |lse| + scale·max Σ|q·k|`.
+/// With `s = scale·Σ|q·k|` and `e = s + |lse| + Σ_j p·s`, since the sum that p is divided by has the errors of all scores: of
+/// out `Σ_j p·|v|·(1 + 2e)`, of lse `1 + |lse| + max s`.
 pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[Tensor]) -> Vec<Vec<f64>> {
     let heads = Heads::new(&operands[..3], &operands[3], &operands[4..]);
     let scale = attributes.scale;
@@ -15,13 +16,16 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
     for (i, h) in heads.queries() {
         let at = i * heads.q.sizes[1] + h;
         let (query, log_sum) = (heads.query(i, h), outputs[1].data[at]);
-        let mut largest = 0.0f64;
+        let size = |j: usize| scale * inner_absolute(query, heads.key(j, h));
+        let p = |j: usize| (scale * inner(query, heads.key(j, h)) - log_sum).exp();
+        let (mut largest, mut mean) = (0.0f64, 0.0);
         for j in heads.visible(i) {
-            let size = scale * inner_absolute(query, heads.key(j, h));
-            let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
-            largest = largest.max(size);
-            let e = size + log_sum.abs();
-            add_absolute(&mut out[place(&outputs[0], i, h)], p * (1.0 + 2.0 * e), heads.value(j, h));
+            largest = largest.max(size(j));
+            mean += p(j) * size(j);
+        }
+        for j in heads.visible(i) {
+            let e = size(j) + log_sum.abs() + mean;
+            add_absolute(&mut out[place(&outputs[0], i, h)], p(j) * (1.0 + 2.0 * e), heads.value(j, h));
         }
         lse[at] += log_sum.abs() + largest;
     }
