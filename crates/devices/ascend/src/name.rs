@@ -1,4 +1,4 @@
-//! Names of Ascend devices with their variants: `ascend:0+cube=hf32+library=/opt/cann/lib64`.
+//! Names of Ascend devices with their variants: `ascend:0+cube=hf32+library=cann/lib64`.
 
 use crate::emit::Settings;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ pub struct Name {
     /// Which of the machine's devices.
     pub index: u32,
     /// The folder of CANN's libraries.
-    pub library: Option<PathBuf>,
+    pub folder: Option<PathBuf>,
     choices: Vec<&'static str>,
 }
 
@@ -84,7 +84,7 @@ impl Name {
             number.parse().map_err(|_| refuse("say which device by its number, as in `ascend:0`".into()))?;
         let mut choices: Vec<&'static str> =
             VARIANTS.iter().map(|variant| variant.values.first().copied().unwrap_or_default()).collect();
-        let (mut library, mut seen) = (None, Vec::new());
+        let (mut folder, mut seen) = (None, Vec::new());
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             let Some(at) = VARIANTS.iter().position(|variant| variant.key == key) else {
@@ -97,16 +97,16 @@ impl Name {
             seen.push(at);
             if VARIANTS[at].values.is_empty() {
                 if value.is_empty() {
-                    return Err(refuse(format!("`{key}` needs a folder, as in +{key}=/opt/cann/lib64")));
+                    return Err(refuse(format!("`{key}` needs a folder, as in +{key}=cann/lib64")));
                 }
-                library = Some(PathBuf::from(value));
+                folder = Some(PathBuf::from(value));
                 continue;
             }
             let known = VARIANTS[at].values.iter().find(|known| **known == value);
             let list = VARIANTS[at].values.join(", ");
             choices[at] = known.ok_or_else(|| refuse(format!("`{key}` is one of {list}")))?;
         }
-        Ok(Name { index, library, choices })
+        Ok(Name { index, folder, choices })
     }
 
     /// What was chosen of a variant.
@@ -148,10 +148,10 @@ mod tests {
 
     #[test]
     fn names_with_variants_are_read() {
-        let name = Name::parse("ascend:3+cube=hf32+library=/opt/cann/lib64+launch=sync").unwrap();
+        let name = Name::parse("ascend:3+cube=hf32+library=cann/lib64+launch=sync").unwrap();
         assert_eq!((name.index, name.settings().cube), (3, 3));
         assert!(name.synchronous() && name.ieee() && name.deterministic());
-        assert_eq!(name.library, Some("/opt/cann/lib64".into()));
+        assert_eq!(name.folder, Some("cann/lib64".into()));
         assert_eq!(name.level(), "cube=hf32 overflow=ieee deterministic=on fused=on launch=sync");
     }
 

@@ -91,7 +91,7 @@ fn load(name: &str) -> Result<(Name, Arc<Cann>), OpenError> {
     let parsed = Name::parse(name)?;
     let variable =
         |variable: &str| std::env::var_os(variable).filter(|set| !set.is_empty()).map(PathBuf::from);
-    let libraries = search::load(parsed.library.as_deref(), variable)?;
+    let libraries = search::load(parsed.folder.as_deref(), variable)?;
     let cann = Cann::new(&libraries).map_err(|missing| OpenError::Symbols {
         files: libraries.files.clone(),
         missing: missing.into_iter().map(Into::into).collect(),
