@@ -12,8 +12,8 @@ use std::time::Duration;
 use toprope_program::operator::Operator;
 use toprope_program::shape::sizes;
 use toprope_program::{
-    Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, Location,
-    MemoryPlan, PreparedId, Program, Progress, Region, Span, Tensor, Ticket, Validated, ValueId,
+    Around, Bindings, DType, Description, Device, Fault, FaultKind, MemoryPlan, PreparedId, Program, Span,
+    Tensor, Ticket, Validated, ValueId,
 };
 
 macro_rules! mutants {
@@ -191,7 +191,7 @@ impl MutantDevice {
         let sizes = sizes(&value.shape, &bindings.symbols);
         let bytes = sizes.iter().product::<usize>() * value.dtype.size_bytes(plan.width);
         let mut raw = vec![0; bytes];
-        self.inner.read(buffer(place, bindings), place.offset_bytes, &mut raw)?;
+        self.inner.read(bindings.buffer(place.region), place.offset_bytes, &mut raw)?;
         Ok(Tensor::from_bytes(value.dtype, &sizes, plan.width, &raw))
     }
 
@@ -247,7 +247,7 @@ impl MutantDevice {
             let Some(place) = plan.place(*id) else { continue };
             let bytes = output.to_bytes(plan.width);
             if bytes != right.to_bytes(plan.width) {
-                self.inner.write(buffer(place, bindings), place.offset_bytes, &bytes)?;
+                self.inner.write(bindings.buffer(place.region), place.offset_bytes, &bytes)?;
             }
             let behind = place.offset_bytes + place.bytes.div_ceil(64) * 64;
             if self.mutant == Mutant::WritesBehindOutput {
@@ -259,49 +259,27 @@ impl MutantDevice {
     }
 }
 
-fn buffer(place: Location, bindings: &Bindings) -> BufferId {
-    match place.region {
-        Region::Current => bindings.current,
-        Region::Next => bindings.next,
-        Region::Work => bindings.work,
+impl Around for MutantDevice {
+    fn inner(&self) -> &dyn Device {
+        self.inner.as_ref()
     }
-}
 
-impl Device for MutantDevice {
-    fn describe(&self) -> Description {
+    fn inner_mut(&mut self) -> &mut dyn Device {
+        self.inner.as_mut()
+    }
+
+    fn describes(&self) -> Description {
         let inner = self.inner.describe();
         Description { name: format!("{}+{}", inner.name, self.mutant.name()), ..inner }
     }
 
-    fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
-        self.inner.allocate(allocation)
-    }
-
-    fn write(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(buffer, offset_bytes, bytes)
-    }
-
-    fn read(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.inner.read(buffer, offset_bytes, bytes)
-    }
-
-    fn copy_out(
-        &mut self,
-        buffer: BufferId,
-        offset_bytes: usize,
-        to: HostRegion,
-        after: Ticket,
-    ) -> Result<Ticket, Fault> {
-        self.inner.copy_out(buffer, offset_bytes, to, after)
-    }
-
-    fn prepare(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
+    fn prepares(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
         let id = self.inner.prepare(program.clone(), plan.clone())?;
         self.prepared.insert(id, (program, plan));
         Ok(id)
     }
 
-    fn run(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
+    fn runs(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
         let affected = |device: &MutantDevice, index: usize| {
             device.prepared.get(&prepared).is_some_and(|(program, _)| {
                 let list = program.program().range(span.range);
@@ -324,14 +302,6 @@ impl Device for MutantDevice {
             Some(ticket) => Ok(ticket),
             None => self.inner.run(prepared, span, bindings),
         }
-    }
-
-    fn wait(&mut self, ticket: Ticket, deadline: Duration) -> Result<Progress, Fault> {
-        self.inner.wait(ticket, deadline)
-    }
-
-    fn release(&mut self, buffer: BufferId) -> Result<(), Fault> {
-        self.inner.release(buffer)
     }
 }
 

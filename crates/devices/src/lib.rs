@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_ascend::name::PREFIX as ASCEND;
 use toprope_cpu::Level;
+use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
 pub use toprope_pytorch::collectives; // what goes between chips
@@ -25,15 +26,6 @@ pub struct OpenOptions {
     pub python: Option<PathBuf>,
     /// Shared memory that a device in a process of its own may adopt.
     pub regions: Vec<Arc<SharedRegion>>,
-}
-
-/// A device that brings a worker process of its own.
-#[derive(Clone, Debug)]
-pub struct OwnWorker {
-    /// How it is started.
-    pub command: WorkerCommand,
-    /// Whether it computes in the host's memory.
-    pub in_host_memory: bool,
 }
 
 /// A device that can be opened.
@@ -141,23 +133,25 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenEr
     }
 }
 
-/// How the worker of a device is started, where it brings one of its own; the others' is this binary's.
+/// How a device's own worker is started, where it brings one.
 ///
 /// # Errors
-/// The name is wrong, or what the worker needs is not there.
-pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<OwnWorker>, OpenError> {
+/// A name that is none, or an interpreter that is not there.
+pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<WorkerCommand>, OpenError> {
     if !name.starts_with(PYTORCH) {
         return Ok(None);
     }
     let refused = |reason: String| OpenError::Start { device: name.into(), reason };
-    let parsed = toprope_pytorch::name::Name::parse(name).map_err(|error| refused(error.reason))?;
-    let command = toprope_pytorch::command(name, python).map_err(|error| refused(error.to_string()))?;
-    Ok(Some(OwnWorker { command, in_host_memory: parsed.in_host_memory() }))
+    toprope_pytorch::name::Name::parse(name).map_err(|error| refused(error.reason))?;
+    toprope_pytorch::command(name, python).map(Some).map_err(|error| refused(error.to_string()))
 }
 
 /// Whether a device computes in memory of the host, which a supervisor can share with its worker.
 pub fn in_host_memory(name: &str) -> bool {
-    !name.starts_with(ASCEND)
+    match name.starts_with(PYTORCH) {
+        true => toprope_pytorch::name::Name::parse(name).is_ok_and(|parsed| parsed.in_host_memory()),
+        false => !name.starts_with(ASCEND),
+    }
 }
 
 /// The oracle in wide mode, and the magnitudes that the contract's tolerances are relative to.
@@ -176,9 +170,9 @@ pub fn list() -> Vec<Listed> {
     DEVICES.iter().map(|entry| entry.listed).collect()
 }
 
-/// What can be chosen of a `pytorch:` device: key, values with the default first, meaning.
-pub fn pytorch_variants() -> impl Iterator<Item = (&'static str, &'static [&'static str], &'static str)> {
-    toprope_pytorch::name::VARIANTS.iter().map(|variant| (variant.key, variant.values, variant.meaning))
+/// What can be chosen of a `pytorch:` device.
+pub fn pytorch_variants() -> &'static [Variant] {
+    toprope_pytorch::name::VARIANTS
 }
 
 /// Names of devices of the same kinds beside the listed ones, as far as their software tells: further NPUs.
@@ -187,9 +181,9 @@ pub fn further() -> Vec<String> {
     (1..count).map(|index| format!("{ASCEND}{index}")).collect()
 }
 
-/// What can be chosen of an `ascend:` device: key, values with the default first, meaning.
-pub fn ascend_variants() -> impl Iterator<Item = (&'static str, &'static [&'static str], &'static str)> {
-    toprope_ascend::name::VARIANTS.iter().map(|variant| (variant.key, variant.values, variant.meaning))
+/// What can be chosen of an `ascend:` device.
+pub fn ascend_variants() -> &'static [Variant] {
+    toprope_ascend::name::VARIANTS
 }
 
 /// The page on `ascend:` devices, with its table of operators.
@@ -238,21 +232,22 @@ fn open_reference(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
     Ok(Box::new(toprope_reference::ReferenceDevice::new(toprope_reference::Options { width, progress })))
 }
 
-fn open_pytorch(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
-    let refused = |option: String, reason: &str| OpenError::Option {
-        device: name.into(),
-        option,
-        reason: reason.into(),
-    };
+/// Refuses a level and the wide mode for a device that has variants in its name instead.
+fn variants_only(name: &str, example: &str, options: &OpenOptions) -> Result<(), OpenError> {
+    let refused =
+        |option: String, reason: String| Err(OpenError::Option { device: name.into(), option, reason });
     if let Some(level) = &options.level {
-        return Err(refused(
-            format!("level `{level}`"),
-            "is not there: variants stand in the name, as in +tf32=on",
-        ));
+        let reason = format!("is not there: variants stand in the name, as in +{example}");
+        return refused(format!("level `{level}`"), reason);
     }
     if options.width == Width::Wide {
-        return Err(refused("width `wide`".into(), "is not there: only `reference` has it"));
+        return refused("width `wide`".into(), "is not there: only `reference` has it".into());
     }
+    Ok(())
+}
+
+fn open_pytorch(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    variants_only(name, "tf32=on", options)?;
     let (python, threads, regions) = (options.python.as_deref(), options.threads, options.regions.as_slice());
     let options = toprope_pytorch::OpenOptions { python, threads, regions };
     match toprope_pytorch::open(&RealWorld::new(), name, &options) {
@@ -262,20 +257,7 @@ fn open_pytorch(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, Op
 }
 
 fn open_ascend(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
-    let refused = |option: String, reason: &str| OpenError::Option {
-        device: name.into(),
-        option,
-        reason: reason.into(),
-    };
-    if let Some(level) = &options.level {
-        return Err(refused(
-            format!("level `{level}`"),
-            "is not there: variants stand in the name, as in +cube=hf32",
-        ));
-    }
-    if options.width == Width::Wide {
-        return Err(refused("width `wide`".into(), "is not there: only `reference` has it"));
-    }
+    variants_only(name, "cube=hf32", options)?;
     let own = toprope_ascend::Options { progress: options.progress.clone() };
     match toprope_ascend::AscendDevice::open(name, own) {
         Ok(device) => Ok(Box::new(device)),

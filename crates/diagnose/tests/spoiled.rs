@@ -36,47 +36,26 @@ impl Spoiled {
         let (value, place) = (program.value(id), plan.place(id).unwrap());
         let sizes = sizes(&value.shape, &bindings.symbols);
         let mut raw = vec![0; sizes.iter().product::<usize>() * value.dtype.size_bytes(plan.width)];
-        self.inner.read(buffer(place, bindings), place.offset_bytes, &mut raw).unwrap();
+        self.inner.read(bindings.buffer(place.region), place.offset_bytes, &mut raw).unwrap();
         Tensor::from_bytes(value.dtype, &sizes, plan.width, &raw).unwrap()
     }
 }
 
-fn buffer(place: Location, bindings: &Bindings) -> BufferId {
-    match place.region {
-        Region::Current => bindings.current,
-        Region::Next => bindings.next,
-        Region::Work => bindings.work,
+impl Around for Spoiled {
+    fn inner(&self) -> &dyn Device {
+        self.inner.as_ref()
     }
-}
 
-impl Device for Spoiled {
-    fn describe(&self) -> Description {
-        self.inner.describe()
+    fn inner_mut(&mut self) -> &mut dyn Device {
+        self.inner.as_mut()
     }
-    fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
-        self.inner.allocate(allocation)
-    }
-    fn write(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(buffer, offset_bytes, bytes)
-    }
-    fn read(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.inner.read(buffer, offset_bytes, bytes)
-    }
-    fn copy_out(
-        &mut self,
-        buffer: BufferId,
-        offset: usize,
-        to: HostRegion,
-        after: Ticket,
-    ) -> Result<Ticket, Fault> {
-        self.inner.copy_out(buffer, offset, to, after)
-    }
-    fn prepare(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
+
+    fn prepares(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
         let id = self.inner.prepare(program.clone(), plan.clone())?;
         self.prepared.insert(id, (program, plan));
         Ok(id)
     }
-    fn run(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
+    fn runs(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
         let (program, plan) = self.prepared[&prepared].clone();
         let program = program.program();
         let instruction = &program.range(span.range)[span.from];
@@ -102,15 +81,9 @@ impl Device for Spoiled {
             let place = plan.place(*id).unwrap();
             let data = output.data.iter().map(|x| round(output.dtype, *x)).collect();
             let bytes = Tensor { data, ..output.clone() }.to_bytes(plan.width);
-            self.inner.write(buffer(place, bindings), place.offset_bytes, &bytes)?;
+            self.inner.write(bindings.buffer(place.region), place.offset_bytes, &bytes)?;
         }
         Ok(ticket)
-    }
-    fn wait(&mut self, ticket: Ticket, deadline: Duration) -> Result<Progress, Fault> {
-        self.inner.wait(ticket, deadline)
-    }
-    fn release(&mut self, buffer: BufferId) -> Result<(), Fault> {
-        self.inner.release(buffer)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::dtype::DType;
 use crate::fault::Fault;
-use crate::memory::MemoryPlan;
+use crate::memory::{MemoryPlan, Region};
 use crate::program::Range;
 use crate::validate::Validated;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,17 @@ pub struct Bindings {
     pub first: bool,
     /// Which checks fire.
     pub checks: CheckMask,
+}
+
+impl Bindings {
+    /// The buffer that a region stands for.
+    pub fn buffer(&self, region: Region) -> BufferId {
+        match region {
+            Region::Current => self.current,
+            Region::Next => self.next,
+            Region::Work => self.work,
+        }
+    }
 }
 
 /// What became of a ticket.

@@ -1,6 +1,7 @@
 //! The contract: a training step as data. Operators, programs, validation, autodiff, the memory plan, and the interface
 //! that devices implement. Knows nothing of models, recipes, devices or guards.
 
+pub mod around; // devices around devices
 pub mod autodiff; // program to program: gradients
 pub mod builder; // an operator at a time
 pub mod check; // checks put in and taken out by a pass
@@ -25,7 +26,9 @@ pub mod text; // the printed form
 pub mod tolerance; // where floats are judged
 pub mod validate; // every defect with its place
 pub mod value; // typed values with roles
+pub mod variant; // variants in a device's name
 
+pub use around::Around;
 pub use builder::{BuildError, Builder};
 pub use device::{
     Allocation, Bindings, BufferId, CheckMask, Description, Device, HostRegion, PreparedId, Progress,

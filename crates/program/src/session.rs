@@ -149,11 +149,7 @@ impl Session {
 
     /// The buffer that a place lies in, as the halves of the state stand now.
     pub fn buffer(&self, location: Location) -> BufferId {
-        match location.region {
-            Region::Current => self.bindings.current,
-            Region::Next => self.bindings.next,
-            Region::Work => self.bindings.work,
-        }
+        self.bindings.buffer(location.region)
     }
 
     /// Whether the program has a value of this name.

@@ -85,15 +85,24 @@ impl Blocks {
     ) -> Result<Blocks, Fault> {
         let mut blocks = Blocks { held: Vec::new(), seed };
         while blocks.bytes() + BLOCK_BYTES as u64 <= most_bytes && !deadline.passed() {
-            let block = match device.allocate(Allocation::Own(BLOCK_BYTES)) {
-                Ok(block) => block,
+            match blocks.add(device) {
+                Ok(()) => {}
                 Err(Fault { kind: FaultKind::OutOfMemory { .. }, .. }) => break,
-                Err(fault) => return Err(fault),
-            };
-            device.write(block, 0, &pattern(seed, blocks.count()))?;
-            blocks.held.push(block);
+                Err(fault) => {
+                    // A device that is lost has nothing to give back; one that goes on must not keep it.
+                    let _ = blocks.release(device);
+                    return Err(fault);
+                }
+            }
         }
         Ok(blocks)
+    }
+
+    /// One more block, full of its pattern.
+    fn add(&mut self, device: &mut dyn Device) -> Result<(), Fault> {
+        let block = device.allocate(Allocation::Own(BLOCK_BYTES))?;
+        self.held.push(block);
+        device.write(block, 0, &pattern(self.seed, self.held.len() - 1))
     }
 
     /// How many are held.

@@ -2,20 +2,10 @@
 
 use crate::emit::Settings;
 use std::path::PathBuf;
+use toprope_program::variant::{Variant, choose};
 
 /// What every name of this family begins with.
 pub const PREFIX: &str = "ascend:";
-
-/// A variant: what can be chosen, the default first, and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variant {
-    /// The word before `=`.
-    pub key: &'static str,
-    /// The words that may follow, the default first; none where any word may.
-    pub values: &'static [&'static str],
-    /// One line on what it changes.
-    pub meaning: &'static str,
-}
 
 /// Every variant, in the order in which a device's level lists them.
 pub const VARIANTS: &[Variant] = &[
@@ -82,30 +72,14 @@ impl Name {
         let number = parts.next().unwrap_or_default().strip_prefix(PREFIX).unwrap_or_default();
         let index =
             number.parse().map_err(|_| refuse("say which device by its number, as in `ascend:0`".into()))?;
-        let mut choices: Vec<&'static str> =
-            VARIANTS.iter().map(|variant| variant.values.first().copied().unwrap_or_default()).collect();
-        let (mut folder, mut seen) = (None, Vec::new());
-        for part in parts {
-            let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let Some(at) = VARIANTS.iter().position(|variant| variant.key == key) else {
-                let keys: Vec<&str> = VARIANTS.iter().map(|variant| variant.key).collect();
-                return Err(refuse(format!("there is no variant `{key}`; there is {}", keys.join(", "))));
-            };
-            if seen.contains(&at) {
-                return Err(refuse(format!("`{key}` is given twice")));
-            }
-            seen.push(at);
-            if VARIANTS[at].values.is_empty() {
-                if value.is_empty() {
-                    return Err(refuse(format!("`{key}` needs a folder, as in +{key}=cann/lib64")));
-                }
-                folder = Some(PathBuf::from(value));
-                continue;
-            }
-            let known = VARIANTS[at].values.iter().find(|known| **known == value);
-            let list = VARIANTS[at].values.join(", ");
-            choices[at] = known.ok_or_else(|| refuse(format!("`{key}` is one of {list}")))?;
-        }
+        let chosen = choose(VARIANTS, parts).map_err(refuse)?;
+        let folder = VARIANTS.iter().zip(&chosen).find(|(variant, _)| variant.values.is_empty());
+        let folder = folder.and_then(|(_, value)| value.map(PathBuf::from));
+        let word = |(variant, value): (&Variant, &Option<&str>)| {
+            let known = variant.values.iter().find(|known| Some(**known) == *value);
+            known.or(variant.values.first()).copied().unwrap_or_default()
+        };
+        let choices = VARIANTS.iter().zip(&chosen).map(word).collect();
         Ok(Name { index, folder, choices })
     }
 
@@ -163,7 +137,7 @@ mod tests {
             ("ascend:0+cub=f32", "no variant `cub`"),
             ("ascend:0+cube=f16", "one of f32, hf32"),
             ("ascend:0+cube=f32+cube=f32", "given twice"),
-            ("ascend:0+library=", "needs a folder"),
+            ("ascend:0+library=", "needs a value"),
         ] {
             let error = Name::parse(name).unwrap_err().to_string();
             assert!(error.contains(part), "{name}: {error}");

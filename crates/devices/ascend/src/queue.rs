@@ -4,10 +4,13 @@ use crate::device::cann::Cann;
 use crate::ffi::abi::Code;
 use crate::ffi::runtime::{Event, Pinned, Stream};
 use std::collections::VecDeque;
-use toprope_program::{HostRegion, Place, ProgressPlace, Ticket};
+use toprope_program::{Fault, HostRegion, Place, ProgressPlace, Ticket};
 
 /// Events that one run records at most: chips have only so many.
 const MARKS_MAX: usize = 64;
+
+/// Failed tickets that are remembered.
+const FAILED_MAX: usize = 256;
 
 /// After which of `count` operators an event is recorded: every how many.
 pub(crate) fn stride(count: usize) -> usize {
@@ -45,6 +48,8 @@ pub(crate) struct Queue {
     copies: VecDeque<Entry>,
     spare: Vec<Event>,
     last: u64,
+    /// Tickets that a failure took with it, each until it was waited for; the newest [`FAILED_MAX`].
+    failed: VecDeque<(Ticket, Fault)>,
 }
 
 impl Queue {
@@ -145,10 +150,26 @@ impl Queue {
         self.runs.front().and_then(|entry| entry.start.clone())
     }
 
-    /// Forgets everything under way: it failed.
-    pub(crate) fn clear(&mut self, cann: &Cann) {
+    /// Why a ticket came to nothing, where it did; told once.
+    pub(crate) fn failure_of(&mut self, ticket: Ticket) -> Option<Fault> {
+        let at = self.failed.iter().position(|(failed, _)| *failed == ticket)?;
+        self.failed.remove(at).map(|(_, fault)| fault)
+    }
+
+    /// Everything under way has failed with `fault`. Pinned memory is given back where the copies are `settled`; else a copy
+    /// may still write to it, and it stays until the process ends.
+    pub(crate) fn fail(&mut self, cann: &Cann, fault: &Fault, settled: bool) {
+        let tickets = self.runs.iter().chain(&self.copies).map(|entry| (entry.ticket, fault.clone()));
+        self.failed.extend(tickets);
+        self.failed.drain(..self.failed.len().saturating_sub(FAILED_MAX));
+        self.forget(cann, settled);
+    }
+
+    fn forget(&mut self, cann: &Cann, settled: bool) {
         for entry in self.runs.drain(..).chain(self.copies.drain(..)) {
-            if let Some((pinned, _)) = entry.copy {
+            if let Some((pinned, _)) = entry.copy
+                && settled
+            {
                 cann.runtime.unpin(pinned);
             }
             self.spare.extend(entry.marks.into_iter().map(|mark| mark.event));
@@ -157,8 +178,8 @@ impl Queue {
     }
 
     /// Gives events back.
-    pub(crate) fn close(&mut self, cann: &Cann) {
-        self.clear(cann);
+    pub(crate) fn close(&mut self, cann: &Cann, settled: bool) {
+        self.forget(cann, settled);
         for event in self.spare.drain(..) {
             cann.runtime.destroy_event(event);
         }

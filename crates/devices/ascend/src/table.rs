@@ -89,7 +89,7 @@ pub fn page() -> String {
 }
 
 fn variants() -> String {
-    let row = |variant: &crate::name::Variant| {
+    let row = |variant: &toprope_program::variant::Variant| {
         let (default, rest) = variant.values.split_first().map_or(("none", &[][..]), |(a, b)| (*a, b));
         let rest = if variant.values.is_empty() { "a folder".into() } else { rest.join(", ") };
         format!("| `{}` | {default} | {rest} | {} |", variant.key, variant.meaning)

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_ascend::{AscendDevice, Options};
 use toprope_program::{
-    Allocation, Device, Fault, FaultKind, Progress, Range, Session, StateLayout, Width, text, validate,
+    Allocation, Device, Fault, FaultKind, HostRegion, Progress, Range, Session, StateLayout, Ticket, Width,
+    text, validate,
 };
 
 const VARIANTS: &str = "TOPROPE_TEST_VARIANTS";
@@ -29,6 +30,15 @@ fn session(device: &mut AscendDevice) -> Result<Session, Fault> {
     Ok(session)
 }
 
+/// Queues a copy of a run's memory to the host behind it.
+fn copied(device: &mut AscendDevice, session: &Session, after: Ticket) -> Result<Ticket, Fault> {
+    let bytes = session.plan().work_bytes;
+    let host = vec![0u64; bytes.div_ceil(8)].leak();
+    // SAFETY: the memory is never given back, and nobody else has it.
+    let to = unsafe { HostRegion::new(host.as_mut_ptr().cast(), bytes) };
+    device.copy_out(session.bindings().work, 0, to, after)
+}
+
 /// Runs three times on one device and prints what came; the body of the processes that the tests start.
 #[test]
 fn child() {
@@ -44,6 +54,7 @@ fn child() {
     }
     for turn in ["first", "second", "third"] {
         let queued = session.queue(&mut device, Range::Accumulate);
+        let copy = queued.as_ref().ok().map(|ticket| copied(&mut device, &session, *ticket));
         // A hang is met by the caller's deadline, never by the device's own patience.
         let waited = queued.and_then(|ticket| device.wait(ticket, Duration::from_millis(500)));
         match waited {
@@ -54,6 +65,14 @@ fn child() {
                 std::process::exit(0);
             }
             Err(fault) => println!("{turn}: {fault}"),
+        }
+        match copy {
+            Some(Ok(ticket)) => match device.wait(ticket, Duration::from_millis(500)) {
+                Ok(progress) => println!("{turn} copy: {progress:?}"),
+                Err(fault) => println!("{turn} copy: {fault}"),
+            },
+            Some(Err(fault)) => println!("{turn} copy: {fault}"),
+            None => {}
         }
     }
     match device.allocate(Allocation::Own(64)) {
@@ -117,6 +136,14 @@ fn an_error_that_passes_leaves_a_device_that_goes_on() {
     let text = under("runtime.wait_timeout@op=Matmul,times=1,sticky=no", "", 0);
     assert!(line(&text, "first").contains("107019 WAIT_TIMEOUT"), "{text}");
     assert!(line(&text, "second").ends_with("second: done"), "{text}");
+}
+
+#[test]
+fn a_copy_behind_what_failed_is_not_called_done() {
+    let text = under("runtime.wait_timeout@op=Matmul,call=17,sticky=no", "", 8);
+    assert!(line(&text, "first").contains("107019 WAIT_TIMEOUT"), "{text}");
+    assert!(line(&text, "first copy").contains("107019 WAIT_TIMEOUT"), "{text}");
+    assert!(line(&text, "second copy").ends_with("Done"), "{text}");
 }
 
 #[test]

@@ -1,17 +1,6 @@
 //! Names of torch devices with their variants: `pytorch:cuda:0+attention=sdpa-flash+tf32=on`.
-//!
-//! A `+` begins a variant: commas separate fallbacks, and shells leave it alone.
 
-/// A variant: what can be chosen, the default first, and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variant {
-    /// The word before `=`.
-    pub key: &'static str,
-    /// The words that may follow, the default first.
-    pub values: &'static [&'static str],
-    /// One line on what it changes.
-    pub meaning: &'static str,
-}
+use toprope_program::variant::{Variant, choose};
 
 /// Every variant, in the order in which a device's level lists them.
 pub const VARIANTS: &[Variant] = &[
@@ -100,21 +89,7 @@ impl Name {
                 return Err(refuse(format!("there is one `pytorch:{backend}`, without a number")));
             }
         };
-        let mut seen: Vec<&str> = Vec::new();
-        for part in parts {
-            let (key, value) = part.split_once('=').unwrap_or((part, ""));
-            let Some(variant) = VARIANTS.iter().find(|variant| variant.key == key) else {
-                let keys: Vec<&str> = VARIANTS.iter().map(|variant| variant.key).collect();
-                return Err(refuse(format!("there is no variant `{key}`; there is {}", keys.join(", "))));
-            };
-            if !variant.values.contains(&value) {
-                return Err(refuse(format!("`{key}` is one of {}", variant.values.join(", "))));
-            }
-            if seen.contains(&key) {
-                return Err(refuse(format!("`{key}` is given twice")));
-            }
-            seen.push(key);
-        }
+        choose(VARIANTS, parts).map_err(refuse)?;
         Ok(Name { backend, index })
     }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use toprope_program::{
     Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, Instruction,
-    MemoryPlan, Place, PreparedId, Program, Progress, ProgressPlace, Range, Region, Span, Tensor, Ticket,
-    Validated, Width,
+    MemoryPlan, Place, PreparedId, Program, Progress, ProgressPlace, Range, Span, Tensor, Ticket, Validated,
+    Width,
 };
 
 /// The name that opens this device.
@@ -71,20 +71,15 @@ impl ReferenceDevice {
         bindings: &Bindings,
     ) -> Option<()> {
         let (operands, outputs) = plan.slices(program, instruction, &bindings.symbols)?;
-        let buffer = |region| match region {
-            Region::Current => bindings.current,
-            Region::Next => bindings.next,
-            Region::Work => bindings.work,
-        };
         let operands: Vec<Tensor> = operands
             .iter()
-            .map(|slice| gather(self.memory(buffer(slice.location.region)), slice, plan.width))
+            .map(|slice| gather(self.memory(bindings.buffer(slice.location.region)), slice, plan.width))
             .collect();
         let (symbols, first) = (&bindings.symbols, bindings.first);
         let results = evaluate_bound(&instruction.operator, &operands, symbols, first, plan.width);
         assert_eq!(results.len(), outputs.len(), "{} outputs", instruction.operator.name());
         for (slice, result) in outputs.iter().zip(&results) {
-            store(self.memory_mut(buffer(slice.location.region)), slice, result, plan.width);
+            store(self.memory_mut(bindings.buffer(slice.location.region)), slice, result, plan.width);
         }
         Some(())
     }

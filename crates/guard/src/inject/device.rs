@@ -13,9 +13,9 @@ use toprope_program::operator::digest_mix;
 use toprope_program::shape::{elements, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
-    Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, Instruction,
-    Location, MemoryPlan, Operator, Phase, Place, PreparedId, Program, Progress, ProgressPlace, Range,
-    Region, Role, Span, StateLayout, Ticket, Validated, ValueId, Width,
+    Around, Bindings, DType, Device, Fault, FaultKind, Instruction, Location, MemoryPlan, Operator, Phase,
+    Place, PreparedId, Program, Progress, ProgressPlace, Range, Role, Span, StateLayout, Ticket, Validated,
+    ValueId, Width,
 };
 
 /// What only the process can do for an injected fault. A worker dies and hangs in earnest; where these return, the
@@ -222,12 +222,12 @@ impl Injected {
         let value = run.program.value(id);
         let count = elements(&sizes(&value.shape, &run.bindings.symbols));
         let mut bytes = vec![0; count * value.dtype.size_bytes(Width::Native)];
-        self.inner.read(buffer(place, run.bindings), place.offset_bytes, &mut bytes)?;
+        self.inner.read(run.bindings.buffer(place.region), place.offset_bytes, &mut bytes)?;
         Ok(Some((place, bytes)))
     }
 
     fn write_back(&mut self, run: &Run<'_>, place: Location, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(buffer(place, run.bindings), place.offset_bytes, bytes)
+        self.inner.write(run.bindings.buffer(place.region), place.offset_bytes, bytes)
     }
 
     fn row(run: &Run<'_>, id: ValueId) -> usize {
@@ -370,48 +370,22 @@ fn bf16_bits(x: f32) -> u32 {
     (round(DType::Bf16, f64::from(x)) as f32).to_bits() >> 16
 }
 
-fn buffer(place: Location, bindings: &Bindings) -> BufferId {
-    match place.region {
-        Region::Current => bindings.current,
-        Region::Next => bindings.next,
-        Region::Work => bindings.work,
-    }
-}
-
-impl Device for Injected {
-    fn describe(&self) -> Description {
-        self.inner.describe()
+impl Around for Injected {
+    fn inner(&self) -> &dyn Device {
+        self.inner.as_ref()
     }
 
-    fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
-        self.inner.allocate(allocation)
+    fn inner_mut(&mut self) -> &mut dyn Device {
+        self.inner.as_mut()
     }
 
-    fn write(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(buffer, offset_bytes, bytes)
-    }
-
-    fn read(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.inner.read(buffer, offset_bytes, bytes)
-    }
-
-    fn copy_out(
-        &mut self,
-        buffer: BufferId,
-        offset_bytes: usize,
-        to: HostRegion,
-        after: Ticket,
-    ) -> Result<Ticket, Fault> {
-        self.inner.copy_out(buffer, offset_bytes, to, after)
-    }
-
-    fn prepare(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
+    fn prepares(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
         let id = self.inner.prepare(program.clone(), plan.clone())?;
         self.prepared.insert(id, (program, plan));
         Ok(id)
     }
 
-    fn run(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
+    fn runs(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
         let due = self.handle.due(&self.name);
         let held = if due.is_empty() { None } else { self.prepared.get(&prepared).cloned() };
         let held = held.filter(|(program, _)| program.program().phase == Phase::Train);
@@ -445,14 +419,6 @@ impl Device for Injected {
             self.hooks.sleep(took.mul_f64(slow - 1.0));
         }
         Ok(ticket)
-    }
-
-    fn wait(&mut self, ticket: Ticket, deadline: Duration) -> Result<Progress, Fault> {
-        self.inner.wait(ticket, deadline)
-    }
-
-    fn release(&mut self, buffer: BufferId) -> Result<(), Fault> {
-        self.inner.release(buffer)
     }
 }
 

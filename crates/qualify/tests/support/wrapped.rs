@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_program::shape::sizes;
 use toprope_program::{
-    Allocation, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, HostRegion, MemoryPlan,
-    Operator, PreparedId, Progress, Range, Region, Span, Tensor, Ticket, Validated, ValueId, Width,
+    Around, Bindings, BufferId, DType, Description, Device, Fault, FaultKind, MemoryPlan, Operator,
+    PreparedId, Range, Span, Tensor, Ticket, Validated, ValueId, Width,
 };
 
 /// A device that rounds the operands of f32 products to so many bits behind the leading one.
@@ -47,43 +47,24 @@ fn round_to(x: f64, bits: u32) -> f64 {
 impl Wrapped {
     fn place(plan: &MemoryPlan, id: ValueId, bindings: &Bindings) -> Option<(BufferId, usize)> {
         let place = plan.place(id)?;
-        let buffer = match place.region {
-            Region::Current => bindings.current,
-            Region::Next => bindings.next,
-            Region::Work => bindings.work,
-        };
-        Some((buffer, place.offset_bytes))
+        Some((bindings.buffer(place.region), place.offset_bytes))
     }
 }
 
-impl Device for Wrapped {
-    fn describe(&self) -> Description {
+impl Around for Wrapped {
+    fn inner(&self) -> &dyn Device {
+        self.inner.as_ref()
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Device {
+        self.inner.as_mut()
+    }
+
+    fn describes(&self) -> Description {
         Description { name: "wrapped".into(), ..self.inner.describe() }
     }
 
-    fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
-        self.inner.allocate(allocation)
-    }
-
-    fn write(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &[u8]) -> Result<(), Fault> {
-        self.inner.write(buffer, offset_bytes, bytes)
-    }
-
-    fn read(&mut self, buffer: BufferId, offset_bytes: usize, bytes: &mut [u8]) -> Result<(), Fault> {
-        self.inner.read(buffer, offset_bytes, bytes)
-    }
-
-    fn copy_out(
-        &mut self,
-        buffer: BufferId,
-        offset_bytes: usize,
-        to: HostRegion,
-        after: Ticket,
-    ) -> Result<Ticket, Fault> {
-        self.inner.copy_out(buffer, offset_bytes, to, after)
-    }
-
-    fn prepare(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
+    fn prepares(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
         for range in Range::ALL {
             for instruction in program.program().range(range) {
                 let operator = instruction.operator.name();
@@ -104,7 +85,7 @@ impl Device for Wrapped {
     }
 
     /// Rounds the operands in place for the one instruction, and puts them back.
-    fn run(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
+    fn runs(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
         let (Some(bits), Some((program, plan))) = (self.rounded, self.prepared.get(&prepared).cloned())
         else {
             return self.inner.run(prepared, span, bindings);
@@ -141,13 +122,5 @@ impl Device for Wrapped {
             last = Some(ticket);
         }
         last.map_or_else(|| self.inner.run(prepared, span, bindings), Ok)
-    }
-
-    fn wait(&mut self, ticket: Ticket, deadline: Duration) -> Result<Progress, Fault> {
-        self.inner.wait(ticket, deadline)
-    }
-
-    fn release(&mut self, buffer: BufferId) -> Result<(), Fault> {
-        self.inner.release(buffer)
     }
 }

@@ -4,6 +4,7 @@ use crate::exit::{Exit, Failure};
 use crate::progress::bytes;
 use std::path::PathBuf;
 use toprope_devices::OpenOptions;
+use toprope_program::variant::Variant;
 
 /// Lists the devices that can be opened.
 pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
@@ -32,21 +33,19 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
         }
         descriptions.push(d);
     }
-    println!(
-        "\nvariants of pytorch devices, as in pytorch:cpu+attention=sdpa-math (the default stands first):"
-    );
-    for (key, values, meaning) in toprope_devices::pytorch_variants() {
-        println!("  {key:<14} {}: {meaning}", values.join(", "));
-    }
-    println!("\nvariants of ascend devices, as in ascend:0+cube=hf32 (the default stands first):");
-    for (key, values, meaning) in toprope_devices::ascend_variants() {
-        println!(
-            "  {key:<14} {}: {meaning}",
-            if values.is_empty() { "DIR".into() } else { values.join(", ") }
-        );
-    }
+    show("pytorch", "pytorch:cpu+attention=sdpa-math", toprope_devices::pytorch_variants());
+    show("ascend", "ascend:0+cube=hf32", toprope_devices::ascend_variants());
     if json {
         println!("{}", serde_json::json!({ "devices": descriptions }));
     }
     Ok(Exit::Done)
+}
+
+/// What can be chosen of a family of devices.
+fn show(family: &str, example: &str, variants: &[Variant]) {
+    println!("\nvariants of {family} devices, as in {example} (the default stands first):");
+    for Variant { key, values, meaning } in variants {
+        let values = if values.is_empty() { "DIR".into() } else { values.join(", ") };
+        println!("  {key:<14} {values}: {meaning}");
+    }
 }

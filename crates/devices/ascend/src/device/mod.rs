@@ -8,7 +8,7 @@ pub use open::{Listing, OpenError, Options, devices};
 
 use crate::code::{Remedy, lookup};
 use crate::fault::{fault, unsupported};
-use crate::ffi::abi::{ACLNN_RUNTIME_ERROR, Code, STREAM_SYNC_TIMEOUT, SUCCESS};
+use crate::ffi::abi::{ACLNN_RUNTIME_ERROR, Code, DRV_INTERNAL_ERROR, STREAM_SYNC_TIMEOUT, SUCCESS};
 use crate::ffi::object::Bases;
 use crate::ffi::runtime::{Context, Stream};
 use crate::name::Name;
@@ -25,6 +25,9 @@ use toprope_program::{
 
 /// One wait for a stream, in milliseconds: what a deadline is counted in, and how often progress is written.
 const SLICE_MS: i32 = 4;
+
+/// What is said of a place that an error met late is given.
+const LATE: &str = "; the operator is the first that had not ended: +launch=sync names the true one";
 
 /// Runs that are waited for operator by operator: those of a step or two.
 const CAREFUL_RUNS: u32 = 8;
@@ -76,7 +79,7 @@ impl AscendDevice {
         }
     }
 
-    /// A failed call as a fault. Everything under way is forgotten; an error that sticks ends the device.
+    /// A failed call as a fault, which everything under way has from here on; an error that sticks ends the device.
     /// Where streams must be made anew it does too, after memory was repaired: a new worker has new ones.
     fn failed(&mut self, code: Code, during: &str, at: Option<Place>) -> Fault {
         let runtime = &self.cann.runtime;
@@ -85,6 +88,19 @@ impl AscendDevice {
             (ACLNN_RUNTIME_ERROR, last) if last != SUCCESS => last,
             _ => code,
         };
+        // A device that an operator has lost answers every later call with one and the same code; its stream tells the operator's.
+        if code == DRV_INTERNAL_ERROR {
+            let first = runtime.synchronize_within(self.compute, CAREFUL_MS);
+            if ![SUCCESS, STREAM_SYNC_TIMEOUT, code].contains(&first) {
+                let _ = self.queue.poll(&self.cann, &self.progress);
+                let at = self.queue.first_unfinished().or(at);
+                return self.failed(
+                    first,
+                    &format!("{during}, where the failure of an operator was met{LATE}"),
+                    at,
+                );
+            }
+        }
         let mut fault = fault(&self.name, code, during, &runtime.message());
         fault.place = at;
         let remedy = lookup(code).remedy;
@@ -99,7 +115,9 @@ impl AscendDevice {
         } else {
             self.careful = CAREFUL_RUNS;
         }
-        self.queue.clear(&self.cann);
+        // A copy that is still under way writes to pinned memory.
+        let settled = self.cann.runtime.synchronize_within(self.copies, CAREFUL_MS) == SUCCESS;
+        self.queue.fail(&self.cann, &fault, settled);
         fault
     }
 
@@ -108,11 +126,7 @@ impl AscendDevice {
         // What ended before the error is still told by its events.
         let _ = self.queue.poll(&self.cann, &self.progress);
         let at = self.queue.first_unfinished();
-        let hint = if at.is_some() {
-            format!("{during}; the operator is the first that had not ended: +launch=sync names the true one")
-        } else {
-            during.to_string()
-        };
+        let hint = if at.is_some() { format!("{during}{LATE}") } else { during.to_string() };
         self.failed(code, &hint, at)
     }
 
@@ -404,6 +418,9 @@ impl Device for AscendDevice {
     fn wait(&mut self, ticket: Ticket, deadline: Duration) -> Result<Progress, Fault> {
         self.enter()?;
         assert!(self.queue.gave(ticket), "{ticket:?} was never given");
+        if let Some(fault) = self.queue.failure_of(ticket) {
+            return Err(fault);
+        }
         let mut waited = Duration::ZERO;
         loop {
             if let Err(code) = self.queue.poll(&self.cann, &self.progress) {
@@ -443,15 +460,16 @@ impl Drop for AscendDevice {
     fn drop(&mut self) {
         let runtime = &self.cann.runtime;
         runtime.enter(self.context);
-        if self.lost.is_none() {
+        let settled = if self.lost.is_none() {
             runtime.synchronize(self.compute);
-            runtime.synchronize(self.copies);
+            runtime.synchronize(self.copies) == SUCCESS
         } else {
             // What comes after may open the device anew; where the runtime cannot, a new process must.
             runtime.reset_by_force(self.parsed.index as i32);
-        }
+            true
+        };
         self.programs.clear();
-        self.queue.close(&self.cann);
+        self.queue.close(&self.cann, settled);
         self.buffers.clear();
         (self.scratch, self.workspace) = (None, None);
         if self.lost.is_none() {

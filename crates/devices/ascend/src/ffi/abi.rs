@@ -50,6 +50,8 @@ pub(crate) const SUCCESS: Code = 0;
 pub(crate) const REPEAT_INITIALIZE: Code = 100_002;
 /// A wait's time is over; the work may go on.
 pub(crate) const STREAM_SYNC_TIMEOUT: Code = 507_046;
+/// The driver failed; also what a device that is lost answers to every call.
+pub(crate) const DRV_INTERNAL_ERROR: Code = 507_899;
 /// An operator met an error of the runtime; the true code is the thread's last.
 pub(crate) const ACLNN_RUNTIME_ERROR: Code = 361_001;
 /// A null where there must be none; also what we answer where an object could not be made.

@@ -16,16 +16,16 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
     for (i, h) in heads.queries() {
         let at = i * heads.q.sizes[1] + h;
         let (query, log_sum) = (heads.query(i, h), outputs[1].data[at]);
-        let size = |j: usize| scale * inner_absolute(query, heads.key(j, h));
-        let p = |j: usize| (scale * inner(query, heads.key(j, h)) - log_sum).exp();
-        let (mut largest, mut mean) = (0.0f64, 0.0);
-        for j in heads.visible(i) {
-            largest = largest.max(size(j));
-            mean += p(j) * size(j);
-        }
-        for j in heads.visible(i) {
-            let e = size(j) + log_sum.abs() + mean;
-            add_absolute(&mut out[place(&outputs[0], i, h)], p(j) * (1.0 + 2.0 * e), heads.value(j, h));
+        let score = |j: usize| {
+            let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
+            (j, scale * inner_absolute(query, heads.key(j, h)), p)
+        };
+        let scores: Vec<(usize, f64, f64)> = heads.visible(i).map(score).collect();
+        let largest = scores.iter().fold(0.0f64, |largest, (_, size, _)| largest.max(*size));
+        let mean: f64 = scores.iter().map(|(_, size, p)| p * size).sum();
+        for (j, size, p) in scores {
+            let e = size + log_sum.abs() + mean;
+            add_absolute(&mut out[place(&outputs[0], i, h)], p * (1.0 + 2.0 * e), heads.value(j, h));
         }
         lse[at] += log_sum.abs() + largest;
     }

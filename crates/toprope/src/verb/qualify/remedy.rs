@@ -4,6 +4,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use std::path::{Path, PathBuf};
 use toprope_guard::policy::Level;
 use toprope_program::Description;
+use toprope_program::variant::Variant;
 use toprope_qualify::setting::Setting;
 use toprope_qualify::verdict::Change;
 use toprope_train::recipe::Recipe;
@@ -25,15 +26,15 @@ pub fn variants(device: &str) -> Vec<String> {
     if !chosen.is_empty() {
         names.push(base.to_string());
     }
-    for (key, values, _) in toprope_devices::pytorch_variants() {
+    for Variant { key, values, .. } in toprope_devices::pytorch_variants() {
         // Changes that are settings of the library are told as such, and found by their own experiment.
-        if !matches!(key, "attention" | "matmul" | "mode" | "deterministic") {
+        if !matches!(*key, "attention" | "matmul" | "mode" | "deterministic") {
             continue;
         }
-        let own = chosen.iter().find(|(have, _)| *have == key).map(|(_, value)| *value).unwrap_or(values[0]);
+        let own = chosen.iter().find(|(have, _)| have == key).map(|(_, value)| *value).unwrap_or(values[0]);
         for value in values.iter().filter(|value| **value != own) {
             let mut variant = base.to_string();
-            for (have, value) in chosen.iter().filter(|(have, _)| *have != key) {
+            for (have, value) in chosen.iter().filter(|(have, _)| have != key) {
                 variant.push_str(&format!("+{have}={value}"));
             }
             variant.push_str(&format!("+{key}={value}"));

@@ -63,9 +63,8 @@ pub(super) fn spec(name: &str, arguments: &Train) -> Result<DeviceSpec, Failure>
     // The level is the primary's; a fallback names its own, as in `cpu:avx2`.
     let level = arguments.level.clone().filter(|_| name == arguments.device());
     let own = toprope_devices::own_worker(name, arguments.python.as_deref()).or_exit(Exit::Device)?;
-    let in_host_memory =
-        own.as_ref().map_or_else(|| toprope_devices::in_host_memory(name), |own| own.in_host_memory);
-    let command = own.map(|own| own.command).filter(|_| arguments.faults.is_none());
+    let in_host_memory = toprope_devices::in_host_memory(name);
+    let command = own.filter(|_| arguments.faults.is_none());
     Ok(DeviceSpec { name: name.into(), threads: arguments.threads, level, command, in_host_memory })
 }
 
