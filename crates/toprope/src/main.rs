@@ -2,6 +2,7 @@
 
 mod command; // what can be asked for
 mod exit; // what the exit codes mean
+mod memory; // of the run and its workers
 mod metrics; // answers Prometheus
 mod progress; // what a person sees while it runs
 mod report; // report.html

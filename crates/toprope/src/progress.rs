@@ -1,5 +1,6 @@
 //! What a person sees while a run goes: a bar on a terminal, plain lines in a pipe.
 
+use crate::memory;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -13,6 +14,7 @@ pub struct Progress {
     steps: u64,
     /// FLOPs of a step over the measured peak per second: MFU is this over the step's seconds.
     ideal_seconds: f64,
+    /// The most so far, as last asked.
     memory_bytes: u64,
     recent: Vec<f64>,
     next_line: u64,
@@ -23,7 +25,7 @@ const WINDOW: usize = 20;
 
 impl Progress {
     /// Begins to show a run of `steps`, of which `done` are done.
-    pub fn new(steps: u64, done: u64, ideal_seconds: f64, memory_bytes: u64) -> Progress {
+    pub fn new(steps: u64, done: u64, ideal_seconds: f64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(steps);
             let style = "{wide_bar} {pos}/{len}  {msg}  {eta} left";
@@ -35,7 +37,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        Progress { bar, steps, ideal_seconds, memory_bytes, recent: Vec::new(), next_line: done + 1 }
+        Progress { bar, steps, ideal_seconds, memory_bytes: 0, recent: Vec::new(), next_line: done + 1 }
     }
 
     /// Prints a line without disturbing the bar.
@@ -89,6 +91,10 @@ impl Observer for Progress {
             self.recent.remove(0);
         }
         self.recent.push(report.seconds);
+        let shown = self.bar.is_none() && report.step >= self.next_line;
+        if shown || report.step % WINDOW as u64 == 1 {
+            self.memory_bytes = memory::peak_bytes();
+        }
         let seconds = self.step_seconds();
         let left = (self.steps - report.step.min(self.steps)) as f64 * seconds;
         let rate = report.tokens as f64 / seconds;

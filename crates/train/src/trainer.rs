@@ -118,6 +118,8 @@ impl Trainer<'_> {
             outcome.steps += 1;
             let elapsed = self.world.clock().monotonic().saturating_sub(started);
             self.report(&mut outcome, &batch, verdict, &committed, elapsed)?;
+            let written = self.writer.poll();
+            self.checkpoint_written(written)?;
             outcome.interrupted = self.stop.load(Ordering::Relaxed);
             let every = self.recipe.checkpoint.every;
             let last = outcome.interrupted || outcome.steps == self.recipe.training.steps;

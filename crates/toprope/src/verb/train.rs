@@ -9,6 +9,7 @@ mod retest; // whether a quarantined device may come back
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
+use crate::memory;
 use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
@@ -103,7 +104,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let folder = Rc::new(RefCell::new(folder));
     let flops = programs.step_flops(&recipe);
     let planned = programs.planned_bytes(&recipe);
-    let progress = Progress::new(recipe.training.steps, from, flops / peak_flops, planned);
+    let progress = Progress::new(recipe.training.steps, from, flops / peak_flops);
     let progress = Rc::new(RefCell::new(progress));
     let mut engine = if guarded {
         // The probe has done its work, and its memory is wanted.
@@ -226,6 +227,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     }
     let learnt =
         if outcome.interrupted { Learnt::default() } else { learnt(engine.engine(), &recipe, &prepared)? };
+    let peak_memory = memory::peak_bytes();
     let median = median(&outcome.step_seconds);
     let rate = median.map(|seconds| (recipe.training.batch * recipe.training.sequence) as f64 / seconds);
     if let (Some(seconds), Some(rate)) = (median, rate) {
@@ -236,7 +238,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             outcome.loss,
             rate,
             seconds * 1e3,
-            bytes(peak_memory_bytes())
+            bytes(peak_memory)
         );
     }
     if let (Running::Local(engine), true) = (&engine, arguments.profile) {
@@ -250,7 +252,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         xz_bits_per_byte: learnt.xz,
         tokens_per_second: rate,
         step_seconds_median: median,
-        peak_memory_bytes: peak_memory_bytes(),
+        peak_memory_bytes: peak_memory,
         planned_memory_bytes: planned,
         mfu: median.map(|seconds| flops / seconds / peak_flops),
         peak_flops_per_second: peak_flops,
@@ -363,13 +365,6 @@ fn median(seconds: &[f64]) -> Option<f64> {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
-}
-
-/// The most memory that this process has had, in bytes; 0 where the system does not say.
-fn peak_memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
 fn keep_policy(recipe: &Recipe) -> KeepPolicy {

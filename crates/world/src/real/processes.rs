@@ -54,6 +54,10 @@ impl Processes for RealProcesses {
             // takes a lock.
             unsafe { command.pre_exec(keep_open) };
         }
+        if launch.dies_with_parent {
+            // A terminal's Ctrl-C goes to all of a group: its parent decides when this one ends.
+            command.process_group(0);
+        }
         #[cfg(target_os = "linux")]
         if launch.dies_with_parent {
             let die = || {
