@@ -122,7 +122,13 @@ fn a_wrong_type_has_its_line() {
 #[test]
 fn impossible_sizes_name_their_key() {
     let case = Case::new();
-    let moe = |set: &str| case.toprope(&["train", "tiny-moe", "--set", set]);
+    // A size that was set is blamed on what set it, never on a line of the recipe.
+    let moe = |set: &str| {
+        let output = case.toprope(&["train", "tiny-moe", "--set", set]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!message.contains("line") && message.contains(&format!("--set {set}")), "{message}");
+        output
+    };
     fails(&moe("model.num_experts_per_tok=9"), 3, &["num_experts_per_tok"]);
     fails(&moe("model.qk_rope_head_dim=3"), 3, &["qk_rope_head_dim"]);
     fails(&moe("model.n_group=3"), 3, &["n_group"]);
@@ -135,7 +141,30 @@ fn impossible_sizes_name_their_key() {
     fails(&moe("training.batch=999999999999"), 3, &["training.batch"]);
     fails(&moe("model.hidden_size=99999999999999"), 3, &["hidden_size"]);
     fails(&moe("optimizer.beta1=1.5"), 3, &["optimizer.beta1"]);
-    fails(&moe("schedule.learning_rate=-1.0"), 3, &["schedule.learning_rate"]);
+    fails(
+        &case.toprope(&["train", "tiny-moe", "--set", "schedule.learning_rate=-1.0"]),
+        3,
+        &["schedule.learning_rate"],
+    );
+}
+
+#[test]
+fn impossible_sizes_in_a_file_have_their_line() {
+    let case = Case::new();
+    for (right, wrong, key) in [
+        ("qk_rope_head_dim = 4", "qk_rope_head_dim = 3", "model.qk_rope_head_dim"),
+        ("num_attention_heads = 2", "num_attention_heads = 0", "model.num_attention_heads"),
+        ("hidden_size = 32", "hidden_size = 99999999999999", "model.hidden_size"),
+        ("sequence = 32", "sequence = 64", "training.sequence"),
+        ("batch = 4", "batch = 0", "training.batch"),
+        ("beta2 = 0.95", "beta2 = 1.0", "optimizer.beta2"),
+    ] {
+        let recipe = case.recipe(&[(right, wrong)]);
+        let text = std::fs::read_to_string(&recipe).unwrap();
+        let line = 1 + text.lines().position(|line| line.starts_with(wrong)).unwrap();
+        fails(&case.train(&recipe, &[]), 3, &[&format!("recipe.toml, line {line}, key `{key}`")]);
+    }
+    assert!(!case.path("run").exists());
 }
 
 #[test]
