@@ -300,19 +300,18 @@ fn checkpoints_of_another_version_or_with_a_lying_header_are_named_with_the_mend
     state[at..at + 3].copy_from_slice(b"999");
     std::fs::write(file(6, "state.safetensors"), &state).unwrap();
     // And one whose header claims to be longer than any file.
-    let mut older = std::fs::read(file(2, "state.safetensors")).unwrap();
+    let mut older = std::fs::read(file(4, "state.safetensors")).unwrap();
     older[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    std::fs::write(file(2, "state.safetensors"), older).unwrap();
+    std::fs::write(file(4, "state.safetensors"), older).unwrap();
     let output = resume("8");
-    fails(&output, 5, &["no checkpoint of the run is intact", "hint"]);
     let told = String::from_utf8_lossy(&output.stderr);
-    let place =
-        format!("step-00000006: state.safetensors: the header differs from manifest.json at byte {at}");
-    assert!(told.contains(&place), "no `{place}` in: {told}");
-    assert!(
-        told.contains("step-00000002: state.safetensors: the header differs from manifest.json at byte 0"),
-        "{told}"
-    );
+    assert!(output.status.success(), "{told}");
+    for (step, byte) in [(6, at), (4, 0)] {
+        let place = "state.safetensors: the header differs from manifest.json at byte";
+        let place = format!("step-{step:08}: {place} {byte}\n");
+        assert!(told.contains(&place), "no `{place}` in: {told}");
+    }
+    assert!(told.contains("going on from step 2"), "{told}");
 }
 
 /// The system lets no file grow beyond an eighth of the state, as a full disk would not: the run ends with one error, what was
@@ -357,6 +356,7 @@ fn a_full_disk_loses_nothing() {
     };
     let resumed = case.toprope(&resume);
     assert!(String::from_utf8_lossy(&resumed.stderr).contains("going on from step 4"));
+    // The rate is on its way up in all of these steps, whatever the run's length.
     let recipe = case.path("run/recipe.toml");
     let calm = ["train", recipe.to_str().unwrap(), "--run", "calm", "--steps", "8", "--unguarded", "--json"];
     assert_eq!(hash(&resumed), hash(&case.toprope(&calm)));
