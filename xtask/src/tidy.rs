@@ -225,6 +225,7 @@ fn paths(text: &str) -> BTreeSet<&str> {
             .iter()
             .any(|root| path.starts_with(root))
             && !path.contains(['*', '{', '<', '…'])
+            && !path.contains("NAME")
     };
     let mut found: BTreeSet<&str> = BTreeSet::new();
     // Fenced blocks are commands: their words may be paths too.
@@ -273,7 +274,7 @@ mod tests {
 
     #[test]
     fn paths_come_from_backticks_commands_and_links() {
-        let page = "See `crates/a/src/b.rs`, `crates/c.rs:12`, `cargo run`, `runs/x`, `crates/*/d.rs` and [e](docs/e.md#f), \
+        let page = "See `crates/a/src/b.rs`, `crates/c.rs:12`, `cargo run`, `runs/x`, `crates/*/d.rs`, `crates/NAME.rs` and [e](docs/e.md#f), \
                     [g](https://example.org/docs/h.md).\n```sh\ncargo run -- inspect recipes/i.toml  # tests/\n```\n`.ci/run`";
         let want = ["crates/a/src/b.rs", "crates/c.rs", "docs/e.md", "recipes/i.toml", "tests/", ".ci/run"];
         assert_eq!(paths(page), want.into_iter().collect());
