@@ -1,5 +1,7 @@
 //! What is no ordinary number: what comes of it by the formula, here written down, and on every level of the cpu device.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
+
 mod support;
 
 use toprope_conformance::generate::exemplars::exemplars;

@@ -32,7 +32,7 @@ impl Case {
         if !data.exists() {
             std::fs::write(&data, text(20_000)).unwrap();
         }
-        let mut recipe = include_str!("../../../recipes/tiny-dense.toml").to_string();
+        let mut recipe = include_str!("../../../../recipes/tiny-dense.toml").to_string();
         let source = recipe.lines().find(|line| line.starts_with("source = ")).unwrap().to_string();
         let files = format!(
             "source = \"files\"\ndocument_separator = \"\\n\\n\"\npaths = [{:?}]",
