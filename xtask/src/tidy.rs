@@ -110,6 +110,7 @@ pub fn check(root: &Path) -> Result<(), String> {
             findings.push(format!("{file} is out of date: run `cargo xtask docs`"));
         }
     }
+    maps(root, &mut findings)?;
     architecture(root, &mut findings)?;
     if findings.is_empty() {
         println!("tidy");
@@ -203,19 +204,55 @@ fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
     Ok(())
 }
 
-/// ARCHITECTURE.md names only what exists, and its table of parts says what the code does.
-fn architecture(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
-    let page = "ARCHITECTURE.md";
-    let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
-    for span in text.split('`').skip(1).step_by(2) {
-        let path = span.split([':', '#']).next().unwrap_or(span);
-        let is_path =
-            path.contains('/') && !path.contains([' ', '*', '{', '<', '…']) && !path.starts_with("http");
-        let known_root = ["crates/", "docs/", "recipes/", "tests/", "xtask/", "benches/"];
-        if is_path && known_root.iter().any(|prefix| path.starts_with(prefix)) && !root.join(path).exists() {
+/// Pages that lead a reader through the tree.
+const MAPS: &[&str] = &["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"];
+
+/// The maps name only what exists: paths in backticks, and the targets of links.
+fn maps(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+    for page in MAPS {
+        let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
+        for path in paths(&text).into_iter().filter(|path| !root.join(path).exists()) {
             findings.push(format!("{page}: `{path}` does not exist"));
         }
     }
+    Ok(())
+}
+
+/// What a page says of the tree: paths in backticks below a folder of ours, and links that do not leave the tree.
+fn paths(text: &str) -> BTreeSet<&str> {
+    let is_below = |path: &&str| {
+        ["crates/", "docs/", "recipes/", "tests/", "xtask/", "benches/", "python/", ".ci/"]
+            .iter()
+            .any(|root| path.starts_with(root))
+            && !path.contains(['*', '{', '<', '…'])
+            && !path.contains("NAME")
+    };
+    let mut found: BTreeSet<&str> = BTreeSet::new();
+    // Fenced blocks are commands: their words may be paths too.
+    for (index, block) in text.split("```").enumerate() {
+        if index % 2 == 1 {
+            found.extend(block.split_whitespace().filter(is_below));
+            continue;
+        }
+        for span in block.split('`').skip(1).step_by(2) {
+            found.extend(
+                span.split_whitespace()
+                    .map(|word| word.split([':', '#']).next().unwrap_or(word))
+                    .filter(is_below),
+            );
+        }
+        for link in block.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = link.split('#').next().unwrap_or(link);
+            found.extend(Some(path).filter(|path| !path.is_empty() && !path.contains("://")));
+        }
+    }
+    found
+}
+
+/// ARCHITECTURE.md's table of parts says what the code does.
+fn architecture(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+    let page = "ARCHITECTURE.md";
+    let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
     for (name, may) in MAY_USE.iter().filter(|(name, _)| *name != "xtask") {
         let row = text.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
         let Some(row) = row else {
@@ -229,4 +266,17 @@ fn architecture(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_come_from_backticks_commands_and_links() {
+        let page = "See `crates/a/src/b.rs`, `crates/c.rs:12`, `cargo run`, `runs/x`, `crates/*/d.rs`, `crates/NAME.rs` and [e](docs/e.md#f), \
+                    [g](https://example.org/docs/h.md).\n```sh\ncargo run -- inspect recipes/i.toml  # tests/\n```\n`.ci/run`";
+        let want = ["crates/a/src/b.rs", "crates/c.rs", "docs/e.md", "recipes/i.toml", "tests/", ".ci/run"];
+        assert_eq!(paths(page), want.into_iter().collect());
+    }
 }

@@ -2,10 +2,11 @@
 //! `cargo run --release -p toprope-conformance --example programs [COUNT [SEED]]`, or `cargo xtask programs`.
 //!
 //! `COUNT` programs are shared among the dispatch levels of this machine, each with seeds of its own. Prints the counts of
-//! every operator, and a program in the printed form for whatever differed; the exit code is 1 where something did.
+//! every operator; whatever differed is saved below `target/conformance/` as a program in the printed form, and the exit
+//! code is 1 where something did.
 
 use std::process::ExitCode;
-use toprope_conformance::{Floor, Options, Oracle, run_suite};
+use toprope_conformance::{Floor, Options, Oracle, Report, run_suite};
 use toprope_cpu::level::Level;
 use toprope_cpu::{CpuDevice, Options as CpuOptions};
 use toprope_program::Width;
@@ -24,6 +25,17 @@ fn names(levels: &[Level]) -> String {
         return "none".into();
     }
     levels.iter().map(Level::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Saves what differed, a program in the printed form each, and says where.
+fn save(report: &Report) -> std::io::Result<()> {
+    let folder = std::path::Path::new("target/conformance");
+    for (name, text) in report.failures() {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join(&name), text)?;
+        println!("saved {}", folder.join(name).display());
+    }
+    Ok(())
 }
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
@@ -47,10 +59,12 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             let mut oracle = Oracle { device: Box::new(ReferenceDevice::new(wide)), magnitudes };
             // Whether each operator is seen often enough is a question to the whole.
             let floor = Floor { agree: 0, ..Floor::default() };
+            let special = done == 0;
             let options =
-                Options { seed, cases_per_operator: 0, programs: size, floor, ..Options::default() };
+                Options { seed, cases_per_operator: 0, special, programs: size, floor, ..Options::default() };
             let report = run_suite(&mut subject, &mut oracle, &options)?;
             done += size;
+            save(&report)?;
             let first = seed.wrapping_mul(1_000_003);
             let differences = report.differences.len();
             println!(

@@ -6,6 +6,7 @@ pub mod draft; // a program under construction with what it may read
 pub mod emit; // adds any operator of the contract
 pub mod exemplars; // one of each operator
 pub mod programs; // random programs of many operators
+pub mod special; // NaN, infinities, zeros, the largest numbers where a formula says what comes of them
 
 use toprope_program::{BuildError, Defect};
 

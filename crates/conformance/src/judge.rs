@@ -71,6 +71,22 @@ struct Court {
 }
 
 impl Court {
+    fn new(finite: Vec<Vec<f64>>, wild: Option<&'static str>, outputs: usize) -> Court {
+        Court {
+            finite,
+            wild,
+            worst: None,
+            wrong: Vec::new(),
+            wrong_count: 0,
+            finding: None,
+            elements: 0,
+            incomparable: BTreeMap::new(),
+            routed_rows: 0,
+            tied_rows: 0,
+            accuracy: vec![None; outputs],
+        }
+    }
+
     fn differs(&mut self, finding: impl FnOnce() -> String) {
         self.finding.get_or_insert_with(finding);
     }
@@ -185,19 +201,8 @@ pub fn judge(
     got: &[Tensor],
     magnitudes: Magnitudes<'_>,
 ) -> Judgement {
-    let mut court = Court {
-        finite: magnitudes.finite.to_vec(),
-        wild: slack::wildness(operator, operands),
-        worst: None,
-        wrong: Vec::new(),
-        wrong_count: 0,
-        finding: None,
-        elements: 0,
-        incomparable: BTreeMap::new(),
-        routed_rows: 0,
-        tied_rows: 0,
-        accuracy: vec![None; want.len()],
-    };
+    let wild = slack::wildness(operator, operands);
+    let mut court = Court::new(magnitudes.finite.to_vec(), wild, want.len());
     let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
         tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
     };
@@ -223,6 +228,40 @@ pub fn judge(
             own_digest(&mut court, 5, &operands[1..2], &got[5]);
         }
         _ => compare(&mut court, want, got, magnitudes, &tolerances),
+    }
+    court.close()
+}
+
+/// Judges outputs whose operands are such that only few of them are numbers: what must be NaN, or infinite with a sign, is
+/// so, and numbers are within their bounds, as far as these are numbers too. Nothing is excused.
+pub fn judge_classes(
+    operator: &Operator,
+    operands: &[Tensor],
+    want: &[Tensor],
+    got: &[Tensor],
+    magnitudes: Magnitudes<'_>,
+) -> Judgement {
+    let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
+        tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
+    };
+    let tolerances = operator.definition().tolerances(&concrete(operands), &concrete(want));
+    let mut court = Court::new(Vec::new(), None, want.len());
+    for (output, (want, got)) in want.iter().zip(got).enumerate() {
+        let tolerance = tolerances.get(output).copied().unwrap_or(Tolerance::EXACT);
+        for (element, (want_one, got_one)) in want.data.iter().zip(&got.data).enumerate() {
+            let stored = round(want.dtype, *want_one);
+            let magnitude = magnitudes.whole.get(output).and_then(|m| m.get(element)).copied().unwrap_or(0.0);
+            let bound = tolerance.bound(*want_one, magnitude);
+            let accepted = if !stored.is_finite() {
+                stored == *got_one || stored.is_nan() && got_one.is_nan()
+            } else if bound.is_finite() {
+                (got_one - stored).abs() <= bound || (got_one - want_one).abs() <= bound
+            } else {
+                got_one.is_finite()
+            };
+            let units = if accepted { 0.0 } else { f64::INFINITY };
+            court.element(output, element, *got_one, stored, units, accepted);
+        }
     }
     court.close()
 }

@@ -1,7 +1,7 @@
 //! Runs one program on a subject and on the oracle, operator by operator, each fed the oracle's values, so that the first
 //! wrong operator is found without accumulated error.
 
-use crate::judge::{Judgement, judge, measure};
+use crate::judge::{Judgement, judge, judge_classes, measure};
 use crate::oracle::Oracle;
 use crate::session::{Session, all_checks};
 use crate::values::Values;
@@ -39,6 +39,7 @@ pub struct Lockstep {
     oracle: Session,
     held: Values,
     symbols: Vec<usize>,
+    by_class: bool,
 }
 
 /// Why a comparison could not be made.
@@ -76,7 +77,13 @@ impl Lockstep {
     ) -> Result<Lockstep, Obstacle> {
         let subject = Session::open(subject, program, Width::Native).map_err(Obstacle::Subject)?;
         let oracle = Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
-        Ok(Lockstep { program: program.clone(), subject, oracle, held: values, symbols: symbols.to_vec() })
+        let (program, symbols) = (program.clone(), symbols.to_vec());
+        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: false })
+    }
+
+    /// From now on outputs are judged by [`judge_classes`].
+    pub fn judge_by_class(&mut self) {
+        self.by_class = true;
     }
 
     /// Gives the buffers back.
@@ -148,6 +155,7 @@ impl Lockstep {
             })
             .collect::<Result<_, _>>()?;
         let measured = measure(oracle.magnitudes, &instruction.operator, &operands, &want, first);
+        let judge = if self.by_class { judge_classes } else { judge };
         let mut judgement = judge(&instruction.operator, &operands, &want, &got, measured.borrowed());
         let places: Vec<Location> =
             instruction.outputs.iter().filter_map(|id| self.subject.plan.place(*id)).collect();

@@ -2,6 +2,7 @@
 
 use crate::generate::cases::{Case, case};
 use crate::generate::exemplars::exemplars;
+use crate::generate::special::special;
 use crate::generate::{GenerateError, programs};
 use crate::lockstep::{Lockstep, Obstacle, Step};
 use crate::memory::{self, Trial};
@@ -11,7 +12,8 @@ use crate::reproducer::Reproducer;
 use crate::shrink::shrink;
 use crate::values::{Regime, draw};
 use crate::verdict::{Difference, Floor, Report, Verdict};
-use toprope_program::{Device, Fault, FaultKind, Range};
+use toprope_program::shape::sizes;
+use toprope_program::{Device, Fault, FaultKind, Range, Tensor, validate};
 
 /// How much is tried.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Options {
     pub cases_per_operator: u64,
     /// The operators whose cases run; all where not given.
     pub operators: Option<Vec<&'static str>>,
+    /// Whether operators are given what is no ordinary number, where their formulas say what comes of it.
+    pub special: bool,
     /// Random programs.
     pub programs: u64,
     /// Whether to leave off at the first difference.
@@ -38,6 +42,7 @@ impl Default for Options {
             seed: 1,
             cases_per_operator: 24,
             operators: None,
+            special: true,
             programs: 200,
             stop_at_first: false,
             shrink: true,
@@ -79,6 +84,13 @@ pub fn run_suite(
             if index % 4 == 0 {
                 suite.properties(&case)?;
             }
+            if suite.is_over() {
+                return Ok(suite.report);
+            }
+        }
+        for case in if options.special { special(&operator)? } else { Vec::new() } {
+            suite.special(&case)?;
+            suite.report.special += 1;
             if suite.is_over() {
                 return Ok(suite.report);
             }
@@ -137,6 +149,47 @@ impl Suite<'_> {
                 if !self.step(&mut lockstep, place, first, &name, &whole)? {
                     return Ok(());
                 }
+            }
+        }
+        self.close(lockstep)
+    }
+
+    /// One operator with values that are no ordinary numbers, judged by what they are.
+    fn special(&mut self, whole: &Reproducer) -> Result<(), SuiteError> {
+        let invalid = |defects| GenerateError::Invalid { seed: 0, defects };
+        let program = std::sync::Arc::new(validate(whole.program.clone()).map_err(invalid)?);
+        let case = Case { name: whole.program.name.clone(), program, symbols: Vec::new(), seed: 0 };
+        let mut values = draw(&whole.program, &[], 0, Regime::Normal);
+        for (name, data) in &whole.values {
+            if let Some(id) = whole.program.find(name) {
+                let value = whole.program.value(id);
+                let tensor = Tensor::rounded(value.dtype, &sizes(&value.shape, &[]), data.iter().copied());
+                values[id.0 as usize] = Some(tensor);
+            }
+        }
+        let Some(mut lockstep) = self.open(&case, values)? else { return Ok(()) };
+        lockstep.judge_by_class();
+        let operator = whole.program.accumulate[0].operator.name();
+        match lockstep.step(self.subject, self.oracle, Range::Accumulate, 0, true) {
+            Ok(step) => match &step.judgement.verdict {
+                Verdict::Differ(finding) => {
+                    self.report.tally(operator).differ += 1;
+                    let mut text = whole.clone();
+                    text.devices = vec![self.report.device.name.clone()];
+                    text.level.clone_from(&self.report.device.level);
+                    text.found.clone_from(finding);
+                    self.report.differences.push(Difference {
+                        operator: operator.into(),
+                        case: case.name.clone(),
+                        finding: finding.clone(),
+                        text: text.to_string(),
+                    });
+                }
+                Verdict::Agree | Verdict::Incomparable(_) => self.report.tally(operator).agree += 1,
+            },
+            Err(obstacle) => {
+                self.obstacle(obstacle, operator, &case.name)?;
+                return Ok(());
             }
         }
         self.close(lockstep)

@@ -81,6 +81,9 @@ pub struct Report {
     pub seed: u64,
     /// One-operator cases that ran.
     pub cases: u64,
+    /// Cases with what is no ordinary number that ran.
+    #[serde(default)]
+    pub special: u64,
     /// Random programs that ran.
     pub programs: u64,
     /// What must hold besides no difference.
@@ -130,6 +133,7 @@ impl Report {
             oracle,
             seed,
             cases: 0,
+            special: 0,
             programs: 0,
             floor,
             operators,
@@ -138,9 +142,21 @@ impl Report {
         }
     }
 
+    /// What differed, each as a program in the printed form with its values and a name for a file.
+    pub fn failures(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.differences.iter().enumerate().map(|(number, difference)| {
+            let level = self.device.level.split_whitespace().next().unwrap_or("any");
+            let device = self.device.name.replace([':', '/', '+'], "-");
+            let name = format!("{device}-{level}-{}-{number}-{}.txt", self.seed, difference.operator);
+            let found = format!("# {} in {}: {}\n", difference.operator, difference.case, difference.finding);
+            (name, found + &difference.text)
+        })
+    }
+
     /// Adds what another run on the same device found; seed, devices and floor stay.
     pub fn add(&mut self, other: Report) {
         self.cases += other.cases;
+        self.special += other.special;
         self.programs += other.programs;
         self.differences.extend(other.differences);
         for (name, tally) in other.operators {
@@ -204,8 +220,8 @@ impl fmt::Display for Report {
         let (device, oracle) = (&self.device, &self.oracle);
         writeln!(
             f,
-            "{} {} against {}: seed {}, {} cases, {} programs",
-            device.name, device.level, oracle.name, self.seed, self.cases, self.programs
+            "{} {} against {}: seed {}, {} cases, {} special, {} programs",
+            device.name, device.level, oracle.name, self.seed, self.cases, self.special, self.programs
         )?;
         writeln!(
             f,

@@ -42,12 +42,21 @@ fn every_mutant_is_caught_by_name() {
 fn random_programs_find_mutants_and_shrink_them() {
     for mutant in [Mutant::MaskOffByOne, Mutant::DroppedTailColumns, Mutant::StuckLane, Mutant::RopeSign] {
         let mut subject = MutantDevice::new(Box::new(support::reference()), mutant);
-        let options =
-            Options { cases_per_operator: 0, programs: 60, stop_at_first: true, ..Options::default() };
+        let options = Options {
+            cases_per_operator: 0,
+            special: false,
+            programs: 60,
+            stop_at_first: true,
+            ..Options::default()
+        };
         let report = run_suite(&mut subject, &mut support::oracle(), &options).unwrap();
         let first = report.differences.first().unwrap_or_else(|| panic!("{} is not found", mutant.name()));
         assert_eq!(first.operator, mutant.operator());
-        let saved = Reproducer::parse(&first.text).unwrap_or_else(|error| panic!("{error}\n{}", first.text));
+        let file = support::save(&report).remove(0);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let saved =
+            Reproducer::parse(&text).unwrap_or_else(|error| panic!("{}: {error}\n{text}", file.display()));
+        assert_eq!(Ok(&saved), Reproducer::parse(&first.text).as_ref());
         assert_eq!(saved.program.accumulate.len(), 1, "{}", first.text);
         let elements: usize = saved.values.values().map(Vec::len).sum();
         println!("{} to {elements} numbers:\n{}", mutant.name(), first.text);

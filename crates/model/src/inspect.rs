@@ -1,6 +1,9 @@
 //! A program at a glance: parameters, operators, FLOPs, bytes and memory by part.
 
 mod display;
+mod memory; // bytes by part
+
+pub use memory::PartMemory;
 
 use crate::config::DeepseekV3Config;
 use crate::cost::packed_cost;
@@ -79,6 +82,8 @@ pub struct MemorySummary {
     pub scratch_bytes: usize,
     /// The sum: the peak without a device's own workspace.
     pub total_bytes: usize,
+    /// The same by part of the model.
+    pub parts: Vec<PartMemory>,
 }
 
 /// One of the largest instructions.
@@ -159,6 +164,8 @@ pub fn summarize(
     largest.sort_by_key(|large| std::cmp::Reverse((large.flops, large.bytes)));
     largest.truncate(LARGEST);
     let plan = MemoryPlan::new(validated, Width::Native, layout);
+    let names = parts.iter().map(|part| part.part.as_str());
+    let memory_parts = memory::by_part(config, program, &plan, names);
     Ok(Summary {
         name: program.name.clone(),
         phase: program.phase.name().into(),
@@ -167,8 +174,8 @@ pub fn summarize(
         symbols: program.symbols.iter().map(|symbol| (symbol.name.clone(), symbol.bound)).collect(),
         totals,
         ranges,
+        memory: MemorySummary::new(&plan, memory_parts),
         parts,
-        memory: MemorySummary::new(&plan),
         largest,
     })
 }
@@ -204,10 +211,18 @@ impl PartSummary {
 }
 
 impl MemorySummary {
-    fn new(plan: &MemoryPlan) -> MemorySummary {
+    fn new(plan: &MemoryPlan, parts: Vec<PartMemory>) -> MemorySummary {
         let Breakdown { state_bytes, carried_bytes, host_bytes, scratch_bytes } = plan.breakdown;
         let state_halves = if plan.layout == StateLayout::Double { 2 } else { 1 };
         let total_bytes = plan.total_bytes();
-        MemorySummary { state_halves, state_bytes, carried_bytes, host_bytes, scratch_bytes, total_bytes }
+        MemorySummary {
+            state_halves,
+            state_bytes,
+            carried_bytes,
+            host_bytes,
+            scratch_bytes,
+            total_bytes,
+            parts,
+        }
     }
 }

@@ -17,25 +17,55 @@ pub enum Recompute {
 }
 
 impl Recompute {
-    /// Whether the results of this operator are computed again in the backward pass.
+    /// Whether the results of this operator are computed again in the backward pass. No wildcard: a new operator is a
+    /// decision.
     pub fn again(self, operator: &Operator) -> bool {
-        let cheap = matches!(
-            operator,
+        match operator {
             Operator::Cast(_)
-                | Operator::Multiply(_)
-                | Operator::Scale(_)
-                | Operator::Activation(_)
-                | Operator::Swiglu(_)
-                | Operator::Assemble(_)
-                | Operator::Gather(_)
-                | Operator::RmsNorm(_)
-                | Operator::Rope(_)
-        );
-        let product = matches!(operator, Operator::Matmul(_) | Operator::GroupedMatmul(_));
-        match self {
-            Recompute::Nothing => false,
-            Recompute::Elementwise => cheap,
-            Recompute::Products => cheap || product,
+            | Operator::Multiply(_)
+            | Operator::Scale(_)
+            | Operator::Activation(_)
+            | Operator::Swiglu(_)
+            | Operator::Assemble(_)
+            | Operator::Gather(_)
+            | Operator::RmsNorm(_)
+            | Operator::Rope(_) => self != Recompute::Nothing,
+            Operator::Matmul(_) | Operator::GroupedMatmul(_) => self == Recompute::Products,
+            // The residual stream, choices and their order, reductions, attention, the loss: few bytes or much work.
+            Operator::Add(_)
+            | Operator::ScatterAdd(_)
+            | Operator::ColumnSum(_)
+            | Operator::Dot(_)
+            | Operator::GroupedOuter(_)
+            | Operator::Attention(_)
+            | Operator::LinearCrossEntropy(_)
+            | Operator::Router(_)
+            | Operator::BalanceLoss(_)
+            | Operator::ExpertSort(_)
+            | Operator::Combine(_)
+            | Operator::GlobalNorm(_)
+            | Operator::RandomBits(_) => false,
+            // What no gradient goes through.
+            Operator::ActivationGradient(_)
+            | Operator::SwigluGradient(_)
+            | Operator::AttentionGradient(_)
+            | Operator::RmsNormGradient(_)
+            | Operator::LinearCrossEntropyGradient(_)
+            | Operator::RouterGradient(_)
+            | Operator::BalanceLossGradient(_)
+            | Operator::CombineGradient(_)
+            | Operator::Adamw(_)
+            | Operator::BiasUpdate(_)
+            | Operator::Increment(_)
+            | Operator::Accumulate(_)
+            | Operator::Append(_)
+            | Operator::Digest(_)
+            | Operator::ProductCheck(_)
+            | Operator::Compare(_)
+            | Operator::AttentionCheck(_)
+            | Operator::LossCheck(_)
+            | Operator::AdamwDigest(_)
+            | Operator::Verify(_) => false,
         }
     }
 }

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use toprope_qualify::datasheet::Datasheet;
 
-/// Trains, checks and serves reasoning models on accelerators that are not trusted yet.
+/// Trains reasoning models on accelerators that are not trusted yet, and checks these operator by operator.
 #[derive(Debug, Parser)]
 #[command(name = "toprope", version, arg_required_else_help = true, max_term_width = 100)]
 pub struct Command {
@@ -85,7 +85,7 @@ pub struct Train {
     /// Threads of the device; default all cores.
     #[arg(long)]
     pub threads: Option<usize>,
-    /// The cpu's dispatch level: amx, avx512, avx2 or portable; default the best that is there.
+    /// The cpu's dispatch level: amx, avx512bf16, avx512, avx2 or portable; default the best that is there.
     #[arg(long)]
     pub level: Option<String>,
     /// The interpreter that has torch, for pytorch devices; default python3, or what TOPROPE_PYTHON names.

@@ -160,6 +160,24 @@ impl fmt::Display for MemorySummary {
         for (name, size) in rows {
             writeln!(f, "{:<20} {:>14}", name, bytes(size as u64))?;
         }
+        let columns = ["memory by part", "state", "gradients", "inputs", "activations", "total"];
+        let [part, rest @ ..] = columns;
+        write!(f, "\n{part:<16}")?;
+        rest.iter().try_for_each(|name| write!(f, " {name:>13}"))?;
+        writeln!(f)?;
+        for part in &self.parts {
+            let sizes = [
+                part.state_bytes,
+                part.carried_bytes,
+                part.host_bytes,
+                part.scratch_bytes,
+                part.total_bytes(),
+            ];
+            write!(f, "{:<16}", part.part)?;
+            let shown = |size: usize| if size == 0 { "-".into() } else { bytes(size as u64) };
+            sizes.into_iter().try_for_each(|size| write!(f, " {:>13}", shown(size)))?;
+            writeln!(f)?;
+        }
         Ok(())
     }
 }

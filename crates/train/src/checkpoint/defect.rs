@@ -21,7 +21,10 @@ pub enum Defect {
     #[error("manifest.json: {0}")]
     Manifest(String),
     /// Written in another version of the format.
-    #[error("it has format version {found}; this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "it has format version {found}, and this program reads version {FORMAT_VERSION}; to go on from it, use the \
+         Toprope that wrote it (`toprope_version` in its manifest.json)"
+    )]
     OtherVersion {
         /// Its version.
         found: u32,
