@@ -7,6 +7,7 @@ mod errors;
 mod faults;
 mod golden;
 mod halves;
+mod header;
 mod library;
 mod linked;
 mod record;
