@@ -39,6 +39,18 @@ pub const KNOWN: &[Known] = &[
         why: "`ggml_cann_group_norm` allocates mean and deviation with a count of elements where bytes are meant",
     },
     Known {
+        operator: "POOL_2D",
+        with: &["pool_type=max", "p0=1"],
+        shown_by: Some("aclnnConstantPadNd: out"),
+        why: "`ggml_cann_max_pool2d` allocates the padded image with the border of one channel",
+    },
+    Known {
+        operator: "POOL_2D",
+        with: &["pool_type=max", "p0=0", "p1=1"],
+        shown_by: Some("aclnnConstantPadNd: out"),
+        why: "`ggml_cann_max_pool2d` allocates the padded image with the border of one channel",
+    },
+    Known {
         operator: "SET_ROWS",
         with: &["type_src=f16", "type_dst=f32"],
         shown_by: None,

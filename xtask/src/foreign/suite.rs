@@ -29,6 +29,8 @@ const BYTES_MAX: usize = 100_000;
 const CASES_MAX: usize = 400;
 /// Seconds for one process.
 const LIMIT: &str = "550";
+/// What `timeout` exits with when they are over.
+const LATE: i32 = 124;
 
 /// Without colours and addresses, which differ from run to run.
 fn plain(text: &str) -> String {
@@ -69,7 +71,7 @@ fn verdicts(stdout: &str) -> BTreeMap<String, Verdict> {
 
 /// Why a process ended.
 fn ending(stderr: &str, status: &std::process::ExitStatus) -> String {
-    if status.code() == Some(124) {
+    if status.code() == Some(LATE) {
         return format!("no end after {LIMIT} seconds");
     }
     let said = stderr.lines().find_map(|line| Some(line.split_once("CANN error: ")?.1));
@@ -100,8 +102,9 @@ pub fn run(place: &Place, cases: &[Case]) -> Result<Vec<Outcome>, String> {
         for case in &left[..count] {
             let verdict = match found.get(&case.name()) {
                 Some(verdict) => verdict.clone(),
-                // The first one without a verdict is the one that ended the process.
-                None if !ended => {
+                // The first one without a verdict is the one that ended the process; where the time was used up by
+                // those before it, it is tried again.
+                None if !ended && (output.status.code() != Some(LATE) || found.is_empty()) => {
                     ended = true;
                     Verdict::Ended(plain(&ending(&String::from_utf8_lossy(&output.stderr), &output.status)))
                 }

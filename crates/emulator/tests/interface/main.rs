@@ -10,5 +10,6 @@ mod halves;
 mod header;
 mod library;
 mod linked;
+mod mapped;
 mod record;
 mod runtime;
