@@ -60,8 +60,6 @@ impl Place {
         let paths = [self.folder.join("cann/lib64"), self.folder.join("build/bin")];
         let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
         command.env("LD_LIBRARY_PATH", paths.join(":"));
-        // A pool of single allocations: the emulator sees the bounds of each.
-        command.env("GGML_CANN_MEM_POOL", "leg");
         command
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::decode::Both;
-use super::findings::KNOWN;
-use super::suite::Table;
+use super::findings::{KNOWN, Shown};
+use super::suite::{Count, Table};
 use super::{fetch, write as write_file};
 
 /// Words in lines that are not too long.
@@ -30,7 +30,7 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
     if !table.all {
         return Err("docs/foreign.md is written from all cases: give --all".into());
     }
-    let (passed, run) = table.cases();
+    let Count { run, passed, in_pool } = table.cases();
     let mut text = format!(
         "# A foreign client\n\n\
          Written by `cargo xtask foreign --all --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
@@ -38,25 +38,30 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
          the header that `cann-emulator-header` prints, and runs ggml's own operator tests (`test-backend-ops`) on the backend\n\
          CANN0 against its CPU backend. Nothing fetched or built is committed. What passes here is *emulated*: it shows that\n\
          the emulator speaks the interface as a client that we did not write does; it shows nothing about a chip.\n\n\
-         **{} of {} kinds of operators passed wholly, {passed} of {run} cases**: all cases in f32 and f16 that the backend takes.\n\
-         CI runs a sample of each kind (`cargo xtask foreign`).\n\n\
-         | kind | passed | run |\n| --- | --- | --- |\n",
+         **{} of {} kinds of operators passed wholly; {passed} of {run} cases, {in_pool} more from the client's own pool of\n\
+         memory**: all cases in f32 and f16 that the backend takes. CI runs a sample of each kind (`cargo xtask foreign`).\n\n\
+         | kind | cases | passed | from the client's own pool |\n| --- | --- | --- | --- |\n",
         fetch::VERSION,
         table.kinds_passed(),
         table.kinds.len(),
     );
-    for (name, (passed, run)) in &table.kinds {
-        let _ = writeln!(text, "| {name} | {passed} | {run} |");
+    for (name, Count { run, passed, in_pool }) in &table.kinds {
+        let _ = writeln!(text, "| {name} | {run} | {passed} | {in_pool} |");
     }
     text.push_str(
         "\n## What the client does wrong\n\n\
-         Cases that fail through a defect in the client, which the emulator shows; the command fails if one of them passes.\n\
-         Memory is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen: in the client's other\n\
-         pool it falls into a neighbour.\n\n| kind | cases | shown by | why |\n| --- | --- | --- | --- |\n",
+         Defects of the client's that the emulator shows; the command fails if one does not show. Memory for intermediate\n\
+         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen. From the client's own\n\
+         pool such a write falls into a neighbour, as on a chip, and the case passes.\n\n\
+         | kind | cases | shown by | why |\n| --- | --- | --- | --- |\n",
     );
     for known in KNOWN {
         let with = if known.with.is_empty() { "all".to_string() } else { known.with.join(", ") };
-        let shown = known.shown_by.map_or("other results".to_string(), |shown| format!("overrun: `{shown}`"));
+        let shown = match known.shown {
+            Shown::Differs => "other results".to_string(),
+            Shown::Always(shown) => format!("write past the end: `{shown}`"),
+            Shown::AfterOthers(shown) => format!("write past the end, after smaller cases: `{shown}`"),
+        };
         let _ = writeln!(text, "| {} | {with} | {shown} | {} |", known.operator, known.why);
     }
     let others: Vec<String> = table.other_types.iter().map(|(name, n)| format!("{name} ({n})")).collect();

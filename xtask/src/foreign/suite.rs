@@ -12,10 +12,23 @@ use super::cases::Case;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     Passed,
+    /// Ended a process that had run other cases before, with this message; passes in a process of its own.
+    PassedAlone(String),
+    /// Ends its process with this message; passes where the client takes memory from its own pool, as on a chip.
+    PassedInPool(String),
     /// The results differ from those of the client's CPU backend.
     Differs(String),
     /// The process ended; the message that it ended with.
     Ended(String),
+}
+
+/// Where the client's memory for intermediate results comes from.
+#[derive(Clone, Copy)]
+enum Pool {
+    /// Single allocations: the emulator sees the bounds of each.
+    Single,
+    /// One range for all, the client's own choice.
+    Own,
 }
 
 /// A case and its verdict.
@@ -78,8 +91,8 @@ fn ending(stderr: &str, status: &std::process::ExitStatus) -> String {
     said.map_or_else(|| format!("{status}: {}", stderr.lines().last().unwrap_or_default()), str::to_string)
 }
 
-/// Runs all of them.
-pub fn run(place: &Place, cases: &[Case]) -> Result<Vec<Outcome>, String> {
+/// Runs cases in as few processes as it takes.
+fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
     let mut left = cases;
     while !left.is_empty() {
@@ -94,6 +107,9 @@ pub fn run(place: &Place, cases: &[Case]) -> Result<Vec<Outcome>, String> {
         let mut command = Command::new("timeout");
         command.arg(LIMIT).arg(test.get_program());
         command.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if matches!(pool, Pool::Single) {
+            command.env("GGML_CANN_MEM_POOL", "leg");
+        }
         command.args(["test", "-b", "CANN0", "-o", &names.join(",")]);
         let output = command.output().map_err(|error| format!("cannot start the tests: {error}"))?;
         let found = verdicts(&plain(&String::from_utf8_lossy(&output.stdout)));
@@ -120,17 +136,53 @@ pub fn run(place: &Place, cases: &[Case]) -> Result<Vec<Outcome>, String> {
     Ok(outcomes)
 }
 
+/// Runs all of them; those that ended their process again, alone, and then from the client's own pool.
+pub fn run(place: &Place, cases: &[Case]) -> Result<Vec<Outcome>, String> {
+    let mut outcomes = through(place, cases, Pool::Single)?;
+    for outcome in &mut outcomes {
+        let Verdict::Ended(message) = &outcome.verdict else { continue };
+        let passes = |pool| -> Result<bool, String> {
+            let again = through(place, std::slice::from_ref(&outcome.case), pool)?;
+            Ok(again.iter().all(|again| again.verdict == Verdict::Passed))
+        };
+        outcome.verdict = if passes(Pool::Single)? {
+            Verdict::PassedAlone(message.clone())
+        } else if passes(Pool::Own)? {
+            Verdict::PassedInPool(message.clone())
+        } else {
+            continue;
+        };
+    }
+    Ok(outcomes)
+}
+
+/// Cases of a kind.
+#[derive(Default, Clone, Copy)]
+pub struct Count {
+    pub run: usize,
+    /// With the bounds of each allocation looked at.
+    pub passed: usize,
+    /// Only from the client's own pool.
+    pub in_pool: usize,
+}
+
+impl Count {
+    fn wholly(self) -> bool {
+        self.run > 0 && self.passed + self.in_pool == self.run
+    }
+}
+
 /// What passed, by kind of operator, and what was not run.
 #[derive(Default)]
 pub struct Table {
-    /// Passed and all of those that were run.
-    pub kinds: BTreeMap<String, (usize, usize)>,
+    /// Of each kind.
+    pub kinds: BTreeMap<String, Count>,
     /// Cases in other types that the client's backend takes.
     pub other_types: BTreeMap<String, usize>,
     /// Kinds that the client's backend takes in no case.
     pub refused: BTreeSet<String>,
-    /// Cases that failed, with the reason.
-    pub failed: Vec<(String, String)>,
+    /// Cases that did not simply pass, and why.
+    pub remarks: Vec<(String, String)>,
     /// Whether all were run.
     pub all: bool,
 }
@@ -140,15 +192,25 @@ impl Table {
     pub fn new(listed: &[Case], outcomes: &[Outcome], all: bool) -> Table {
         let mut table = Table { all, ..Table::default() };
         for outcome in outcomes {
-            let (passed, run) = table.kinds.entry(outcome.case.operator.clone()).or_default();
-            *run += 1;
-            match &outcome.verdict {
-                Verdict::Passed => *passed += 1,
-                Verdict::Differs(why) => {
-                    table.failed.push((outcome.case.name(), format!("differs from the CPU's: {why}")));
+            let count = table.kinds.entry(outcome.case.operator.clone()).or_default();
+            count.run += 1;
+            let said = match &outcome.verdict {
+                Verdict::Passed => {
+                    count.passed += 1;
+                    continue;
                 }
-                Verdict::Ended(why) => table.failed.push((outcome.case.name(), why.clone())),
-            }
+                Verdict::PassedAlone(why) => {
+                    count.passed += 1;
+                    format!("passes alone; after others: {why}")
+                }
+                Verdict::PassedInPool(why) => {
+                    count.in_pool += 1;
+                    format!("passes from the client's own pool; from single allocations: {why}")
+                }
+                Verdict::Differs(why) => format!("differs from the CPU's: {why}"),
+                Verdict::Ended(why) => why.clone(),
+            };
+            table.remarks.push((outcome.case.name(), said));
         }
         let taken: BTreeSet<&str> =
             listed.iter().filter(|case| case.supported).map(|case| case.operator.as_str()).collect();
@@ -164,28 +226,34 @@ impl Table {
 
     /// Kinds of which every case passed.
     pub fn kinds_passed(&self) -> usize {
-        self.kinds.values().filter(|(passed, run)| passed == run && *run > 0).count()
+        self.kinds.values().filter(|count| count.wholly()).count()
     }
 
-    /// All cases: passed, run.
-    pub fn cases(&self) -> (usize, usize) {
-        self.kinds.values().fold((0, 0), |(passed, run), (some, all)| (passed + some, run + all))
+    /// All cases.
+    pub fn cases(&self) -> Count {
+        self.kinds.values().fold(Count::default(), |sum, count| Count {
+            run: sum.run + count.run,
+            passed: sum.passed + count.passed,
+            in_pool: sum.in_pool + count.in_pool,
+        })
     }
 
     /// For a terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for (name, (passed, run)) in &self.kinds {
-            let _ = writeln!(text, "{name:<22} {passed:>5} of {run:>5}");
+        for (name, Count { run, passed, in_pool }) in &self.kinds {
+            let pool =
+                if *in_pool > 0 { format!(" + {in_pool} from the client's own pool") } else { String::new() };
+            let _ = writeln!(text, "{name:<22} {passed:>5} of {run:>5}{pool}");
         }
-        for (name, why) in &self.failed {
+        for (name, why) in &self.remarks {
             let _ = writeln!(text, "  {name}: {why}");
         }
-        let (passed, run) = self.cases();
+        let Count { run, passed, in_pool } = self.cases();
         let what = if self.all { "all cases" } else { "a sample of the cases" };
         let _ = writeln!(
             text,
-            "{} of {} kinds passed wholly; {passed} of {run} cases ({what} in f32 and f16; emulated)",
+            "{} of {} kinds passed wholly; {passed} + {in_pool} of {run} cases ({what} in f32 and f16; emulated)",
             self.kinds_passed(),
             self.kinds.len()
         );
