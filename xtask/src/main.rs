@@ -105,6 +105,18 @@ enum Chore {
         #[arg(long)]
         python: Option<String>,
     },
+    /// llama.cpp's ggml with its CANN backend, fetched and built unchanged, against the CANN emulator: its operator tests.
+    Foreign {
+        /// Every case in f32 and f16, not a sample of each kind.
+        #[arg(long)]
+        all: bool,
+        /// Greedy decoding of SmolLM2 on the emulated NPU beside the CPU, too.
+        #[arg(long)]
+        decode: bool,
+        /// Write docs/foreign.md (with --all).
+        #[arg(long)]
+        write: bool,
+    },
     /// Training speed beside PyTorch, in one run.
     Bench {
         /// The interpreter that has torch.
@@ -121,6 +133,7 @@ enum Chore {
 
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
+mod foreign; // a client of the emulator that we did not write
 mod kills; // SIGKILL and resume
 mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs
@@ -147,6 +160,7 @@ fn main() -> ExitCode {
             let python = python.or_else(|| std::env::var("TOPROPE_PYTHON").ok());
             sample_report::run(&root, &defect, python.as_deref(), &root.join(out))
         }
+        Chore::Foreign { all, decode, write } => foreign::run(&root, &foreign::Asked { all, decode, write }),
         Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
     };

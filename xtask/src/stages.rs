@@ -57,6 +57,7 @@ pub fn ci(root: &Path) -> Result<(), String> {
             ),
             ("test", vec!["cargo", "test", "--release", "--workspace", "--features", "toprope/parquet"]),
             ("pytorch", vec![".ci/pytorch"]),
+            ("foreign", vec![".ci/foreign"]),
             // Tests run on every dispatch level of the machine; this stage says which ones those are.
             ("levels", vec!["cargo", "xtask", "programs", "300"]),
             ("docs", vec!["cargo", "doc", "--release", "--workspace", "--no-deps"]),
@@ -77,6 +78,7 @@ pub fn full(root: &Path) -> Result<(), String> {
         root,
         &[
             ("programs", vec!["cargo", "xtask", "programs", "10000"]),
+            ("foreign", vec![".ci/foreign", "--all", "--decode"]),
             ("kills", vec!["cargo", "xtask", "kills", "25"]),
             ("simulate", vec!["cargo", "xtask", "simulate", "10000"]),
             ("worker kills", vec!["cargo", "xtask", "worker-kills", "500", "--others", "100"]),

@@ -5,7 +5,9 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::OnceLock;
 
 use crate::operator::executor;
-use crate::runtime::{context, copy, event, host_function, info, memory_errors, stream_functions as stream};
+use crate::runtime::{
+    context, copy, event, host_function, info, memory_errors, stream_functions as stream, virtual_memory,
+};
 use crate::{fault, objects, operator};
 
 macro_rules! table {
@@ -94,6 +96,13 @@ fn ascendcl() -> Vec<(&'static str, usize)> {
         "aclrtMemcpy2dAsync" copy::memcpy_2d_async;
         "aclrtMemset" copy::memset;
         "aclrtMemsetAsync" copy::memset_async;
+        "aclrtMemGetAllocationGranularity" virtual_memory::granularity;
+        "aclrtMallocPhysical" virtual_memory::malloc_physical;
+        "aclrtFreePhysical" virtual_memory::free_physical;
+        "aclrtReserveMemAddress" virtual_memory::reserve;
+        "aclrtReleaseMemAddress" virtual_memory::release;
+        "aclrtMapMem" virtual_memory::map;
+        "aclrtUnmapMem" virtual_memory::unmap;
         "aclrtPointerGetAttributes" copy::pointer_attributes;
         "aclrtLaunchCallback" host_function::launch_callback;
         "aclrtSubscribeReport" host_function::subscribe;
@@ -119,9 +128,7 @@ macro_rules! refused {
 }
 
 refused! {
-    aclrtMemcpyAsyncWithCondition aclrtMemcpyBatch aclrtReserveMemAddress aclrtReleaseMemAddress
-    aclrtMallocPhysical aclrtFreePhysical aclrtMapMem aclrtUnmapMem aclrtMemGetAllocationGranularity
-    aclrtGetMemUsageInfo aclrtHostRegister aclrtHostUnregister aclrtGetDeviceIdFromExceptionInfo
+    aclrtMemcpyAsyncWithCondition aclrtMemcpyBatch aclrtGetMemUsageInfo aclrtHostRegister aclrtHostUnregister aclrtGetDeviceIdFromExceptionInfo
     aclmdlRICaptureBegin aclmdlRICaptureEnd aclmdlRICaptureGetInfo aclmdlRIExecuteAsync aclmdlRIDestroy
 }
 

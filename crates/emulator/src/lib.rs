@@ -18,6 +18,7 @@ mod code;
 mod defect;
 pub mod entry;
 mod fault;
+pub mod header;
 mod memory;
 mod objects;
 mod operator;

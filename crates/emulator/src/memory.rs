@@ -4,6 +4,8 @@
 //! `aclrtFree` and a host pointer are told from one another. Bytes are not cleared: they start as 0xFF, NaN in every
 //! float format.
 
+pub mod mapped; // reserved addresses, and what is mapped there
+
 use std::alloc::Layout;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -28,7 +30,15 @@ pub struct Allocation {
     /// The device that it is on.
     pub device: i32,
     bytes: *mut u8,
-    layout: Layout,
+    owner: Bytes,
+}
+
+/// Whose an allocation's bytes are.
+enum Bytes {
+    /// Its own.
+    Own(Layout),
+    /// Those of a reserved range, which live as long as somebody looks at them.
+    Window(#[allow(dead_code, reason = "it is held, not read")] Arc<mapped::Window>),
 }
 
 // SAFETY: the bytes are device memory: who may touch them when is the client's order of streams, as on a chip.
@@ -38,8 +48,10 @@ unsafe impl Sync for Allocation {}
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and nobody holds the allocation any more.
-        unsafe { std::alloc::dealloc(self.bytes, self.layout) }
+        if let Bytes::Own(layout) = self.owner {
+            // SAFETY: allocated with this layout, and nobody holds the allocation any more.
+            unsafe { std::alloc::dealloc(self.bytes, layout) }
+        }
     }
 }
 
@@ -49,6 +61,7 @@ struct State {
     freed: VecDeque<(usize, usize)>,
     cursor: usize,
     used: BTreeMap<i32, usize>,
+    reserved: BTreeMap<usize, mapped::Reservation>,
 }
 
 /// The range of device addresses.
@@ -137,7 +150,9 @@ impl Space {
         // SAFETY: the allocation has that many bytes.
         unsafe { bytes.write_bytes(POISON, layout.size()) };
         let base = self.base + offset;
-        state.live.insert(base, Arc::new(Allocation { base, size, device, bytes, layout }));
+        state
+            .live
+            .insert(base, Arc::new(Allocation { base, size, device, bytes, owner: Bytes::Own(layout) }));
         *state.used.entry(device).or_default() += size;
         Ok(base)
     }
@@ -149,13 +164,17 @@ impl Space {
             state.cursor += length;
             return Some(offset);
         }
+        let live = state.live.values().map(|allocation| (allocation.base, allocation.size));
+        let reserved = state.reserved.iter().map(|(&base, range)| (base, range.size()));
+        let mut taken: Vec<(usize, usize)> = live.chain(reserved).collect();
+        taken.sort_unstable();
         let mut offset = 0;
-        for allocation in state.live.values() {
-            let start = allocation.base - self.base;
+        for (base, size) in taken {
+            let start = base - self.base;
             if start >= offset + length {
                 break;
             }
-            offset = start + allocation.size.next_multiple_of(PAGE) + PAGE;
+            offset = offset.max(start + size.next_multiple_of(PAGE) + PAGE);
         }
         (offset + length <= self.length).then_some(offset)
     }
@@ -163,6 +182,10 @@ impl Space {
     /// Ends an allocation. Tasks that run on it keep the bytes, later ones find it gone.
     pub fn free(&self, address: usize) -> Result<(), Fault> {
         let mut state = self.write();
+        if state.live.get(&address).is_some_and(|found| matches!(found.owner, Bytes::Window(_))) {
+            let text = format!("aclrtFree: {address:#x} was mapped there: aclrtUnmapMem ends that");
+            return Err(Fault::new(code::PARAM_INVALID, text));
+        }
         let Some(allocation) = state.live.remove(&address) else {
             drop(state);
             return Err(Fault::new(code::PARAM_INVALID, format!("aclrtFree: {}", self.describe(address, 0))));
@@ -184,6 +207,7 @@ impl Space {
 
     /// Ends all allocations of a device.
     pub fn free_all(&self, device: i32) {
+        self.unmap_all(device);
         let all: Vec<usize> =
             self.read().live.values().filter(|a| a.device == device).map(|a| a.base).collect();
         for base in all {

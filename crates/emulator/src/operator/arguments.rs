@@ -271,6 +271,8 @@ fn wrong(name: &str) -> Fault {
 pub trait Parameter {
     /// What C passes.
     type Raw: Copy;
+    /// The same in C's words.
+    const C: &'static str;
     /// Whether the call writes it.
     const OUTPUT: bool = false;
 
@@ -282,12 +284,13 @@ pub trait Parameter {
 }
 
 macro_rules! handles {
-    ($($(#[$what:meta])* $kind:ident $output:literal = |$handle:ident| $value:expr;)*) => {
+    ($($(#[$what:meta])* $kind:ident $c:literal $output:literal = |$handle:ident| $value:expr;)*) => {
         $(
             $(#[$what])*
             pub struct $kind;
             impl Parameter for $kind {
                 type Raw = usize;
+                const C: &'static str = $c;
                 const OUTPUT: bool = $output;
                 unsafe fn take($handle: usize) -> Result<Value, Fault> {
                     Ok($value)
@@ -307,26 +310,27 @@ fn list(handle: usize) -> Result<Vec<Tensor>, Fault> {
 
 handles! {
     /// A tensor.
-    T false = |handle| Value::Tensor(some(handle, snapshot)?);
+    T "const aclTensor *" false = |handle| Value::Tensor(some(handle, snapshot)?);
     /// A list of tensors.
-    TL false = |handle| Value::Tensors(some(handle, list)?);
+    TL "const aclTensorList *" false = |handle| Value::Tensors(some(handle, list)?);
     /// A tensor that the call writes.
-    To true = |handle| Value::Tensor(some(handle, snapshot)?);
+    To "const aclTensor *" true = |handle| Value::Tensor(some(handle, snapshot)?);
     /// A list of tensors that the call writes.
-    TLo true = |handle| Value::Tensors(some(handle, list)?);
+    TLo "const aclTensorList *" true = |handle| Value::Tensors(some(handle, list)?);
     /// A scalar.
-    S false = |handle| Value::Scalar(some(handle, |handle| SCALARS.get(handle).map(|scalar| *scalar))?);
+    S "const aclScalar *" false = |handle| Value::Scalar(some(handle, |handle| SCALARS.get(handle).map(|scalar| *scalar))?);
     /// An array of i64.
-    I false = |handle| Value::Ints(some(handle, |handle| INTS.get(handle).map(|ints| ints.to_vec()))?);
+    I "const aclIntArray *" false = |handle| Value::Ints(some(handle, |handle| INTS.get(handle).map(|ints| ints.to_vec()))?);
     /// An array of bool.
-    B false = |handle| Value::Bools(some(handle, |handle| BOOLS.get(handle).map(|bools| bools.to_vec()))?);
+    B "const aclBoolArray *" false = |handle| Value::Bools(some(handle, |handle| BOOLS.get(handle).map(|bools| bools.to_vec()))?);
 }
 
 macro_rules! numbers {
-    ($($kind:ident: $raw:ty => $variant:ident as $to:ty;)*) => {
+    ($($kind:ident $c:literal: $raw:ty => $variant:ident as $to:ty;)*) => {
         $(
             impl Parameter for $kind {
                 type Raw = $raw;
+                const C: &'static str = $c;
                 unsafe fn take(raw: $raw) -> Result<Value, Fault> {
                     Ok(Value::$variant(raw as $to))
                 }
@@ -341,14 +345,14 @@ pub struct Flag;
 pub struct Dt;
 
 numbers! {
-    i64: i64 => Integer as i64;
-    u64: u64 => Integer as i64;
-    i32: i32 => Integer as i64;
-    i8: i8 => Integer as i64;
-    Flag: u8 => Integer as i64;
-    Dt: i32 => Integer as i64;
-    f32: f32 => Float as f64;
-    f64: f64 => Float as f64;
+    i64 "int64_t": i64 => Integer as i64;
+    u64 "uint64_t": u64 => Integer as i64;
+    i32 "int32_t": i32 => Integer as i64;
+    i8 "int8_t": i8 => Integer as i64;
+    Flag "bool": u8 => Integer as i64;
+    Dt "aclDataType": i32 => Integer as i64;
+    f32 "float": f32 => Float as f64;
+    f64 "double": f64 => Float as f64;
 }
 
 /// A C string.
@@ -356,6 +360,7 @@ pub struct Str;
 
 impl Parameter for Str {
     type Raw = *const c_char;
+    const C: &'static str = "const char *";
 
     unsafe fn take(raw: *const c_char) -> Result<Value, Fault> {
         // SAFETY: the caller's promise.

@@ -46,8 +46,17 @@ pub struct Operator {
     pub function: &'static str,
     /// The first phase's name.
     pub planner: &'static str,
+    /// Names of the first phase's arguments, and their types in C.
+    pub parameters: &'static [(&'static str, &'static str)],
     /// Checks arguments and makes what runs later.
     pub plan: fn(&Arguments) -> Planned,
+}
+
+/// An operator with the addresses of its two phases.
+pub struct Entry {
+    operator: &'static Operator,
+    first_phase: usize,
+    second_phase: usize,
 }
 
 type Body = dyn Fn(&Run) -> Result<(), Fault> + Send + Sync;
@@ -89,6 +98,7 @@ macro_rules! operators {
                     name: stringify!($name),
                     function: concat!("aclnn", stringify!($name)),
                     planner: concat!("aclnn", stringify!($name), "GetWorkspaceSize"),
+                    parameters: &[$((stringify!($argument), <$kind as Parameter>::C)),*],
                     plan: $plan,
                 };
 
@@ -115,47 +125,64 @@ macro_rules! operators {
             }
         )*
 
-        /// Names and addresses of this family's functions.
-        pub fn entries() -> Vec<(&'static str, usize)> {
+        /// This family's operators.
+        pub fn entries() -> Vec<$crate::operator::Entry> {
             vec![$(
-                ($name::OPERATOR.planner, $name::first_phase as *const () as usize),
-                ($name::OPERATOR.function, $name::second_phase as *const () as usize),
+                $crate::operator::Entry {
+                    operator: &$name::OPERATOR,
+                    first_phase: $name::first_phase as *const () as usize,
+                    second_phase: $name::second_phase as *const () as usize,
+                },
             )*]
         }
     };
 }
 use operators;
 
+fn every() -> impl Iterator<Item = Entry> {
+    let families = [
+        absent::entries(),
+        activation::entries(),
+        attention_fused::entries(),
+        binary::entries(),
+        compare::entries(),
+        convolution::entries(),
+        experts::entries(),
+        filling::entries(),
+        gating::entries(),
+        grouped::entries(),
+        indexing::entries(),
+        losses::entries(),
+        movement::entries(),
+        norms::entries(),
+        optimizer::entries(),
+        ordering::entries(),
+        products::entries(),
+        reductions::entries(),
+        rotary::entries(),
+        scatter::entries(),
+        softmax::entries(),
+        solve::entries(),
+        unary::entries(),
+    ];
+    families.into_iter().flatten()
+}
+
+/// All operators, by name.
+pub fn all() -> Vec<&'static Operator> {
+    let mut all: Vec<_> = every().map(|entry| entry.operator).collect();
+    all.sort_unstable_by_key(|operator| operator.name);
+    all
+}
+
 /// Addresses of all aclnn functions.
 pub fn functions() -> &'static BTreeMap<&'static str, usize> {
     static FUNCTIONS: OnceLock<BTreeMap<&'static str, usize>> = OnceLock::new();
     FUNCTIONS.get_or_init(|| {
-        let families = [
-            absent::entries(),
-            activation::entries(),
-            attention_fused::entries(),
-            binary::entries(),
-            compare::entries(),
-            convolution::entries(),
-            experts::entries(),
-            filling::entries(),
-            gating::entries(),
-            grouped::entries(),
-            indexing::entries(),
-            losses::entries(),
-            movement::entries(),
-            norms::entries(),
-            optimizer::entries(),
-            ordering::entries(),
-            products::entries(),
-            reductions::entries(),
-            rotary::entries(),
-            scatter::entries(),
-            softmax::entries(),
-            solve::entries(),
-            unary::entries(),
-        ];
+        let pairs = every().flat_map(|entry| {
+            [(entry.operator.planner, entry.first_phase), (entry.operator.function, entry.second_phase)]
+        });
         let single = products::single_calls().into_iter().chain(absent::single_calls());
-        families.into_iter().flatten().chain(single).collect()
+        pairs.chain(single).collect()
     })
 }

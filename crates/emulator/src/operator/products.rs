@@ -95,9 +95,7 @@ fn plan(left: Operand, right: Operand, out: Operand, cube_math_type: i64, scaled
             )));
         }
     }
-    if left.dtype != right.dtype {
-        return Err(right.refuse(format!("must be of {} as {}", left.dtype.name(), left.label())));
-    }
+    // Operands of two float types are promoted, as ggml-cann relies on for f32 activations with f16 weights.
     let precision = Precision::of(cube_math_type, &[&left, &right])?;
     let (row, column) = (left.rank() == 1, right.rank() == 1);
     let left = if row { unsqueeze(&left, 0) } else { left };

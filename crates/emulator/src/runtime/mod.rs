@@ -9,3 +9,4 @@ pub mod info;
 pub mod memory_errors;
 pub mod stream;
 pub mod stream_functions;
+pub mod virtual_memory;

