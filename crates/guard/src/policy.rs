@@ -94,6 +94,18 @@ pub enum BadData {
     SkipBatch,
 }
 
+/// What is done about an operator that a device computes wrong again and again while another device agrees with its checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WrongOperator {
+    /// The device is left until it passes a test.
+    #[default]
+    Quarantine,
+    /// The operator alone runs on the next device of the list, the rest stays where it is. A device that is wrong in more
+    /// than three operators is left all the same.
+    Move,
+}
+
 /// When a worker is started again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -240,6 +252,8 @@ pub struct Policy {
     pub on_fault: Option<String>,
     /// What is done about a batch that is not finite on any device.
     pub bad_data: BadData,
+    /// What is done about an operator that is wrong on one device alone.
+    pub wrong_operator: WrongOperator,
     /// Executions of one step after which the run stops, whatever else the table says.
     pub attempts_max: u32,
     /// How long another device may take to confirm an alarm, in seconds.
@@ -267,6 +281,7 @@ impl Default for Policy {
             standby: true,
             on_fault: None,
             bad_data: BadData::default(),
+            wrong_operator: WrongOperator::default(),
             attempts_max: 20,
             confirm_limit_seconds: 600.0,
             checkpoint_limit_seconds: 600.0,
@@ -435,6 +450,7 @@ mod tests {
         }
         for (text, expected) in [
             ("levle = \"full\"", "level"),
+            ("wrong_operator = \"leave\"", "move"),
             ("level = \"most\"", "shadow"),
             ("snapshot_every = 0", "from 1 on"),
             ("snapshot_every = -3", "from 1 on"),

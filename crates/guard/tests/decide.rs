@@ -46,7 +46,7 @@ fn alarm(suspect: Suspect) -> Alarm {
 }
 
 fn lost() -> FaultKind {
-    FaultKind::Lost { reason: "signal 9".into() }
+    FaultKind::Lost { reason: "signal 9".into(), for_good: false }
 }
 
 impl Play {

@@ -625,6 +625,7 @@ impl Supervisor {
             Action::Confirm { attempt, range, place, device, .. } => {
                 self.confirm(attempt, range, place, device);
             }
+            Action::Move { device, operator, to } => self.move_operator(device, &operator, to),
             Action::Retest { device } => self.retest(device),
             Action::Record(entry) => self.record(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
@@ -643,6 +644,15 @@ impl Supervisor {
         }
         // Dropping a crew kills its process and awaits its end: only then may its memory go to another.
         self.crews.remove(&worker);
+    }
+
+    /// Workers of a device are started for another name from now on: the device with an operator elsewhere.
+    fn move_operator(&mut self, device: DeviceIndex, operator: &str, to: DeviceIndex) {
+        let to = self.options.devices.get(usize::from(to.0)).cloned();
+        let (Some(spec), Some(to)) = (self.options.devices.get_mut(usize::from(device.0)), to) else {
+            return;
+        };
+        spec.move_operator(operator, &to);
     }
 
     fn retest(&mut self, device: DeviceIndex) {
@@ -825,7 +835,7 @@ impl Supervisor {
 /// # Errors
 /// It did not come up, or its device could not be opened.
 pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> Result<RemoteDevice, Fault> {
-    let lost = |reason: String| Fault::new(spec.name.clone(), FaultKind::Lost { reason });
+    let lost = |reason: String| Fault::new(spec.name.clone(), FaultKind::Lost { reason, for_good: false });
     let control = world.shared_memory().create("toprope-control", CONTROL_BYTES);
     let control = control.map_err(|error| lost(error.to_string()))?;
     let hello = worker::hello(String::new(), Worker { rank: Rank(0), generation: Generation(0) }, spec, None);
