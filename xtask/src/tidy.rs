@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "toprope-campaign",
         &[
+            "toprope-ascend",
             "toprope-devices",
             "toprope-guard",
             "toprope-model",

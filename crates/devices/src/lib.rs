@@ -193,6 +193,26 @@ pub fn further() -> Vec<String> {
     (1..count).map(|index| format!("{ASCEND}{index}")).collect()
 }
 
+/// What CANN's emulator calls itself, where an `ascend:` name leads to it rather than to a chip.
+///
+/// # Errors
+/// The name, or no CANN and no emulator in reach.
+pub fn ascend_emulator(name: &str) -> Result<Option<String>, OpenError> {
+    match toprope_ascend::devices(name) {
+        Ok(listing) => Ok(listing.emulator),
+        Err(error) => Err(OpenError::Start { device: name.into(), reason: error.to_string() }),
+    }
+}
+
+/// How an Ascend chip is, where its driver tells it: a line, and its problems.
+///
+/// # Errors
+/// Who tells it was not found: where it was looked for.
+pub fn ascend_health(name: &str) -> Result<(String, Vec<String>), String> {
+    let health = toprope_ascend::health::health(name)?;
+    Ok((health.to_string(), health.problems()))
+}
+
 /// What can be chosen of an `ascend:` device.
 pub fn ascend_variants() -> &'static [Variant] {
     toprope_ascend::name::VARIANTS

@@ -258,6 +258,9 @@ pub struct Policy {
     pub attempts_max: u32,
     /// How long another device may take to confirm an alarm, in seconds.
     pub confirm_limit_seconds: f64,
+    /// How long a worker may take to come up and to prepare the program, and how long a copy may take that it is asked for,
+    /// in seconds.
+    pub launch_limit_seconds: f64,
     /// How long a durable checkpoint may take before it counts as failed, in seconds.
     pub checkpoint_limit_seconds: f64,
     /// How often the state is copied from a device with its own memory to the host.
@@ -284,6 +287,7 @@ impl Default for Policy {
             wrong_operator: WrongOperator::default(),
             attempts_max: 20,
             confirm_limit_seconds: 600.0,
+            launch_limit_seconds: 120.0,
             checkpoint_limit_seconds: 600.0,
             snapshot_every: SnapshotEvery::default(),
             restart: Restart::default(),
@@ -367,6 +371,7 @@ impl Policy {
         let numbers = [
             ("attempts_max", f64::from(self.attempts_max)),
             ("confirm_limit_seconds", self.confirm_limit_seconds),
+            ("launch_limit_seconds", self.launch_limit_seconds),
             ("checkpoint_limit_seconds", self.checkpoint_limit_seconds),
             ("restart.backoff_max_seconds", self.restart.backoff_max_seconds),
             ("restart.backoff_seconds", self.restart.backoff_seconds),

@@ -1,16 +1,15 @@
-//! `toprope rehearse`: a short training with every class of fault, and whether each promise held.
+//! Eleven scenes on the processor: a short training with every class of fault injected, and whether each promise held.
 //!
 //! Each scene is this binary's own `train`, as a user would run it, with faults injected; what happened is read from the
 //! run's journal, and the end state is held against that of a run that nobody disturbed.
 
+use super::curve::leaves;
+use super::stage::{Stage, last_lines};
 use crate::command::Rehearse;
 use crate::exit::{Exit, Failure, OrExit};
 use serde::Serialize;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 use toprope_guard::journal::{FaultRecord, GuardSummary, RunRecord};
-use toprope_world::{Exit as Ended, Launch, RealWorld, Stream, World};
+use toprope_world::{Exit as Ended, RealWorld, World};
 
 /// How a scene must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,15 +160,8 @@ struct SceneReport {
     seconds: f64,
 }
 
-/// Losses of the last steps lie this close, relatively: the curve tolerance of bf16.
-const CURVE_TOLERANCE: f64 = 2e-3;
-
-/// Steps after which curves of other devices are held to twice the clean spread only (DESIGN, "Numerics"); a rehearsal
-/// is short, so a tenth is far outside of it.
-const LATE_TOLERANCE: f64 = 0.1;
-
-/// Rehearses.
-pub fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
+/// Plays the scenes.
+pub(super) fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     let started = world.clock().monotonic();
     let (folder, temporary) = match &arguments.keep {
@@ -179,9 +171,10 @@ pub fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
             (std::env::temp_dir().join(name), true)
         }
     };
-    let stage = Stage { world: &world, recipe: &arguments.recipe, steps: arguments.steps, folder: &folder };
-    println!("rehearsing {} steps of {}: every fault below is injected", arguments.steps, arguments.recipe);
-    let clean = stage.train("undisturbed", &[], None, false)?;
+    let steps = arguments.steps;
+    let stage = Stage { world: &world, recipe: &arguments.recipe, folder: &folder };
+    println!("rehearsing {steps} steps of {} on cpu: every fault below is injected", arguments.recipe);
+    let clean = stage.train("undisturbed", steps, &[], None, false)?;
     let Some(hash) = clean.hash.clone() else {
         return Err(Failure::new(Exit::Internal, format!("the undisturbed run failed:\n{}", clean.told)));
     };
@@ -189,7 +182,7 @@ pub fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
     println!("undisturbed: {:.1} s, state {}", clean.seconds, &hash[..16]);
     let mut reports = Vec::new();
     for (number, scene) in SCENES.iter().enumerate() {
-        let report = stage.play(number + 1, scene, &hash, &clean_run)?;
+        let report = play(&stage, (number + 1, scene), steps, (&hash, &clean_run))?;
         show(number + 1, scene, &report);
         reports.push(report);
     }
@@ -243,175 +236,68 @@ fn show(number: usize, scene: &Scene, report: &SceneReport) {
     }
 }
 
-/// How one process of `train` ended.
-struct Played {
-    hash: Option<String>,
-    ended: Ended,
-    told: String,
-    seconds: f64,
-}
-
-struct Stage<'a> {
-    world: &'a RealWorld,
-    recipe: &'a str,
-    steps: u64,
-    folder: &'a Path,
-}
-
 /// A rehearsal's journal is shorter.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 
 /// Times the steps of the other scenes that a run lasts in which a device is tested and comes back.
 const LONG: u64 = 15;
 
-/// No scene takes longer; one that does is a hang of ours.
-const SCENE_LIMIT: Duration = Duration::from_secs(300);
-
-impl Stage<'_> {
-    fn play(
-        &self,
-        number: usize,
-        scene: &Scene,
-        hash: &str,
-        clean: &RunRecord,
-    ) -> Result<SceneReport, Failure> {
-        let steps = if scene.comes_back { LONG * self.steps } else { self.steps };
-        let stage = Stage { steps, ..*self };
-        let name = format!("scene-{number}");
-        let started = self.world.clock().monotonic();
-        let mut broken = Vec::new();
-        let mut played = stage.train(&name, scene.arguments, Some(scene.faults), false)?;
-        if scene.resumes {
-            if played.ended == Ended::Code(0) {
-                broken.push("the run was to die and did not".to_string());
-            }
-            played = stage.train(&name, &[], None, true)?;
+fn play(
+    stage: &Stage<'_>,
+    (number, scene): (usize, &Scene),
+    steps: u64,
+    (hash, clean): (&str, &RunRecord),
+) -> Result<SceneReport, Failure> {
+    let steps = if scene.comes_back { LONG * steps } else { steps };
+    let name = format!("scene-{number}");
+    let started = stage.world.clock().monotonic();
+    let mut broken = Vec::new();
+    let mut played = stage.train(&name, steps, scene.arguments, Some(scene.faults), false)?;
+    if scene.resumes {
+        if played.ended == Ended::Code(0) {
+            broken.push("the run was to die and did not".to_string());
         }
-        let run = RunRecord::read(self.world, &self.folder.join(&name)).or_exit(Exit::Run)?;
-        match (&played.hash, scene.promise) {
-            (None, _) => broken.push(format!("the run did not end: {}", last_lines(&played.told))),
-            (Some(end), Promise::SameBits) if end != hash => {
-                broken.push(format!(
-                    "the end state is {}, the undisturbed one's {}",
-                    &end[..16],
-                    &hash[..16]
-                ));
-            }
-            _ => {}
-        }
-        if scene.promise == Promise::SameCurve {
-            broken.extend(curve(&run, clean));
-        }
-        for class in scene.expects {
-            if !run.faults.iter().any(|fault| fault.class.name() == *class) {
-                broken.push(format!("no fault of class `{class}` was seen"));
-            }
-        }
-        if scene.comes_back && !self.came_back(&name) {
-            broken.push("the run did not come back to its first device".into());
-        }
-        let proof = run.ledger.prove();
-        if let Some(violation) = &proof.violation {
-            broken.push(violation.to_string());
-        }
-        if proof.committed != steps {
-            broken.push(format!("{} of {steps} steps are in the ledger", proof.committed));
-        }
-        let seconds = self.world.clock().monotonic().saturating_sub(started).as_secs_f64();
-        Ok(SceneReport {
-            name: scene.name.into(),
-            passed: broken.is_empty(),
-            broken,
-            faults: run.faults.clone(),
-            summary: Some(GuardSummary::of(&run)),
-            seconds,
-        })
+        played = stage.train(&name, steps, &[], None, true)?;
     }
-
-    fn came_back(&self, name: &str) -> bool {
-        let path = self.folder.join(name).join("journal.jsonl");
-        let text = self.world.files().read(&path, JOURNAL_BYTES_MAX).unwrap_or_default();
-        String::from_utf8_lossy(&text).contains("\"event\":\"failed_back\"")
+    let run = RunRecord::read(stage.world, &stage.folder.join(&name)).or_exit(Exit::Run)?;
+    match (&played.hash, scene.promise) {
+        (None, _) => broken.push(format!("the run did not end: {}", last_lines(&played.told))),
+        (Some(end), Promise::SameBits) if end != hash => {
+            broken.push(format!("the end state is {}, the undisturbed one's {}", &end[..16], &hash[..16]));
+        }
+        _ => {}
     }
-
-    /// Runs `train` in a process of its own.
-    fn train(
-        &self,
-        name: &str,
-        further: &[&str],
-        faults: Option<&str>,
-        resume: bool,
-    ) -> Result<Played, Failure> {
-        let program = std::env::current_exe().or_exit(Exit::Internal)?;
-        let run: PathBuf = self.folder.join(name);
-        let steps = self.steps.to_string();
-        let mut arguments: Vec<String> = ["train", "--json", "--run"].map(String::from).into();
-        arguments.push(run.to_string_lossy().into_owned());
-        if resume {
-            arguments.push("--resume".into());
-        } else {
-            arguments.push(self.recipe.into());
-            arguments.extend(["--steps", &steps].map(String::from));
-            let quick = ["checkpoint.every=10", "evaluation.final_tokens=256", "sample.tokens=0"];
-            arguments.extend(quick.iter().flat_map(|set| ["--set".to_string(), (*set).to_string()]));
-            arguments.extend(further.iter().map(|argument| (*argument).to_string()));
-        }
-        if let Some(faults) = faults {
-            arguments.extend(["--faults".to_string(), faults.to_string()]);
-        }
-        let launch = Launch {
-            program,
-            arguments: arguments.into_iter().map(Into::into).collect(),
-            input: Stream::Null,
-            output: Stream::Pipe,
-            error: Stream::Pipe,
-            dies_with_parent: true,
-            ..Launch::default()
-        };
-        let started = self.world.clock().monotonic();
-        let mut child = self.world.processes().spawn(&launch).or_exit(Exit::Internal)?;
-        // Both pipes are read, so that neither fills up: the errors on a thread.
-        let errors = child.take_error().map(|mut pipe| {
-            std::thread::spawn(move || {
-                let mut text = String::new();
-                // What cannot be read is missing from a message only.
-                let _ = pipe.read_to_string(&mut text);
-                text
-            })
-        });
-        let mut told = String::new();
-        if let Some(mut pipe) = child.take_output() {
-            // As above.
-            let _ = pipe.read_to_string(&mut told);
-        }
-        let ended = child.wait(SCENE_LIMIT).or_exit(Exit::Internal)?;
-        let Some(ended) = ended else {
-            child.kill().or_exit(Exit::Internal)?;
-            return Err(Failure::new(Exit::Internal, format!("{name}: no end within {SCENE_LIMIT:?}")));
-        };
-        let last = told.lines().last().unwrap_or_default();
-        let summary: Option<serde_json::Value> = serde_json::from_str(last).ok();
-        let hash = summary.and_then(|summary| Some(summary.get("state_hash")?.as_str()?.to_string()));
-        let errors = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
-        let seconds = self.world.clock().monotonic().saturating_sub(started).as_secs_f64();
-        Ok(Played { hash, ended, told: errors, seconds })
+    if scene.promise == Promise::SameCurve {
+        broken.extend(leaves(&run, clean));
     }
-}
-
-fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(3)..].join(" / ")
-}
-
-/// Where a curve leaves that of the undisturbed run.
-fn curve(run: &RunRecord, clean: &RunRecord) -> Option<String> {
-    run.steps.iter().zip(&clean.steps).find_map(|(got, want)| {
-        let (Some(got_loss), Some(want_loss)) = (got.loss, want.loss) else {
-            return Some(format!("the loss of step {} is not finite", got.step));
-        };
-        let tolerance = if got.step < 20 { CURVE_TOLERANCE } else { LATE_TOLERANCE };
-        let distance = (got_loss - want_loss).abs() / want_loss.abs();
-        let outside = distance.is_nan() || distance > tolerance;
-        outside.then(|| format!("the loss of step {} is {got_loss:.5}, undisturbed {want_loss:.5}", got.step))
+    for class in scene.expects {
+        if !run.faults.iter().any(|fault| fault.class.name() == *class) {
+            broken.push(format!("no fault of class `{class}` was seen"));
+        }
+    }
+    if scene.comes_back && !came_back(stage, &name) {
+        broken.push("the run did not come back to its first device".into());
+    }
+    let proof = run.ledger.prove();
+    if let Some(violation) = &proof.violation {
+        broken.push(violation.to_string());
+    }
+    if proof.committed != steps {
+        broken.push(format!("{} of {steps} steps are in the ledger", proof.committed));
+    }
+    let seconds = stage.world.clock().monotonic().saturating_sub(started).as_secs_f64();
+    Ok(SceneReport {
+        name: scene.name.into(),
+        passed: broken.is_empty(),
+        broken,
+        faults: run.faults.clone(),
+        summary: Some(GuardSummary::of(&run)),
+        seconds,
     })
+}
+
+fn came_back(stage: &Stage<'_>, name: &str) -> bool {
+    let path = stage.folder.join(name).join("journal.jsonl");
+    let text = stage.world.files().read(&path, JOURNAL_BYTES_MAX).unwrap_or_default();
+    String::from_utf8_lossy(&text).contains("\"event\":\"failed_back\"")
 }
