@@ -65,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cann-emulator-ascendcl", &[]),
     ("cann-emulator-nnopbase", &[]),
     ("cann-emulator-opapi", &[]),
+    ("cann-emulator-dcmi", &[]),
     ("xtask", &[]),
 ];
 

@@ -70,6 +70,7 @@ pub fn health(name: &str) -> Result<Health, String> {
     let beside = files.first().and_then(|file| file.parent()).filter(|folder| !folder.as_os_str().is_empty());
     let mut places: Vec<Option<PathBuf>> = vec![beside.map(Path::to_path_buf), None];
     places.push(Some(INSTALLED.into()));
+    places.dedup();
     let mut tried = Vec::new();
     for place in places {
         let told =

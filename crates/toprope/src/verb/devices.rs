@@ -30,6 +30,9 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
         }
         let mut problems = d.health.clone();
         if name.starts_with("ascend:") {
+            let told = d.versions.iter().filter(|(what, _)| what != "toprope-ascend");
+            let told: Vec<String> = told.map(|(what, version)| format!("{what} {version}")).collect();
+            println!("{:<12} {}", "", told.join(", "));
             match toprope_devices::ascend_health(&name) {
                 Ok((line, found)) => {
                     println!("{:<12} {line}", "");
