@@ -73,13 +73,24 @@ pub fn ci(root: &Path) -> Result<(), String> {
                 ],
             ),
             ("rehearse", vec!["cargo", "run", "--release", "--features", "parquet", "--", "rehearse"]),
+            (
+                "rehearse cpu",
+                vec![
+                    "cargo",
+                    "run",
+                    "--release",
+                    "--features",
+                    "parquet",
+                    "--",
+                    "rehearse",
+                    "--device",
+                    "cpu",
+                ],
+            ),
             ("simulate", vec!["cargo", "xtask", "simulate", "500"]),
             ("worker kills", vec!["cargo", "xtask", "worker-kills", "40", "--others", "8"]),
             ("campaign", vec!["cargo", "xtask", "campaign", "--quick"]),
-            (
-                "campaign npu",
-                vec!["cargo", "xtask", "campaign", "npu", "--every", "23", "--schedules", "10"],
-            ),
+            ("campaign npu", vec!["cargo", "xtask", "campaign", "npu", "--every", "23", "--schedules", "10"]),
         ],
     )
 }

@@ -128,7 +128,7 @@ pub(super) fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
         broken.extend(leaves(&run, &clean));
         (loss, undisturbed_loss) = (last_mean(&run, LAST), last_mean(&clean, LAST));
     }
-    let (lost, doubled) = (guard.batches_lost, guard.batches_doubled);
+    let (lost, doubled) = (proof.batches_lost, proof.batches_doubled);
     println!("ledger: {committed} steps, each batch counted once: {lost} lost, {doubled} doubled");
     if let (Some(loss), Some(calm)) = (loss, undisturbed_loss) {
         println!(
