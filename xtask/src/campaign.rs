@@ -5,9 +5,9 @@ use std::process::Command;
 
 /// Hands its arguments on.
 pub fn run(root: &Path, arguments: &[String]) -> Result<(), String> {
-    // `campaign cost` starts workers of the binary.
+    // `campaign cost` starts workers of the binary, `campaign npu` on the emulator beside it: the default members.
     let built = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", "toprope", "--features", "parquet"])
+        .args(["build", "--quiet", "--release", "--features", "toprope/parquet"])
         .current_dir(root)
         .status()
         .map_err(|error| format!("cannot run cargo: {error}"))?;

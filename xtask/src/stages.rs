@@ -64,9 +64,11 @@ pub fn ci(root: &Path) -> Result<(), String> {
             // The binary that the tests were run with: `cargo run` would build it anew with fewer features.
             ("default recipe", vec![BINARY, "train", "--steps", "5", "--json"]),
             ("rehearse", vec![BINARY, "rehearse"]),
+            ("rehearse cpu", vec![BINARY, "rehearse", "--device", "cpu"]),
             ("simulate", vec!["cargo", "xtask", "simulate", "500"]),
             ("worker kills", vec!["cargo", "xtask", "worker-kills", "40", "--others", "8"]),
             ("campaign", vec!["cargo", "xtask", "campaign", "--quick"]),
+            ("campaign npu", vec!["cargo", "xtask", "campaign", "npu", "--every", "23", "--schedules", "10"]),
         ],
     )
 }
@@ -83,6 +85,7 @@ pub fn full(root: &Path) -> Result<(), String> {
             ("simulate", vec!["cargo", "xtask", "simulate", "10000"]),
             ("worker kills", vec!["cargo", "xtask", "worker-kills", "500", "--others", "100"]),
             ("campaign", vec!["cargo", "xtask", "campaign", "--faults", "5000"]),
+            ("campaign npu", vec!["cargo", "xtask", "campaign", "npu"]),
         ],
     )
 }

@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "toprope-campaign",
         &[
+            "toprope-ascend",
             "toprope-devices",
             "toprope-guard",
             "toprope-model",
@@ -46,12 +47,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "toprope-cpu",
             "toprope-program",
             "toprope-protocol",
+            "toprope-placed",
             "toprope-pytorch",
             "toprope-reference",
             "toprope-world",
         ],
     ),
     ("toprope-pytorch", &["toprope-program", "toprope-protocol", "toprope-world"]),
+    ("toprope-placed", &["toprope-program", "toprope-world"]),
     ("toprope-defects", &["toprope-program", "toprope-protocol", "toprope-pytorch", "toprope-world"]),
     ("toprope-ascend", &["toprope-program"]),
     ("toprope-reference", &["toprope-program"]),
@@ -62,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cann-emulator-ascendcl", &[]),
     ("cann-emulator-nnopbase", &[]),
     ("cann-emulator-opapi", &[]),
+    ("cann-emulator-dcmi", &[]),
     ("xtask", &[]),
 ];
 

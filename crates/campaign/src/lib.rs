@@ -10,6 +10,7 @@ pub mod clean; // steps without faults: checks, alarms, false accusations
 pub mod cost; // what checking costs when nothing fails
 pub mod draw; // which faults are injected
 pub mod harm; // what a fault does to a step
+pub mod npu; // the guard on the emulated NPU
 pub mod report; // tables and JSON
 pub mod rules; // the field's other rules
 pub mod scene; // a recipe's step with recorded states

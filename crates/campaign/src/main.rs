@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use toprope_campaign::draw::{Persistence, planned};
+use toprope_campaign::npu::{Bench, Totals, Trial, all, matrix, schedules};
 use toprope_campaign::report::{Report, costs_text};
 use toprope_campaign::scene::{Scene, recipe};
 use toprope_campaign::{CampaignError, clean, cost, supervised, trial};
@@ -23,6 +24,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The guard on the emulated NPU: every code of the runtime at launch and at synchronisation, passing and sticky, a hang
+    /// at every call, and random schedules; the batches that were lost or doubled, and what was named wrongly.
+    Npu(NpuArguments),
     /// What the guard costs when nothing fails: a worker under a supervisor, with checks, beside nothing around the step.
     Cost {
         /// Pairs of steps with and without, for each level.
@@ -44,6 +48,31 @@ enum Command {
         #[arg(long, default_value = "target/cost.json")]
         out: PathBuf,
     },
+}
+
+#[derive(Args)]
+struct NpuArguments {
+    /// Every so many of the matrix's defects: 1 is all of them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Random schedules.
+    #[arg(long, default_value_t = 200)]
+    schedules: u64,
+    /// Decides what the schedules are.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The recipe.
+    #[arg(long, default_value = "tiny-dense")]
+    recipe: String,
+    /// Runs beside each other.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Only defects whose name has this in it.
+    #[arg(long)]
+    only: Option<String>,
+    /// Tell every run, not only those in which something was wrong.
+    #[arg(long)]
+    verbose: bool,
 }
 
 #[derive(Args)]
@@ -85,6 +114,10 @@ fn main() -> ExitCode {
             let world: Arc<dyn World> = Arc::new(world);
             costs(&world, pairs, (&recipes, &dtypes), threads, checks_alone, &out)
         }
+        Some(Command::Npu(arguments)) => {
+            let world: Arc<dyn World> = Arc::new(world);
+            npu(&world, &arguments)
+        }
         None => campaign(&world, &arguments.run),
     };
     match done {
@@ -125,6 +158,31 @@ fn worker() -> Result<WorkerCommand, CampaignError> {
         )));
     }
     Ok(WorkerCommand { program, arguments: vec!["worker".into()], script: None })
+}
+
+fn npu(world: &Arc<dyn World>, arguments: &NpuArguments) -> Result<bool, CampaignError> {
+    let bench = Bench::new(world, worker()?, &arguments.recipe)?;
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    let cells: Vec<matrix::Cell> =
+        matrix::cells(&bench).into_iter().filter(|cell| wanted(&cell.name())).collect();
+    let cells: Vec<matrix::Cell> = cells.into_iter().step_by(arguments.every as usize).collect();
+    let seeds: Vec<u64> = (0..arguments.schedules).map(|turn| arguments.seed + turn).collect();
+    let tell = |trial: &Trial| {
+        if arguments.verbose || !trial.wrong.is_empty() {
+            let verdict = if trial.wrong.is_empty() { "right".into() } else { trial.wrong.join("; ") };
+            println!("{:5.1} s  {}: {verdict}", trial.seconds, trial.name);
+        }
+    };
+    let matrix = all(&bench, &cells, arguments.threads, matrix::trial, tell)?;
+    let schedules = all(&bench, &seeds, arguments.threads, schedules::trial, tell)?;
+    bench.close()?;
+    for unmet in &matrix.unmet {
+        println!("no run calls: {unmet}");
+    }
+    println!("{}", matrix.line("codes and hangs"));
+    println!("{}", schedules.line("random schedules"));
+    let passed = |totals: &Totals, asked: usize| asked == 0 || totals.passed();
+    Ok(passed(&matrix, cells.len()) && passed(&schedules, seeds.len()))
 }
 
 fn costs(

@@ -45,7 +45,7 @@ impl Bench {
         let file = defects.first().map_or("", |defect| defect.file);
         let command = with_defects(&inserted(file, "switched_by_host()"), options.python)?;
         let switch = world.shared_memory().create("toprope-defect", SWITCH_BYTES).map_err(|error| {
-            let kind = toprope_program::FaultKind::Lost { reason: error.to_string() };
+            let kind = toprope_program::FaultKind::Lost { reason: error.to_string(), for_good: false };
             PyTorchError::Fault { fault: Box::new(toprope_program::Fault::new("pytorch:cpu", kind)) }
         })?;
         // The switch is the last region.

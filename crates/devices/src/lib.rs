@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_ascend::name::PREFIX as ASCEND;
 use toprope_cpu::Level;
+use toprope_placed::{Guest, PlacedDevice};
+use toprope_program::placed::{PlacedName, PlacedNameError};
 use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
@@ -114,6 +116,10 @@ const DEVICES: &[Entry] = &[
 /// [`OpenError::Unknown`] with the nearest name, [`OpenError::Option`] where an option does not fit the device, or
 /// [`OpenError::Start`] where the machine does not let it start.
 pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    let placed = placed(name)?;
+    if !placed.moved.is_empty() {
+        return open_placed(&placed, options);
+    }
     // `cpu:avx2` is the cpu at that level: a device of its own in a list of fallbacks, since its bits may differ.
     if let Some((base, level)) = name.split_once(':')
         && base == "cpu"
@@ -138,7 +144,8 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Device>, OpenEr
 /// # Errors
 /// A name that is none, or an interpreter that is not there.
 pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<WorkerCommand>, OpenError> {
-    if !name.starts_with(PYTORCH) {
+    // One whose operators are on several devices is held by this binary.
+    if !name.starts_with(PYTORCH) || !placed(name)?.moved.is_empty() {
         return Ok(None);
     }
     let refused = |reason: String| OpenError::Start { device: name.into(), reason };
@@ -148,6 +155,11 @@ pub fn own_worker(name: &str, python: Option<&Path>) -> Result<Option<WorkerComm
 
 /// Whether a device computes in memory of the host, which a supervisor can share with its worker.
 pub fn in_host_memory(name: &str) -> bool {
+    if let Ok(PlacedName { device, moved }) = PlacedName::parse(name)
+        && !moved.is_empty()
+    {
+        return in_host_memory(&device) && moved.iter().all(|(_, to)| in_host_memory(to));
+    }
     match name.starts_with(PYTORCH) {
         true => toprope_pytorch::name::Name::parse(name).is_ok_and(|parsed| parsed.in_host_memory()),
         false => !name.starts_with(ASCEND),
@@ -181,6 +193,26 @@ pub fn further() -> Vec<String> {
     (1..count).map(|index| format!("{ASCEND}{index}")).collect()
 }
 
+/// What CANN's emulator calls itself, where an `ascend:` name leads to it rather than to a chip.
+///
+/// # Errors
+/// The name, or no CANN and no emulator in reach.
+pub fn ascend_emulator(name: &str) -> Result<Option<String>, OpenError> {
+    match toprope_ascend::devices(name) {
+        Ok(listing) => Ok(listing.emulator),
+        Err(error) => Err(OpenError::Start { device: name.into(), reason: error.to_string() }),
+    }
+}
+
+/// How an Ascend chip is, where its driver tells it: a line, and its problems.
+///
+/// # Errors
+/// Who tells it was not found: where it was looked for.
+pub fn ascend_health(name: &str) -> Result<(String, Vec<String>), String> {
+    let health = toprope_ascend::health::health(name)?;
+    Ok((health.to_string(), health.problems()))
+}
+
 /// What can be chosen of an `ascend:` device.
 pub fn ascend_variants() -> &'static [Variant] {
     toprope_ascend::name::VARIANTS
@@ -197,6 +229,27 @@ fn unknown(name: &str) -> OpenError {
     let nearest = names().min_by_key(distance).filter(|known| distance(known) <= known.len() / 2);
     let known = names().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     OpenError::Unknown { name: name.into(), nearest: nearest.map(Into::into), known }
+}
+
+fn placed(name: &str) -> Result<PlacedName, OpenError> {
+    let refused = |error: PlacedNameError| OpenError::Start { device: error.name, reason: error.reason };
+    PlacedName::parse(name).map_err(refused)
+}
+
+/// A device some of whose operators run on others; options but the level are for all of them.
+fn open_placed(name: &PlacedName, options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {
+    let main = open(&name.device, options)?;
+    let mut guests: Vec<(&str, Guest)> = Vec::new();
+    for (operator, to) in &name.moved {
+        if let Some((_, guest)) = guests.iter_mut().find(|(known, _)| known == to) {
+            guest.operators.push(operator.clone());
+            continue;
+        }
+        let device = open(to, &OpenOptions { level: None, ..options.clone() })?;
+        guests.push((to, Guest { device, operators: vec![operator.clone()] }));
+    }
+    let guests = guests.into_iter().map(|(_, guest)| guest).collect();
+    Ok(Box::new(PlacedDevice::new(name, main, guests, Box::new(RealWorld::new()))))
 }
 
 fn open_cpu(options: &OpenOptions) -> Result<Box<dyn Device>, OpenError> {

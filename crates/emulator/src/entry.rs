@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use crate::operator::executor;
 use crate::runtime::{
-    context, copy, event, host_function, info, memory_errors, stream_functions as stream, virtual_memory,
+    context, copy, event, host_function, info, management, memory_errors, stream_functions as stream,
+    virtual_memory,
 };
 use crate::{fault, objects, operator};
 
@@ -173,11 +174,27 @@ fn nnopbase() -> Vec<(&'static str, usize)> {
     }
 }
 
+/// `libdcmi.so`.
+fn dcmi() -> Vec<(&'static str, usize)> {
+    table! {
+        "dcmiEmulatorVersion" info::emulator_version;
+        "dcmi_init" management::init;
+        "dcmi_get_dcmi_version" management::version;
+        "dcmi_get_card_list" management::cards;
+        "dcmi_get_device_num_in_card" management::chips;
+        "dcmi_get_card_id_device_id_from_logicid" management::place;
+        "dcmi_get_device_health" management::health;
+        "dcmi_get_device_temperature" management::temperature;
+        "dcmi_get_device_ecc_info" management::memory_errors;
+    }
+}
+
 fn all() -> &'static BTreeMap<&'static str, usize> {
     static ALL: OnceLock<BTreeMap<&'static str, usize>> = OnceLock::new();
     ALL.get_or_init(|| {
         let operators = operator::functions().iter().map(|(&name, &function)| (name, function));
-        ascendcl().into_iter().chain(refused()).chain(nnopbase()).chain(operators).collect()
+        let runtime = ascendcl().into_iter().chain(refused()).chain(nnopbase()).chain(dcmi());
+        runtime.chain(operators).collect()
     })
 }
 
@@ -196,12 +213,13 @@ pub unsafe extern "C" fn cann_emulator_entry(name: *const c_char) -> *const c_vo
     found.map_or(std::ptr::null(), |&function| function as *const c_void)
 }
 
-/// Names of the functions of one library: `ascendcl`, `nnopbase` or `opapi`. Its forwarders must have the same.
+/// Names of the functions of one library: `ascendcl`, `nnopbase`, `opapi` or `dcmi`. Its forwarders must have the same.
 #[must_use]
 pub fn names(library: &str) -> Vec<&'static str> {
     let mut names: Vec<&str> = match library {
         "ascendcl" => ascendcl().into_iter().chain(refused()).map(|(name, _)| name).collect(),
         "nnopbase" => nnopbase().into_iter().map(|(name, _)| name).collect(),
+        "dcmi" => dcmi().into_iter().map(|(name, _)| name).collect(),
         "opapi" => operator::functions().keys().copied().collect(),
         _ => Vec::new(),
     };

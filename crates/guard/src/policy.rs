@@ -94,6 +94,18 @@ pub enum BadData {
     SkipBatch,
 }
 
+/// What is done about an operator that a device computes wrong again and again while another device agrees with its checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WrongOperator {
+    /// The device is left until it passes a test.
+    #[default]
+    Quarantine,
+    /// The operator alone runs on the next device of the list, the rest stays where it is. A device that is wrong in more
+    /// than three operators is left all the same.
+    Move,
+}
+
 /// When a worker is started again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -240,10 +252,15 @@ pub struct Policy {
     pub on_fault: Option<String>,
     /// What is done about a batch that is not finite on any device.
     pub bad_data: BadData,
+    /// What is done about an operator that is wrong on one device alone.
+    pub wrong_operator: WrongOperator,
     /// Executions of one step after which the run stops, whatever else the table says.
     pub attempts_max: u32,
     /// How long another device may take to confirm an alarm, in seconds.
     pub confirm_limit_seconds: f64,
+    /// How long a worker may take to come up and to prepare the program, and how long a copy may take that it is asked for,
+    /// in seconds.
+    pub launch_limit_seconds: f64,
     /// How long a durable checkpoint may take before it counts as failed, in seconds.
     pub checkpoint_limit_seconds: f64,
     /// How often the state is copied from a device with its own memory to the host.
@@ -267,8 +284,10 @@ impl Default for Policy {
             standby: true,
             on_fault: None,
             bad_data: BadData::default(),
+            wrong_operator: WrongOperator::default(),
             attempts_max: 20,
             confirm_limit_seconds: 600.0,
+            launch_limit_seconds: 120.0,
             checkpoint_limit_seconds: 600.0,
             snapshot_every: SnapshotEvery::default(),
             restart: Restart::default(),
@@ -352,6 +371,7 @@ impl Policy {
         let numbers = [
             ("attempts_max", f64::from(self.attempts_max)),
             ("confirm_limit_seconds", self.confirm_limit_seconds),
+            ("launch_limit_seconds", self.launch_limit_seconds),
             ("checkpoint_limit_seconds", self.checkpoint_limit_seconds),
             ("restart.backoff_max_seconds", self.restart.backoff_max_seconds),
             ("restart.backoff_seconds", self.restart.backoff_seconds),
@@ -435,6 +455,7 @@ mod tests {
         }
         for (text, expected) in [
             ("levle = \"full\"", "level"),
+            ("wrong_operator = \"leave\"", "move"),
             ("level = \"most\"", "shadow"),
             ("snapshot_every = 0", "from 1 on"),
             ("snapshot_every = -3", "from 1 on"),

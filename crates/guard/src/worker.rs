@@ -87,7 +87,7 @@ pub fn serve(
             hello.version,
             protocol::VERSION
         );
-        let fault = Box::new(Fault::new(hello.device, FaultKind::Lost { reason }));
+        let fault = Box::new(Fault::new(hello.device, FaultKind::Lost { reason, for_good: false }));
         return Ok(write_frame(output, &answer(Outcome::Fault { fault }), &[])?);
     }
     let mut regions = Vec::new();

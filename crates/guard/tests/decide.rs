@@ -6,8 +6,8 @@ use toprope_guard::decide::{
     Accumulated, Action, Alarm, Attempt, DeviceIndex, Digest, Duty, Entry, Event, FaultClass, FaultKind,
     Finding, Generation, Guard, Phase, Rank, Setup, Source, StateHome, StopReason, Suspect, Updated, Worker,
 };
-use toprope_guard::policy::{BadData, Policy};
-use toprope_program::Range;
+use toprope_guard::policy::{BadData, Policy, WrongOperator};
+use toprope_program::{Place, Range};
 
 fn setup(ranks: u16, devices: u16, home: StateHome) -> Setup {
     Setup {
@@ -46,7 +46,7 @@ fn alarm(suspect: Suspect) -> Alarm {
 }
 
 fn lost() -> FaultKind {
-    FaultKind::Lost { reason: "signal 9".into() }
+    FaultKind::Lost { reason: "signal 9".into(), for_good: false }
 }
 
 impl Play {
@@ -289,6 +289,54 @@ fn a_persistent_fault_moves_the_run_and_a_passed_test_moves_it_back() {
     assert_eq!(play.run_out(), StopReason::Done);
     assert_eq!(play.guard.placement(), [DeviceIndex(0)]);
     assert_eq!(play.guard.counters().fail_backs, 1);
+}
+
+/// An alarm about an operator that the replay repeats and the other device does not.
+fn wrong_operator(play: &mut Play, step: u64, operator: &str) -> Vec<Action> {
+    let (worker, attempt) = play.until_step(step);
+    let place = Place { range: Range::Accumulate, index: 3, operator: operator.into(), part: String::new() };
+    let alarm = Alarm { place: Some(place), ..alarm(Suspect::Compute) };
+    play.tell(Event::Accumulated { worker, attempt, result: result(2.0, vec![alarm]) });
+    play.tell(Event::Replayed { worker, attempt, finding: Finding::Agrees });
+    let device = Some(DeviceIndex(1));
+    play.tell(Event::Confirmed { attempt, device, other_chip: true, finding: Finding::Differs })
+}
+
+#[test]
+fn a_wrong_operator_alone_moves_where_the_policy_says_so_and_the_fourth_takes_the_device_with_it() {
+    let policy = Policy { wrong_operator: WrongOperator::Move, ..Policy::default() };
+    let mut play = Play::new(setup(1, 2, StateHome::Device), policy);
+    for (step, operator) in [(9, "matmul"), (15, "rope"), (21, "rms_norm")] {
+        let actions = wrong_operator(&mut play, step, operator);
+        let (device, to, operator) = (DeviceIndex(0), DeviceIndex(1), operator.to_string());
+        let moved = actions
+            .iter()
+            .position(|action| *action == Action::Move { device, operator: operator.clone(), to });
+        let moved = moved.unwrap_or_else(|| panic!("{operator} stays: {actions:?}"));
+        // Workers that know nothing of it are gone, and new ones come, after the device was changed.
+        let behind = &actions[moved..];
+        assert!(behind.iter().any(|action| matches!(action, Action::Kill { .. })), "{actions:?}");
+        let launched =
+            |action: &Action| matches!(action, Action::Launch { device, .. } if *device == DeviceIndex(0));
+        assert!(behind.iter().any(launched), "{actions:?}");
+        assert_eq!(play.guard.placement(), [DeviceIndex(0)]);
+    }
+    assert_eq!(play.guard.counters().operators_moved, 3);
+    let actions = wrong_operator(&mut play, 27, "attention");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Move { .. })), "{actions:?}");
+    assert_eq!(play.guard.placement(), [DeviceIndex(1)]);
+    assert_eq!(play.run_out(), StopReason::Done);
+}
+
+#[test]
+fn a_device_that_is_lost_for_good_is_left_at_once() {
+    let mut play = Play::new(setup(1, 2, StateHome::Device), Policy::default());
+    let (worker, _) = play.until_step(9);
+    let kind = FaultKind::Lost { reason: "507010 LOST_HEARTBEAT".into(), for_good: true };
+    play.tell(Event::Failed { worker, kind, place: None });
+    assert_eq!(play.guard.placement(), [DeviceIndex(1)]);
+    assert_eq!(play.guard.quarantined(), [DeviceIndex(0)]);
+    assert_eq!(play.run_out(), StopReason::Done);
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub enum FaultKind {
     Lost {
         /// What was seen: an exit status, a signal, a closed pipe.
         reason: String,
+        /// Whether its own software says that it is to be replaced: no new process mends that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        for_good: bool,
     },
     /// A deadline passed.
     Hang {
@@ -167,7 +170,7 @@ impl fmt::Display for FaultClass {
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FaultKind::Lost { reason } => write!(f, "lost: {reason}"),
+            FaultKind::Lost { reason, .. } => write!(f, "lost: {reason}"),
             FaultKind::Hang { waited_ms } => write!(f, "hang: no answer within {waited_ms} ms"),
             FaultKind::Driver { code, message } => write!(f, "driver error {code}: {message}"),
             FaultKind::OutOfMemory { needed_bytes, available_bytes } => {

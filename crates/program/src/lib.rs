@@ -17,6 +17,7 @@ pub mod memory; // where every value lies
 pub mod operator; // the closed set of operators
 pub mod order; // canonical order, dead code
 pub mod philox; // counter-based random bits
+pub mod placed; // names of devices some of whose operators run elsewhere
 pub mod program; // instructions in two ranges
 pub mod recompute; // what the backward pass computes again
 pub mod session; // a program with its buffers on a device

@@ -110,7 +110,7 @@ impl RemoteDevice {
     pub fn launch(world: &dyn World, options: WorkerOptions<'_>) -> Result<RemoteDevice, Fault> {
         let WorkerOptions { command, regions, mut hello, generation, patience } = options;
         let name = hello.device.clone();
-        let lost = |reason: String| Fault::new(name.clone(), FaultKind::Lost { reason });
+        let lost = |reason: String| Fault::new(name.clone(), FaultKind::Lost { reason, for_good: false });
         hello.regions =
             regions.iter().filter_map(|region| region.handle()).map(|handle| handle.to_string()).collect();
         if hello.regions.len() != regions.len() {
@@ -185,7 +185,7 @@ impl RemoteDevice {
                         "the worker speaks protocol version {version}, this supervisor {}; use one installation for both",
                         crate::VERSION
                     );
-                    return Err(self.lose(FaultKind::Lost { reason }));
+                    return Err(self.lose(FaultKind::Lost { reason, for_good: false }));
                 }
                 Outcome::Fault { fault } => return Err(*fault),
                 other => return Err(self.nonsense("hello", &other)),
@@ -231,7 +231,7 @@ impl RemoteDevice {
 
     fn nonsense(&mut self, request: &str, outcome: &Outcome) -> Fault {
         let reason = format!("the worker answered `{request}` with {outcome:?}");
-        self.lose(FaultKind::Lost { reason })
+        self.lose(FaultKind::Lost { reason, for_good: false })
     }
 
     fn send(&mut self, call: Call, payload: &[u8]) -> Result<u64, Fault> {
@@ -256,7 +256,7 @@ impl RemoteDevice {
             Ok(Some(exit)) => format!("the worker {exit}"),
             _ => format!("the worker's answer did not come: {error}"),
         };
-        self.lose(FaultKind::Lost { reason })
+        self.lose(FaultKind::Lost { reason, for_good: false })
     }
 
     /// The answer to request `id`, waited for at most `limit`.
@@ -271,7 +271,7 @@ impl RemoteDevice {
                 Ok(Ok(answer)) if answer.head.id == id => return Ok(Some(answer)),
                 Ok(Ok(answer)) => {
                     let reason = format!("the worker answered request {} in place of {id}", answer.head.id);
-                    return Err(self.lose(FaultKind::Lost { reason }));
+                    return Err(self.lose(FaultKind::Lost { reason, for_good: false }));
                 }
                 Ok(Err(error)) => return Err(self.gone(&error)),
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
@@ -431,7 +431,7 @@ impl Device for RemoteDevice {
                 answer.payload.len(),
                 bytes.len()
             );
-            return Err(self.lose(FaultKind::Lost { reason }));
+            return Err(self.lose(FaultKind::Lost { reason, for_good: false }));
         }
         bytes.copy_from_slice(&answer.payload);
         Ok(())

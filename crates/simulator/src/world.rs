@@ -250,7 +250,7 @@ impl World {
     fn die(&mut self, at: Duration, worker: Worker, noticed_after: Duration) {
         let Some(process) = self.processes.get_mut(&worker).filter(|process| process.alive) else { return };
         process.alive = false;
-        let kind = FaultKind::Lost { reason: "signal 9".into() };
+        let kind = FaultKind::Lost { reason: "signal 9".into(), for_good: false };
         self.say(at + noticed_after, Event::Failed { worker, kind, place: None }, Some(worker), Effect::None);
     }
 
@@ -401,7 +401,7 @@ impl World {
                     // The closed pipe of a process that was ended may be heard of late.
                     if alive && self.random.percent(30) {
                         let at = now + Duration::from_millis(self.random.between(1, 900));
-                        let kind = FaultKind::Lost { reason: "closed pipe".into() };
+                        let kind = FaultKind::Lost { reason: "closed pipe".into(), for_good: false };
                         let event = Event::Failed { worker: *worker, kind, place: None };
                         self.say(at, event, Some(*worker), Effect::None);
                     }
@@ -418,6 +418,10 @@ impl World {
             Action::Checkpoint { step, states } => self.checkpoint(now, *step, states),
             Action::Replay { worker, attempt, .. } => self.replay(now, *worker, *attempt),
             Action::Confirm { worker, attempt, device, .. } => self.confirm(now, *worker, *attempt, *device),
+            Action::Move { operator, .. } => {
+                // Simulated alarms name no operator.
+                self.checker.fail(format!("`{operator}` was moved, which no alarm named"));
+            }
             Action::Retest { device } => self.retest(now, *device),
             Action::Record(entry) => {
                 if let Entry::RolledBack { to, .. } = entry {

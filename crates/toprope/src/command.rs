@@ -21,7 +21,7 @@ pub struct Command {
 pub enum Verb {
     /// Train a model from a recipe; with no recipe, a small one on the Rust sources that cargo has fetched.
     Train(Train),
-    /// Train for a minute with every class of fault injected, and see that nothing is lost.
+    /// Train for a minute on an emulated NPU that hangs, computes wrong and is lost, and see that nothing is lost.
     Rehearse(Rehearse),
     /// Find the operator that a device computes wrong: one step in lockstep on two devices, operator by operator.
     Diagnose(Diagnose),
@@ -286,10 +286,17 @@ pub struct Rehearse {
     /// The recipe to rehearse.
     #[arg(default_value = "tiny-moe")]
     pub recipe: String,
-    /// Steps of each run; the faults are injected in the first 40.
+    /// What fails: ascend:0, the emulated NPU with the emulator's defects, in four acts; or cpu, with every class of fault
+    /// injected, in eleven scenes.
+    #[arg(long, default_value = "ascend:0")]
+    pub device: String,
+    /// The trusted device of the four acts.
+    #[arg(long, default_value = "cpu")]
+    pub fallback: String,
+    /// Steps of each of the eleven scenes' runs; the faults are injected in the first 40.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(40..))]
     pub steps: u64,
-    /// Keep the runs' folders here.
+    /// Keep the runs' folders here; the four acts' are kept in any case, in runs/rehearsal.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
 }

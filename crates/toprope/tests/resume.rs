@@ -10,31 +10,6 @@ use std::time::Duration;
 use support::Case;
 
 #[test]
-fn interrupted_runs_are_durable_and_go_on() {
-    let case = Case::new();
-    let recipe = case.recipe(&[]);
-    let mut long = Command::new(env!("CARGO_BIN_EXE_toprope"))
-        .args(["train", recipe.to_str().unwrap(), "--run", "run", "--steps", "100000000"])
-        .current_dir(case.folder.path())
-        .stderr(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    while std::fs::read_to_string(case.path("run/metrics.jsonl")).unwrap_or_default().lines().count() < 3 {
-        assert!(long.try_wait().unwrap().is_none(), "the long run ended");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    let interrupt = Command::new("kill").args(["-INT", &long.id().to_string()]).status().unwrap();
-    assert!(interrupt.success());
-    let output = long.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{told}");
-    assert!(told.contains("go on with: toprope train --run run --resume"), "{told}");
-    let checkpoints = std::fs::read_dir(case.path("run/checkpoints")).unwrap().count();
-    assert!(checkpoints >= 1);
-}
-
-#[test]
 fn the_same_bits_for_one_and_two_threads() {
     let case = Case::new();
     let recipe = case.recipe(&[]);

@@ -10,7 +10,7 @@ pub(crate) fn fault(device: &str, code: Code, during: &str, text: &str) -> Fault
     let vendor = if text.trim().is_empty() { String::new() } else { format!("; CANN says: {}", text.trim()) };
     let message = format!("ACL_ERROR {record}, {during}; {}{vendor}", record.remedy.words());
     let kind = match record.remedy {
-        Remedy::Replace => FaultKind::Lost { reason: message },
+        Remedy::Replace => FaultKind::Lost { reason: message, for_good: true },
         _ => FaultKind::Driver { code: i64::from(code), message },
     };
     Fault::new(device, kind)

@@ -7,6 +7,7 @@
 
 pub mod code; // the vendor's error numbers
 pub mod device; // the device
+pub mod health; // how a chip is
 pub mod name; // devices and their variants
 pub mod search; // where CANN is looked for
 pub mod table; // operator by operator, which calls
@@ -20,3 +21,8 @@ mod plan; // calls as executors, at fixed addresses
 mod queue; // tickets, events, progress
 
 pub use device::{AscendDevice, OpenError, Options, devices};
+
+/// CANN's functions that the device calls beside operators and their objects, by name.
+pub fn runtime_functions() -> &'static [&'static str] {
+    ffi::runtime::FUNCTIONS
+}

@@ -1,4 +1,5 @@
-//! Where CANN is looked for: the folder that was named, then what CANN's own scripts set, then the loader's path.
+//! Where CANN is looked for: the folder that was named, then what CANN's own scripts set, then the loader's path; last the
+//! emulator beside the binary.
 
 use crate::ffi::library::Libraries;
 use std::fmt;
@@ -54,11 +55,18 @@ pub(crate) fn load(
             Place::Unset => Err("is not set".to_string()),
             Place::Folder(folder) => Libraries::load(Some(folder)),
             Place::Loader => Libraries::load(None),
+            Place::Emulator(folder) => Libraries::load(Some(folder)).and_then(|libraries| {
+                let is_emulator = libraries.emulator().is_some();
+                is_emulator.then_some(libraries).ok_or_else(|| "is not the emulator".to_string())
+            }),
         };
         match attempt {
             Ok(libraries) => return Ok(libraries),
             Err(reason) => {
-                let folder = if let Place::Folder(folder) = folder { Some(folder) } else { None };
+                let folder = match folder {
+                    Place::Folder(folder) | Place::Emulator(folder) => Some(folder),
+                    Place::Unset | Place::Loader => None,
+                };
                 tried.push(Tried { source, folder, reason });
             }
         }
@@ -74,6 +82,8 @@ enum Place {
     Folder(PathBuf),
     /// Where the loader looks by itself.
     Loader,
+    /// A folder in which only the emulator serves.
+    Emulator(PathBuf),
 }
 
 fn places(named: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<(String, Place)> {
@@ -89,6 +99,9 @@ fn places(named: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> V
         })
         .collect();
     places.push(("the loader's path".into(), Place::Loader));
+    // In a checkout the emulator is built beside the binary; a CANN that is installed comes before it.
+    let beside = std::env::current_exe().ok().and_then(|file| Some(file.parent()?.to_path_buf()));
+    places.extend(beside.map(|folder| ("the emulator beside this binary".into(), Place::Emulator(folder))));
     places
 }
 
@@ -101,7 +114,15 @@ mod tests {
         let set = |name: &str| (name == VARIABLES[1]).then(|| PathBuf::from("/nowhere/cann"));
         let places = places(None, set);
         let sources: Vec<&str> = places.iter().map(|(source, _)| source.as_str()).collect();
-        assert_eq!(sources, ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "the loader's path"]);
+        assert_eq!(
+            sources,
+            [
+                "ASCEND_HOME_PATH",
+                "ASCEND_TOOLKIT_HOME",
+                "the loader's path",
+                "the emulator beside this binary"
+            ]
+        );
         assert!(matches!(places[0].1, Place::Unset) && matches!(places[2].1, Place::Loader));
         assert!(matches!(&places[1].1, Place::Folder(folder) if folder.ends_with("cann/lib64")));
     }

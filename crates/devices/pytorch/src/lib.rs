@@ -54,7 +54,7 @@ pub enum PyTorchError {
 fn told(fault: &Fault) -> String {
     match &fault.kind {
         FaultKind::Unsupported { operator, reason, .. } if operator == "open" => reason.clone(),
-        FaultKind::Lost { reason } => {
+        FaultKind::Lost { reason, .. } => {
             format!("{reason} (what Python said stands above); name the one that has torch with --python")
         }
         _ => fault.to_string(),
@@ -106,7 +106,7 @@ pub fn open_with(
     options: &OpenOptions<'_>,
 ) -> Result<RemoteDevice, PyTorchError> {
     let refused = |fault: Fault| PyTorchError::Fault { fault: Box::new(fault) };
-    let lost = |reason: String| refused(Fault::new(name, FaultKind::Lost { reason }));
+    let lost = |reason: String| refused(Fault::new(name, FaultKind::Lost { reason, for_good: false }));
     let control = world.shared_memory().create("toprope-control", CONTROL_BYTES);
     let control = control.map_err(|error| lost(error.to_string()))?;
     let regions: Vec<Arc<SharedRegion>> =

@@ -1,5 +1,6 @@
 //! A rule: which defect, where and when. `NAME@KEY=VALUE,…`, several behind each other with `;` or a line each.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::code;
@@ -53,6 +54,10 @@ pub struct Rule {
     pub address: Option<usize>,
     /// The device is gone for good.
     pub vanishes: bool,
+    /// Only while this file is there.
+    within: Option<PathBuf>,
+    /// Each time it shows, it takes this file away; without the file it rests.
+    token: Option<PathBuf>,
     options: Options,
     calls: AtomicU64,
     fired: AtomicU64,
@@ -76,6 +81,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("sticky", "of a fault: yes or no; without it as the code usually is"),
     ("delay", "of a fault: shown so many tasks later, on a later operator"),
     ("address", "of a memory error: the bad address"),
+    ("while", "only while this file is there: a defect that comes and goes, in every process at once"),
+    (
+        "token",
+        "shows where this file is there and takes it away: once for all processes, whenever the file is put there",
+    ),
     ("factor", "of any.slow: how many times slower"),
     ("bit", "of any.bit_flip: which bit"),
 ];
@@ -154,6 +164,8 @@ fn rule(text: &str) -> Result<Rule, String> {
         delay: 0,
         address: None,
         vanishes,
+        within: None,
+        token: None,
         options: Options { seed: 1, factor: 4.0, bit: None },
         calls: AtomicU64::new(0),
         fired: AtomicU64::new(0),
@@ -212,6 +224,8 @@ impl Rule {
                 self.address =
                     Some(address.map_err(|_| format!("address={value}: a hexadecimal number is needed"))?);
             }
+            "while" => self.within = Some(value.into()),
+            "token" => self.token = Some(value.into()),
             "factor" => self.options.factor = number(key, value)?,
             "bit" => self.options.bit = Some(number(key, value)?),
             _ => {
@@ -253,6 +267,9 @@ impl Rule {
         if self.device.is_some_and(|wanted| device.is_none_or(|device| device.index != wanted)) {
             return false;
         }
+        if self.within.as_ref().is_some_and(|file| !file.exists()) {
+            return false;
+        }
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let chance = |rate: f64| (random(self.options.seed, call) >> 11) as f64 / (1u64 << 53) as f64 <= rate;
         let fires = self.call.is_none_or(|(from, to)| (from..=to).contains(&call))
@@ -263,6 +280,8 @@ impl Rule {
             return false;
         }
         let before = self.fired.fetch_add(1, Ordering::SeqCst);
+        // Of all who meet the file, one takes it away.
         self.times.is_none_or(|times| before < times)
+            && self.token.as_ref().is_none_or(|file| std::fs::remove_file(file).is_ok())
     }
 }

@@ -178,6 +178,11 @@ impl Device {
         self.vanished.store(true, Ordering::SeqCst);
     }
 
+    /// Whether it is gone for good.
+    pub fn has_vanished(&self) -> bool {
+        self.vanished.load(Ordering::SeqCst)
+    }
+
     /// Adds bad memory.
     pub fn spoil(&self, bad: BadMemory) {
         lock(&self.state).bad.push(bad);

@@ -6,6 +6,7 @@ pub mod device;
 pub mod event;
 pub mod host_function;
 pub mod info;
+pub mod management;
 pub mod memory_errors;
 pub mod stream;
 pub mod stream_functions;

@@ -30,6 +30,8 @@ pub struct Counters {
     pub fail_overs: u64,
     /// Moves back.
     pub fail_backs: u64,
+    /// Operators that run elsewhere than the rest of their device's.
+    pub operators_moved: u64,
     /// Batches left out.
     pub batches_skipped: u64,
     /// Snapshots that were whole on all ranks.

@@ -2,7 +2,7 @@
 
 use super::statistics::Recent;
 use super::{Action, DeviceIndex, Entry, FaultClass, Guard, Mutant, Phase, Rank, StopReason};
-use crate::policy::Remedy;
+use crate::policy::{Remedy, WrongOperator};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -24,7 +24,12 @@ pub(super) struct Device {
     pub(super) pace: Recent,
     /// Slow steps in a row.
     pub(super) slow: u32,
+    /// Operators that run elsewhere.
+    moved: Vec<String>,
 }
+
+/// A device that is wrong in more operators than these is no device to train on.
+const MOVED_MAX: usize = 3;
 
 /// Faults that are remembered one by one; older ones count in rules without a window only.
 const REMEMBERED: usize = 4096;
@@ -43,6 +48,7 @@ impl Device {
             totals: [0; FaultClass::ALL.len()],
             pace: Recent::new(PACE),
             slow: 0,
+            moved: Vec::new(),
         }
     }
 
@@ -134,6 +140,37 @@ impl Guard {
             }
             self.counters.fail_overs += 1;
             self.record(Entry::FailedOver { rank, from: device, to });
+        }
+    }
+
+    /// Where an operator of a device may run instead; none where it has to be left.
+    pub(super) fn may_move(&self, device: DeviceIndex, operator: &str) -> Option<DeviceIndex> {
+        let known = self.devices.get(usize::from(device.0))?;
+        let room = known.moved.len() < MOVED_MAX && !known.moved.iter().any(|moved| moved == operator);
+        // Only to what stands behind it in the list: devices are listed by preference, the trusted ones last.
+        let behind = (device.0 + 1..self.devices.len() as u16).map(DeviceIndex).find(|to| self.healthy(*to));
+        behind.filter(|_| room && self.policy.wrong_operator == WrongOperator::Move)
+    }
+
+    /// Lets an operator of a device run elsewhere; workers that know nothing of that are of no use any more.
+    pub(super) fn move_operator(&mut self, device: DeviceIndex, operator: &str, to: DeviceIndex) {
+        if let Some(known) = self.devices.get_mut(usize::from(device.0)) {
+            known.moved.push(operator.into());
+            // The step takes another time from here on.
+            known.pace = Recent::new(PACE);
+            known.slow = 0;
+        }
+        self.counters.operators_moved += 1;
+        self.act(Action::Move { device, operator: operator.into(), to });
+        self.record(Entry::OperatorMoved { device, operator: operator.into(), to });
+        for rank in (0..self.setup.ranks).map(Rank) {
+            self.drop_standby_on(rank, device);
+        }
+        for rank in self.ranks_on(device) {
+            self.lose(rank);
+            if let Some(seat) = self.seat_mut(rank) {
+                seat.moves_to(device);
+            }
         }
     }
 

@@ -356,6 +356,15 @@ pub enum Action {
         /// The device to ask; none means whatever there is beside the suspected one.
         device: Option<DeviceIndex>,
     },
+    /// Run an operator of a device elsewhere from now on: its workers are started anew for it.
+    Move {
+        /// The device that computes it wrong.
+        device: DeviceIndex,
+        /// The operator's name.
+        operator: String,
+        /// The device that computes it instead.
+        to: DeviceIndex,
+    },
     /// Test a quarantined device in the background. Answered by `Retested`.
     Retest {
         /// Which.
@@ -474,6 +483,15 @@ pub enum Entry {
         /// From where.
         from: DeviceIndex,
         /// Where to.
+        to: DeviceIndex,
+    },
+    /// An operator of a device runs elsewhere from now on; the rest of the step stays where it is.
+    OperatorMoved {
+        /// The device that computes it wrong.
+        device: DeviceIndex,
+        /// The operator's name.
+        operator: String,
+        /// The device that computes it instead.
         to: DeviceIndex,
     },
     /// A quarantined device was tested.

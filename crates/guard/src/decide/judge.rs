@@ -56,6 +56,9 @@ pub(super) struct Judgement {
     pub(super) deadline: Duration,
 }
 
+/// The action of a fault whose operator runs elsewhere from then on.
+const MOVES: &str = "move_operator";
+
 /// How often "it could not be told" is met by computing again.
 const UNKNOWN: u32 = 3;
 
@@ -349,6 +352,15 @@ impl Guard {
         let Some(device) = self.seat(rank).map(|seat| seat.device) else { return };
         let class = kind.class();
         let table = self.remedy(device, class).unwrap_or(Remedy::Retry);
+        let settled = matches!(table, Remedy::Stop | Remedy::Quarantine);
+        if let Some(operator) = place.as_ref().map(|place| place.operator.clone())
+            && let Some(to) = self.may_move(device, &operator).filter(|_| persistent && !settled)
+        {
+            self.fault(rank, kind, place, MOVES);
+            self.trial.class = Some(class);
+            self.trial.evidence = true;
+            return self.move_operator(device, &operator, to);
+        }
         let remedy = match table {
             Remedy::Stop | Remedy::Quarantine => table,
             // To compute it again there gives the same again.

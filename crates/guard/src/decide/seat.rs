@@ -222,7 +222,8 @@ impl Guard {
         let class = kind.class();
         let table = self.remedy(device, class).unwrap_or(Remedy::Restart);
         let gone = failures >= self.policy.restart.give_up_after;
-        let lacks = class == FaultClass::Unsupported;
+        let lacks =
+            class == FaultClass::Unsupported || matches!(kind, FaultKind::Lost { for_good: true, .. });
         let remedy = match table {
             Remedy::Stop => Remedy::Stop,
             _ if gone || lacks => Remedy::Quarantine,

@@ -184,7 +184,7 @@ impl Injected {
                 injected.elements = self.tear(run)?;
                 None
             }
-            What::Die(_) => Some(FaultKind::Lost { reason: "injected death".into() }),
+            What::Die(_) => Some(FaultKind::Lost { reason: "injected death".into(), for_good: false }),
             What::Hang(_) => Some(FaultKind::Hang { waited_ms: 0 }),
             What::Driver { code, .. } => Some(FaultKind::Driver { code: *code, message: "injected".into() }),
             What::OutOfMemory(_) => Some(FaultKind::OutOfMemory { needed_bytes: 0, available_bytes: None }),

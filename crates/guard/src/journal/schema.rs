@@ -87,7 +87,8 @@ pub const EVENTS: &[EventSchema] = &[
     },
     EventSchema {
         event: "fault",
-        meaning: "Something went wrong. The fields of its class follow: `lost` has reason; `hang` waited_ms; `driver` \
+        meaning: "Something went wrong. The fields of its class follow: `lost` has reason, and for_good where the vendor's \
+                  software says that the device is to be replaced; `hang` waited_ms; `driver` \
                   code, message; `out_of_memory` needed_bytes, available_bytes; `unsupported` operator, dtype, shape, \
                   reason; `non_finite` value; `mismatch` operator, error, tolerance; `spike` metric, value, limit; \
                   `slow` factor. A number that is not finite is null.",
@@ -176,6 +177,15 @@ pub const EVENTS: &[EventSchema] = &[
         event: "failed_back",
         meaning: "A rank went back to a device that had passed its test.",
         fields: MOVED,
+    },
+    EventSchema {
+        event: "operator_moved",
+        meaning: "An operator that a device computes wrong runs on another one from now on, the rest of the step where it was.",
+        fields: &[
+            DEVICE,
+            field("operator", "text", "the operator"),
+            field("to", "number", "the index of the device that computes it now"),
+        ],
     },
     EventSchema {
         event: "retested",

@@ -122,7 +122,7 @@ impl Supervisor {
 
     /// A worker that is started for this alone, with memory of its own, on a copy of the committed state.
     fn elsewhere(&mut self, index: DeviceIndex, step: u64, through: Range) -> Result<(Again, String), Fault> {
-        let lost = |reason: String| Fault::new("confirmation", FaultKind::Lost { reason });
+        let lost = |reason: String| Fault::new("confirmation", FaultKind::Lost { reason, for_good: false });
         let spec = self.options.devices.get(usize::from(index.0)).cloned();
         let spec = spec.ok_or_else(|| lost(format!("there is no device {}", index.0)))?;
         let state = self.verified()?;

@@ -43,7 +43,7 @@ impl Supervisor {
         let half = self.held()?.unwrap_or(self.state.current());
         if self.state.digest(half) != self.committed.1 {
             let reason = format!("the state of {wanted} steps changed in memory after it was committed");
-            return Err(Fault::new("state", FaultKind::Lost { reason }));
+            return Err(Fault::new("state", FaultKind::Lost { reason, for_good: false }));
         }
         let read = |tensor: &Tensor| (tensor.name.clone(), self.state.read(half, tensor));
         Ok(self.state.tensors().iter().map(read).collect())
@@ -66,7 +66,7 @@ impl Supervisor {
     fn fetch(&mut self) -> Result<(), Fault> {
         let Some(crew) = self.active.and_then(|worker| self.crews.get_mut(&worker)) else {
             let reason = "no worker holds the state".to_string();
-            return Err(Fault::new("state", FaultKind::Lost { reason }));
+            return Err(Fault::new("state", FaultKind::Lost { reason, for_good: false }));
         };
         let mut whole = vec![0; self.plan.state_bytes];
         crew.device.read(crew.session.bindings().current, 0, &mut whole)?;

@@ -322,7 +322,7 @@ impl Supervisor {
             state: (!options.state_on_device).then(|| [state.home(0), state.home(state.regions().len() - 1)]),
             work,
             faults: injection.as_ref().map(|injection| injection.told(0, FIRINGS_OFFSET as u64)),
-            limit: LAUNCH_LIMIT,
+            limit: launch_limit(&options.policy),
         };
         let home = match options.layout {
             _ if options.state_on_device => StateHome::Device,
@@ -337,7 +337,7 @@ impl Supervisor {
             steps: u64::MAX,
             checkpoint_every: 0,
             step_estimate: options.step_estimate,
-            launch_limit: LAUNCH_LIMIT,
+            launch_limit: launch_limit(&options.policy),
         };
         let guard = Guard::new(setup, options.policy.clone());
         Ok(Supervisor {
@@ -625,6 +625,7 @@ impl Supervisor {
             Action::Confirm { attempt, range, place, device, .. } => {
                 self.confirm(attempt, range, place, device);
             }
+            Action::Move { device, operator, to } => self.move_operator(device, &operator, to),
             Action::Retest { device } => self.retest(device),
             Action::Record(entry) => self.record(&entry),
             Action::Stop(reason) => self.stopped = Some(reason),
@@ -645,9 +646,19 @@ impl Supervisor {
         self.crews.remove(&worker);
     }
 
+    /// Workers of a device are started for another name from now on: the device with an operator elsewhere.
+    fn move_operator(&mut self, device: DeviceIndex, operator: &str, to: DeviceIndex) {
+        let to = self.options.devices.get(usize::from(to.0)).cloned();
+        let (Some(spec), Some(to)) = (self.options.devices.get_mut(usize::from(device.0)), to) else {
+            return;
+        };
+        spec.move_operator(operator, &to);
+    }
+
     fn retest(&mut self, device: DeviceIndex) {
         let Some(spec) = self.options.devices.get(usize::from(device.0)).cloned() else { return };
         let (test, tell) = (self.options.retest.clone(), self.retested.0.clone());
+        let limit = launch_limit(&self.options.policy);
         let generation = self.own_generation();
         let worker = Worker { rank: Rank(0), generation };
         let mut remote = match process(&*self.options.world, &self.start, worker, &spec) {
@@ -659,7 +670,7 @@ impl Supervisor {
         };
         let thread = std::thread::Builder::new().name("toprope-retest".into());
         let spawned = thread.spawn(move || {
-            let (passed, detail) = match remote.ready(LAUNCH_LIMIT) {
+            let (passed, detail) = match remote.ready(limit) {
                 Ok(Some(_)) => test(&mut remote),
                 Ok(None) => (false, "its worker did not come up".to_string()),
                 Err(fault) => (false, fault.to_string()),
@@ -825,7 +836,7 @@ impl Supervisor {
 /// # Errors
 /// It did not come up, or its device could not be opened.
 pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> Result<RemoteDevice, Fault> {
-    let lost = |reason: String| Fault::new(spec.name.clone(), FaultKind::Lost { reason });
+    let lost = |reason: String| Fault::new(spec.name.clone(), FaultKind::Lost { reason, for_good: false });
     let control = world.shared_memory().create("toprope-control", CONTROL_BYTES);
     let control = control.map_err(|error| lost(error.to_string()))?;
     let hello = worker::hello(String::new(), Worker { rank: Rank(0), generation: Generation(0) }, spec, None);
@@ -845,7 +856,11 @@ pub fn probe(world: &dyn World, command: &WorkerCommand, spec: &DeviceSpec) -> R
 /// A copy of the state to the host takes no longer.
 const COPY_LIMIT: Duration = Duration::from_secs(60);
 
-/// A worker may take this long to come up and to prepare the program.
+fn launch_limit(policy: &Policy) -> Duration {
+    Duration::from_secs_f64(policy.launch_limit_seconds)
+}
+
+/// A worker that is only asked what its device is may take this long to come up.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
 
 /// Work buffers up to this size lie in shared memory, where reading a loss costs no message. Larger ones are better off on

@@ -56,7 +56,10 @@ impl Supervisor {
             crew.session.write_constants(&mut crew.device)?;
             return Ok(Shadow { crew, holds: None });
         }
-        Err(Fault::new("shadow", FaultKind::Lost { reason: "no device for the second execution".into() }))
+        Err(Fault::new(
+            "shadow",
+            FaultKind::Lost { reason: "no device for the second execution".into(), for_good: false },
+        ))
     }
 
     /// Both ranges of a step, from the committed state.

@@ -6,6 +6,7 @@ use crate::remote::{RemoteDevice, WorkerCommand, WorkerOptions};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
+use toprope_program::placed::PlacedName;
 use toprope_program::{
     Allocation, Fault, FaultKind, Homes, HostRegion, MemoryPlan, Session, StateLayout, Validated,
 };
@@ -24,6 +25,19 @@ pub struct DeviceSpec {
     pub command: Option<WorkerCommand>,
     /// Whether it computes in the host's memory; one that does not keeps everything in its own.
     pub in_host_memory: bool,
+}
+
+impl DeviceSpec {
+    /// Lets an operator run on another device from now on.
+    pub(super) fn move_operator(&mut self, operator: &str, to: &DeviceSpec) {
+        // A name that cannot be read was refused before the run began; such a one is left as it is.
+        let Ok(mut name) = PlacedName::parse(&self.name) else { return };
+        name.moved.push((operator.into(), to.name.clone()));
+        self.name = name.to_string();
+        self.in_host_memory &= to.in_host_memory;
+        // Both are held by one worker.
+        self.command = None;
+    }
 }
 
 /// A worker that is up: its device with the step's program ready on it.
@@ -100,7 +114,10 @@ pub fn launch(
         let _ = tell.send((worker, ready(device, &start, index).map(Box::new)));
     });
     let failed = |error: std::io::Error| {
-        Fault::new(name, FaultKind::Lost { reason: format!("no thread to start its worker: {error}") })
+        Fault::new(
+            name,
+            FaultKind::Lost { reason: format!("no thread to start its worker: {error}"), for_good: false },
+        )
     };
     spawned.map(|_| ()).map_err(failed)
 }

@@ -11,7 +11,7 @@ use toprope_program::{FaultClass, FaultKind, Place, Range};
 fn kinds() -> Vec<FaultKind> {
     let text = || "x".to_owned();
     vec![
-        FaultKind::Lost { reason: text() },
+        FaultKind::Lost { reason: text(), for_good: true },
         FaultKind::Hang { waited_ms: 1 },
         FaultKind::Driver { code: 7, message: text() },
         FaultKind::OutOfMemory { needed_bytes: 1, available_bytes: None },
@@ -51,6 +51,7 @@ fn entries() -> Vec<Entry> {
         Entry::Quarantined { device: from, reason: text() },
         Entry::FailedOver { rank: Rank(0), from, to },
         Entry::FailedBack { rank: Rank(0), from: to, to: from },
+        Entry::OperatorMoved { device: from, operator: text(), to },
         Entry::Retested { device: from, passed: true, detail: text() },
         Entry::BatchSkipped { step: 3, reason: text() },
         Entry::Checkpoint { step: 4, states: vec![Digest(1)] },
@@ -84,6 +85,7 @@ fn name(entry: &Entry) -> &'static str {
         Entry::Quarantined { .. } => "quarantined",
         Entry::FailedOver { .. } => "failed_over",
         Entry::FailedBack { .. } => "failed_back",
+        Entry::OperatorMoved { .. } => "operator_moved",
         Entry::Retested { .. } => "retested",
         Entry::BatchSkipped { .. } => "batch_skipped",
         Entry::Checkpoint { .. } => "checkpoint",

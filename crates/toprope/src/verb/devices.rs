@@ -28,7 +28,20 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
         if d.emulated {
             println!("{:<12} emulated: not the chip that it names", "");
         }
-        for problem in &d.health {
+        let mut problems = d.health.clone();
+        if name.starts_with("ascend:") {
+            let told = d.versions.iter().filter(|(what, _)| what != "toprope-ascend");
+            let told: Vec<String> = told.map(|(what, version)| format!("{what} {version}")).collect();
+            println!("{:<12} {}", "", told.join(", "));
+            match toprope_devices::ascend_health(&name) {
+                Ok((line, found)) => {
+                    println!("{:<12} {line}", "");
+                    problems.extend(found);
+                }
+                Err(reason) => println!("{:<12} health unknown: {reason}", ""),
+            }
+        }
+        for problem in &problems {
             println!("{:<12} problem: {problem}", "");
         }
         descriptions.push(d);

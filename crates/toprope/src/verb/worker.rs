@@ -45,7 +45,7 @@ fn injected(
     progress: ProgressPlace,
     regions: &[Arc<SharedRegion>],
 ) -> Result<Opened, Fault> {
-    let bad = |reason: String| Fault::new(hello.device.clone(), FaultKind::Lost { reason });
+    let bad = |reason: String| Fault::new(hello.device.clone(), FaultKind::Lost { reason, for_good: false });
     let schedule = inject::parse(&faults.schedule).map_err(|error| bad(error.to_string()))?;
     let scheduled: Vec<Scheduled> = schedule
         .entries

@@ -4,6 +4,7 @@
 pub(crate) mod cann; // libraries together, memory with an owner
 mod open; // finding, checking, setting
 
+pub(crate) use open::cann_of;
 pub use open::{Listing, OpenError, Options, devices};
 
 use crate::code::{Remedy, lookup};

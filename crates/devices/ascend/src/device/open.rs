@@ -87,6 +87,12 @@ pub fn devices(name: &str) -> Result<Listing, OpenError> {
     Ok(Listing { count, emulator: cann.emulator.clone() })
 }
 
+/// What the CANN of a name calls itself where it is the emulator, and its files.
+pub(crate) fn cann_of(name: &str) -> Result<(Option<String>, Vec<PathBuf>), OpenError> {
+    let (_, cann) = load(name)?;
+    Ok((cann.emulator.clone(), cann.files.clone()))
+}
+
 fn load(name: &str) -> Result<(Name, Arc<Cann>), OpenError> {
     let parsed = Name::parse(name)?;
     let variable =

@@ -45,6 +45,13 @@ impl Libraries {
         Ok(libraries)
     }
 
+    /// Loads one library from a folder, or by the loader's own search where none is given.
+    pub(crate) fn one(name: &str, folder: Option<&Path>) -> Result<Libraries, Reason> {
+        let mut libraries = Libraries { handles: Vec::new(), files: Vec::new() };
+        libraries.add(folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name)))?;
+        Ok(libraries)
+    }
+
     fn add(&mut self, file: PathBuf) -> Result<(), Reason> {
         // SAFETY: loading runs the library's initialisers; whoever names a CANN trusts it as the vendor's own clients do.
         let library = unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) };

@@ -2,6 +2,7 @@
 //! a pointer must satisfy is checked on this side before it crosses.
 
 pub(crate) mod abi; // types and numbers
+pub(crate) mod dcmi; // the driver's management interface
 pub(crate) mod library; // shared libraries and their symbols
 pub(crate) mod object; // tensors, scalars and lists for one call
 pub(crate) mod operator; // two-phase calls

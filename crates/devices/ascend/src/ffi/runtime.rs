@@ -12,6 +12,9 @@ macro_rules! functions {
         required { $($need:ident = $need_symbol:literal ($($need_type:ty),*) -> $need_answer:ty;)* }
         optional { $($may:ident = $may_symbol:literal ($($may_type:ty),*) -> $may_answer:ty;)* }
     ) => {
+        /// CANN's functions that are called beside operators and their objects.
+        pub(crate) const FUNCTIONS: &[&str] = &[$($need_symbol,)* $($may_symbol,)*];
+
         #[derive(Debug)]
         struct Functions {
             $($need: unsafe extern "C" fn($($need_type),*) -> $need_answer,)*
