@@ -7,6 +7,7 @@ use toprope_cpu::Level;
 use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
+pub use toprope_ascend::Case as AscendCase;
 pub use toprope_pytorch::collectives; // what goes between chips
 use toprope_pytorch::name::PREFIX as PYTORCH;
 use toprope_world::{RealWorld, SharedRegion};
@@ -184,6 +185,15 @@ pub fn further() -> Vec<String> {
 /// What can be chosen of an `ascend:` device.
 pub fn ascend_variants() -> &'static [Variant] {
     toprope_ascend::name::VARIANTS
+}
+
+/// One instruction as a C++ program that needs CANN alone, for an `ascend:` device; none for any other.
+///
+/// # Errors
+/// In words: the operator is not lowered, or the case is none.
+pub fn ascend_reproducer(name: &str, case: &AscendCase<'_>) -> Option<Result<String, String>> {
+    let ascend = name.starts_with(ASCEND);
+    ascend.then(|| toprope_ascend::source(name, case).map_err(|error| error.to_string()))
 }
 
 /// The page on `ascend:` devices, with its table of operators.

@@ -18,9 +18,11 @@ use crate::verdict::{Change, Evidence, Ruling, rule};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use toprope_conformance::Verdict;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_diagnose::guess::{Effort, Kind, guess};
-use toprope_program::{DType, Description, Device, FaultKind};
+use toprope_program::{DType, Description, Device, FaultKind, Tensor};
 
 /// Another variant of the device, to be tried where an operator is wrong.
 pub struct Alternative<'a> {
@@ -46,6 +48,9 @@ pub struct Request<'a> {
     pub for_inference: BTreeSet<String>,
     /// Operators that only a guard's checks take.
     pub for_checks: BTreeSet<String>,
+    /// Whether products that keep all bits of their operands were asked for by the device's name: then fewer are no setting,
+    /// and are judged as any wrong result is.
+    pub exact_products: bool,
     /// Variants to be tried.
     pub alternatives: Vec<Alternative<'a>>,
     /// The device on another stream than its default one, where it has streams.
@@ -125,7 +130,7 @@ const SOAK_SIDE: usize = 256;
 /// Qualifies a device.
 pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Qualification, QualifyError> {
     let began = (bench.clock)();
-    let whole = Deadline::within(bench.clock, request.tier.total());
+    let whole = Deadline::within(bench.clock, request.tier.total_on(bench.describe().emulated));
     let mut run = Run { bench, stages: Vec::new(), stage: began };
     let quick = request.tier == Tier::Quick;
     let most = |seconds: u64| Duration::from_secs(seconds);
@@ -148,7 +153,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
     operators.extend(findings.results(&level));
-    let settings = explained(&settings, &mut operators);
+    run.explain(&settings, &mut operators)?;
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
@@ -225,7 +230,12 @@ impl<'b> Run<'_, 'b> {
                 return Ok(Vec::new());
             }
         };
-        let told: Vec<String> = found.iter().map(|setting| setting.told()).collect();
+        let no_setting = |setting: &Setting| {
+            request.exact_products && matches!(setting, Setting::OperandBits { .. })
+        };
+        let (disobeyed, found): (Vec<Setting>, Vec<Setting>) = found.into_iter().partition(no_setting);
+        let against = disobeyed.iter().map(|setting| format!("{}, though exact ones were asked for", setting.told()));
+        let told: Vec<String> = found.iter().map(|setting| setting.told()).chain(against).collect();
         let told = if told.is_empty() {
             "products keep all bits of their operands and sums".into()
         } else {
@@ -508,6 +518,67 @@ impl<'b> Run<'_, 'b> {
         self.ended(request, "kind of defect", Outcome::Passed, tried, told);
     }
 
+    /// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
+    fn explain(
+        &mut self,
+        settings: &[Setting],
+        operators: &mut [OperatorResult],
+    ) -> Result<(), QualifyError> {
+        for result in operators.iter_mut().filter(|result| result.passed == Some(false)) {
+            let product = PRODUCTS.contains(&result.name.as_str());
+            for setting in settings {
+                let explains = match setting {
+                    Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
+                    Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
+                    Setting::Saturates => self.only_beyond_range(result)?,
+                    Setting::BitsMayDiffer => false,
+                };
+                if explains {
+                    result.setting = Some(setting.told());
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a wrong result is one of infinities and NaN alone: the failing case holds some, and the same operator is right
+    /// wherever numbers are ordinary.
+    fn only_beyond_range(&mut self, result: &OperatorResult) -> Result<bool, QualifyError> {
+        const DRAWS: u64 = 4;
+        let Some(probe) = &result.probe else { return Ok(false) };
+        let oracle = &mut self.bench.oracle;
+        let exact = match probe.exact(oracle) {
+            Ok(exact) => exact,
+            Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+            Err(_) => return Ok(false),
+        };
+        let beyond = |tensor: &Tensor| {
+            let largest = if tensor.dtype.is_float() { f64::from(f32::MAX) } else { f64::INFINITY };
+            tensor.data.iter().any(|x| !x.is_finite() || x.abs() > largest)
+        };
+        if !probe.operands().iter().chain(&exact.want).any(beyond) {
+            return Ok(false);
+        }
+        for draw in 0..DRAWS {
+            let seed = self.bench.seed.wrapping_add(draw);
+            let Ok(redrawn) = probe.redrawn_consistently(seed, Regime::Normal, oracle) else {
+                return Ok(false);
+            };
+            match redrawn.check(self.bench.device.as_mut(), oracle) {
+                Ok(judgement) if matches!(judgement.verdict, Verdict::Differ(_)) => return Ok(false),
+                Ok(_) => {}
+                Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+                Err(Obstacle::Subject(fault)) => {
+                    self.bench.revive(&fault);
+                    return Ok(false);
+                }
+                Err(Obstacle::Place(_)) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// What makes every wrong operator that is needed right: another variant, or another precision.
     fn remedies(
         &mut self,
@@ -645,19 +716,6 @@ fn joined<'c>(proofs: impl Iterator<Item = (&'c String, DType, &'c Outcome)>) ->
         }
     }
     joined.unwrap_or_else(|| Outcome::NotRun("no program was given".into()))
-}
-
-/// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
-fn explained(settings: &[Setting], operators: &mut [OperatorResult]) -> Vec<Setting> {
-    for result in operators.iter_mut().filter(|result| result.passed == Some(false)) {
-        let product = PRODUCTS.contains(&result.name.as_str());
-        let setting = settings.iter().find(|setting| match setting {
-            Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
-            Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
-        });
-        result.setting = setting.map(|setting| setting.told());
-    }
-    settings.to_vec()
 }
 
 /// The operators that multiply matrices.

@@ -18,5 +18,7 @@ mod ffi; // the C interface
 mod lower; // operators of the contract as calls
 mod plan; // calls as executors, at fixed addresses
 mod queue; // tickets, events, progress
+mod repro; // one instruction as a program for the vendor
 
 pub use device::{AscendDevice, OpenError, Options, devices};
+pub use repro::{Case, ReproError, source};

@@ -103,6 +103,11 @@ fn load(name: &str) -> Result<(Name, Arc<Cann>), OpenError> {
     }
 }
 
+/// The CANN that a name finds, where there is one.
+pub(crate) fn loaded(name: &str) -> Option<Arc<Cann>> {
+    load(name).ok().map(|(_, cann)| cann)
+}
+
 fn driver(cann: &Cann, code: Code, during: &'static str) -> OpenError {
     OpenError::Driver { code, during, text: cann.runtime.message() }
 }
