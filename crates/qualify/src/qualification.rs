@@ -1,10 +1,11 @@
 //! All stages in order, and what they come to.
 
-use crate::bench::{Bench, Opener};
+use crate::bench::{Bench, Opener, retried};
 use crate::budget::{Clock, Deadline, Tier};
 use crate::cases::{self, Findings, QualifyError, ROUNDS};
 use crate::datasheet::Datasheet;
 use crate::dies::Standing;
+use crate::goodput::{self, Goodput};
 use crate::inference::{self, InferenceCase, InferenceProof};
 use crate::memory;
 use crate::reset;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use toprope_conformance::Verdict;
+use toprope_conformance::judge::Judgement;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_diagnose::guess::{Effort, Kind, guess};
@@ -51,6 +53,8 @@ pub struct Request<'a> {
     /// Whether products that keep all bits of their operands were asked for by the device's name: then fewer are no setting,
     /// and are judged as any wrong result is.
     pub exact_products: bool,
+    /// The device with a setting changed, where its name can say so: what is wrong and right without it, the setting explains.
+    pub without: &'a dyn Fn(Setting) -> Option<Result<Box<dyn Device>, String>>,
     /// Variants to be tried.
     pub alternatives: Vec<Alternative<'a>>,
     /// The device on another stream than its default one, where it has streams.
@@ -115,6 +119,8 @@ pub struct Qualification {
     pub speed: Speed,
     /// Settings that were found.
     pub settings: Vec<Setting>,
+    /// Training through faults, where there were some.
+    pub goodput: Option<Goodput>,
     /// Seconds that it took.
     pub seconds: f64,
     /// With 95 % confidence, the share of an operator's runs that are faulty is at most this, by operator: judged runs.
@@ -153,13 +159,15 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
     operators.extend(findings.results(&level));
-    run.explain(&settings, &mut operators)?;
+    run.explain(request, &settings, &mut operators)?;
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
+    let goodput = run.goodput(request, &whole.part(0.5, most(60)));
     let soak = run.soak(request, &whole.part(1.0, request.soak_max))?;
+    evidence.goodput = goodput;
     weigh(&mut evidence, &run, &soak, &training, &inference);
     if let Some(standing) = &request.apart {
         stand(&mut evidence, standing);
@@ -187,6 +195,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
         soak,
         speed,
         settings,
+        goodput,
         seconds,
         rates,
     })
@@ -217,11 +226,17 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn settings(&mut self, request: &mut Request<'b>) -> Result<Vec<Setting>, QualifyError> {
-        let found = match settings(self.bench.device.as_mut(), self.bench.seed) {
+        let search = |bench: &mut Bench<'b>| {
+            let found = settings(bench.device.as_mut(), bench.seed);
+            if let Err(NoAnswer::Fault(fault)) = &found {
+                bench.revive(fault);
+            }
+            found
+        };
+        let found = match retried(self.bench, search, |_| None) {
             Ok(found) => found,
             Err(NoAnswer::Mistake(error)) => return Err(error),
             Err(NoAnswer::Fault(fault)) => {
-                self.bench.revive(&fault);
                 let outcome = match fault.kind {
                     FaultKind::Unsupported { .. } => Outcome::NotRun(fault.to_string()),
                     _ => Outcome::Failed(fault.to_string()),
@@ -334,14 +349,16 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn reset(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
-        let (outcome, compared) = reset::same_after(self.bench, 6, deadline)?;
+        let attempt = |bench: &mut Bench<'b>| reset::same_after(bench, 6, deadline);
+        let (outcome, compared) = retried(self.bench, attempt, same)?;
         let told = format!("{compared} random programs on a device that was opened afresh");
         self.ended(request, "reset", outcome, compared, told);
         Ok(())
     }
 
     fn beside(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
-        let (outcome, beside) = reset::same_beside(self.bench, 12, deadline)?;
+        let attempt = |bench: &mut Bench<'b>| reset::same_beside(bench, 12, deadline);
+        let (outcome, beside) = retried(self.bench, attempt, same)?;
         let told = format!(
             "{} random programs while the chip, opened a second time, computed {} products",
             beside.compared, beside.neighbour
@@ -351,10 +368,12 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn memory(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) {
-        let outcome = memory::refuses_too_much(self.bench);
+        let outcome = retried(self.bench, memory::refuses_too_much, |outcome| Some(outcome));
         let told = "too large an allocation is refused as such, and the device serves on".into();
         self.ended(request, "refusals", outcome, 1, told);
-        let filled = memory::fill(self.bench, self.memory_bytes_max(request), deadline);
+        let most = self.memory_bytes_max(request);
+        let attempt = |bench: &mut Bench<'b>| memory::fill(bench, most, deadline);
+        let filled = retried(self.bench, attempt, |filled| Some(&filled.outcome));
         let told = format!("{} MiB filled, read back, given back and had again", filled.bytes >> 20);
         self.ended(request, "memory", filled.outcome, filled.bytes >> 20, told);
     }
@@ -364,7 +383,7 @@ impl<'b> Run<'_, 'b> {
             None => (Outcome::NotRun("the device has no streams to choose from".into()), 0),
             Some(open) => {
                 let when = "on a stream of its own, beside products on the default one";
-                reset::same_as(self.bench, open, when, 12, deadline)?
+                retried(self.bench, |bench| reset::same_as(bench, open, when, 12, deadline), same)?
             }
         };
         let told = format!("{compared} random programs on a side stream, beside products on the default one");
@@ -384,7 +403,8 @@ impl<'b> Run<'_, 'b> {
         for (index, case) in cases.iter().enumerate() {
             // In a minute one case goes in lockstep, the others freely.
             let in_lockstep = index == 0 || request.tier != Tier::Quick;
-            proofs.push(training::prove(self.bench, case, in_lockstep, deadline));
+            let attempt = |bench: &mut Bench<'b>| training::prove(bench, case, in_lockstep, deadline);
+            proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));
         }
         request.training = cases;
         let steps: u64 = proofs.iter().map(|proof| proof.steps).sum();
@@ -408,7 +428,8 @@ impl<'b> Run<'_, 'b> {
             {
                 case.weights = weights;
             }
-            proofs.push(inference::prove(self.bench, &case, deadline));
+            let attempt = |bench: &mut Bench<'b>| inference::prove(bench, &case, deadline);
+            proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));
         }
         let tokens: u64 = proofs.iter().map(|proof| proof.tokens).sum();
         let agreed: u64 = proofs.iter().map(|proof| proof.agreed).sum();
@@ -460,7 +481,9 @@ impl<'b> Run<'_, 'b> {
 
     fn soak(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<Soak, QualifyError> {
         let filled = self.memory_bytes_max(request);
-        let soak = soak(self.bench, &[DType::F32, DType::Bf16], SOAK_SIDE, filled, deadline)?;
+        let dtypes = [DType::F32, DType::Bf16];
+        let attempt = |bench: &mut Bench<'b>| soak(bench, &dtypes, SOAK_SIDE, filled, deadline);
+        let soak = retried(self.bench, attempt, |soak| soak.as_ref().ok().map(|soak| &soak.outcome))?;
         let told = format!(
             "{} products in {:.0} s: {}; {} MiB held full, a block read back {} times; at most {:.1e} of runs faulty, {:.1e} a byte (95 %)",
             soak.runs,
@@ -473,6 +496,28 @@ impl<'b> Run<'_, 'b> {
         );
         self.ended(request, "soak", soak.outcome.clone(), soak.runs, told);
         Ok(soak)
+    }
+
+    /// Training through faults, where the device failed and was opened again.
+    fn goodput(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Option<Goodput> {
+        if self.bench.losses.is_empty() || self.bench.is_gone() {
+            return None;
+        }
+        let cases = std::mem::take(&mut request.training);
+        let goodput = cases.first().and_then(|case| goodput::measure(self.bench, case, deadline));
+        request.training = cases;
+        let (outcome, told) = match goodput {
+            Some(Goodput { steps, faults, seconds, share }) => (
+                Outcome::Passed,
+                format!(
+                    "{steps} steps in {seconds:.1} s through {faults} faults, the device opened again and the step repeated: {:.0} % of the time for steps that count",
+                    100.0 * share
+                ),
+            ),
+            None => (Outcome::NotRun("no step was committed in the time that there was".into()), String::new()),
+        };
+        self.ended(request, "goodput", outcome, goodput.map_or(0, |goodput| goodput.steps), told);
+        goodput
     }
 
     /// What kind of defect each wrong operator has, by experiment, where one tells it from the others.
@@ -521,10 +566,32 @@ impl<'b> Run<'_, 'b> {
     /// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
     fn explain(
         &mut self,
+        request: &Request<'b>,
         settings: &[Setting],
         operators: &mut [OperatorResult],
     ) -> Result<(), QualifyError> {
-        for result in operators.iter_mut().filter(|result| result.passed == Some(false)) {
+        for setting in settings {
+            let began = (self.bench.clock)();
+            let changed = (request.without)(*setting);
+            self.bench.opening += (self.bench.clock)().saturating_sub(began);
+            let Some(Ok(mut changed)) = changed else { continue };
+            let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
+            for result in operators.iter_mut().filter(wrong) {
+                let Some(probe) = &result.probe else { continue };
+                let fails = |checked: Result<Judgement, Obstacle>| match checked {
+                    Ok(judgement) => Ok(Some(matches!(judgement.verdict, Verdict::Differ(_)))),
+                    Err(Obstacle::Oracle(fault)) => Err(QualifyError::Oracle(fault)),
+                    Err(_) => Ok(None),
+                };
+                let oracle = &mut self.bench.oracle;
+                let with = fails(probe.check(self.bench.device.as_mut(), oracle))?;
+                if with == Some(true) && fails(probe.check(changed.as_mut(), oracle))? == Some(false) {
+                    result.setting = Some(setting.told());
+                }
+            }
+        }
+        let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
+        for result in operators.iter_mut().filter(wrong) {
             let product = PRODUCTS.contains(&result.name.as_str());
             for setting in settings {
                 let explains = match setting {
@@ -705,6 +772,11 @@ fn step_seconds(device: &mut dyn Device, case: &TrainingCase, clock: Clock<'_>) 
     Some(best.max(1e-9))
 }
 
+/// How a comparison of bits ended.
+fn same<T, E>(compared: &Result<(Outcome, T), E>) -> Option<&Outcome> {
+    compared.as_ref().ok().map(|(outcome, _)| outcome)
+}
+
 /// How several proofs ended, together.
 fn joined<'c>(proofs: impl Iterator<Item = (&'c String, DType, &'c Outcome)>) -> Outcome {
     let mut joined = None;
@@ -845,7 +917,7 @@ fn weigh(
         rate = Some(soak.faults as f64 / soak.runs.max(1) as f64);
     }
     if !run.bench.losses.is_empty() {
-        evidence.unstable.push(format!("lost {} times: {}", run.bench.losses.len(), run.bench.losses[0]));
+        evidence.lost.clone_from(&run.bench.losses);
     }
     evidence.fault_rate = rate;
     if let Outcome::NotRun(reason) = &soak.outcome {

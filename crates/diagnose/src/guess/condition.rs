@@ -103,6 +103,18 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
     if let Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) = operator {
         let groups = operands[2].data.len().saturating_sub(1).max(1);
         let rows = operands[0].sizes[0];
+        // One group stays empty where one was: groups without rows are another matter.
+        let empty = operands[2].data.windows(2).any(|w| w[0] >= w[1]);
+        let shared = if empty { groups.saturating_sub(1).max(1) } else { groups };
+        let most = operands[2].data.windows(2).map(|w| w[1] - w[0]).fold(0.0, f64::max);
+        if most > 1.0 + (rows as f64 / shared as f64).ceil() && groups > 1 {
+            let even = |i: usize| (i.min(shared) * rows / shared) as f64;
+            push(
+                Kind::Capacity,
+                "groups that are larger than the others",
+                with(operands, 2, |_, i| even(i)),
+            );
+        }
         if rows >= groups && operands[2].data.windows(2).any(|w| w[0] >= w[1]) {
             push(
                 Kind::EmptyGroup,

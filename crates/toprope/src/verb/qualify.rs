@@ -285,9 +285,14 @@ impl Session<'_> {
             seed: self.arguments.seed,
             opening: Duration::ZERO,
             losses: Vec::new(),
+            losses_in_a_row: 0,
         };
         let side = remedy::on_stream(name);
         let open_side = || self.open(side.as_deref().unwrap_or_default());
+        let without = |setting| {
+            let changed = remedy::without(name, &[setting]);
+            (changed != name).then(|| self.open(&changed))
+        };
         let mut request = Request {
             tier: self.tier,
             shapes: asked.shapes.clone(),
@@ -296,6 +301,7 @@ impl Session<'_> {
             inference: proofs.inference,
             for_inference: proofs.for_inference,
             for_checks: CHECKS.iter().map(ToString::to_string).collect(),
+            without: &without,
             exact_products: remedy::asks_for_exact_products(name),
             alternatives,
             on_stream: side.as_ref().map(|_| &open_side as Opener<'_>),

@@ -199,7 +199,8 @@ fn describe(parsed: &Name, cann: &Cann, health: Vec<String>) -> Description {
     let mut versions = vec![("toprope-ascend".to_string(), env!("CARGO_PKG_VERSION").to_string())];
     versions.extend(runtime.versions());
     if let Some(version) = &cann.emulator {
-        versions.push(("cann-emulator".into(), version.clone()));
+        let version = version.strip_prefix("cann-emulator ").unwrap_or(version);
+        versions.push(("cann-emulator".into(), version.into()));
     }
     let files = cann.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" ");
     versions.push(("libraries".into(), files));

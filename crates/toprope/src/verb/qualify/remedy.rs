@@ -116,7 +116,7 @@ fn backend(device: &str) -> &str {
 }
 
 /// The device with the settings that were found turned off, where its name can say so.
-fn without(device: &str, settings: &[Setting]) -> String {
+pub fn without(device: &str, settings: &[Setting]) -> String {
     let mut parts: Vec<String> = device.split('+').map(ToString::to_string).collect();
     for setting in settings {
         let (key, value) = match (setting, backend(device)) {
@@ -156,6 +156,12 @@ pub fn told(change: &Change, device: &str) -> String {
             "guard.level = \"full\" and a fallback: up to {:.1e} of runs are faulty, each is to be caught and repeated",
             rate
         ),
+        Change::Recovered { goodput } => format!(
+            "the guard, which is there by default: {} faults in {} steps, goodput {:.0} %",
+            goodput.faults,
+            goodput.steps,
+            100.0 * goodput.share
+        ),
         Change::Unchecked { operators } => {
             format!("guard.level = \"off\": the device is wrong in the checks {}", list(operators))
         }
@@ -184,7 +190,7 @@ pub fn applied(recipe: &Recipe, changes: &[Change], device: &str, trusted: &str)
             Change::Precision { dtype, .. } => recipe.training.dtype = *dtype,
             Change::Guarded { .. } => recipe.guard.level = Level::Full,
             Change::Unchecked { .. } => recipe.guard.level = Level::Off,
-            Change::Setting { .. } => {}
+            Change::Setting { .. } | Change::Recovered { .. } => {}
         }
     }
     recipe.device = Some(without(&name, &settings));
