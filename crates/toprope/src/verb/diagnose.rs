@@ -249,7 +249,7 @@ impl Bench<'_> {
         let walk = self.walk(values, false)?;
         let descriptions: Vec<Description> = self.devices.iter().map(|device| device.describe()).collect();
         let growth = if self.arguments.operators.is_empty() { self.growth(values) } else { None };
-        let (first, spans) = match &walk.first {
+        let (first, spans) = match walk.first.as_ref().or(walk.unsteady.as_ref()) {
             Some(found) => {
                 let reason = "an operator is wrong already when it runs alone";
                 let spans = SpansSummary { not_run: Some(reason.into()), ..SpansSummary::default() };

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// A folder of CANN's libraries to test instead.
 const LIBRARY: &str = "TOPROPE_CANN_LIBRARY";
@@ -20,8 +21,12 @@ pub fn device(variants: &str) -> String {
     format!("ascend:0{variants}+library={}", library().display())
 }
 
+/// What is measured within a time is measured alone.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// The binary in a folder, with these defects of the emulator.
 pub fn toprope(folder: &Path, defects: &str, arguments: &[&str]) -> Output {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(env!("CARGO_BIN_EXE_toprope"));
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     for name in ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "CANN_EMULATOR_DEFECTS"] {

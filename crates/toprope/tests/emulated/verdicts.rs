@@ -30,6 +30,34 @@ fn a_healthy_chip_is_fit_to_train_and_said_to_be_emulated() {
     assert!(operators.iter().all(|operator| operator["passed"] == true), "{operators:?}");
 }
 
+/// How many quick runs of a healthy chip are made, each with a seed of its own, and the first seed.
+const SEEDS: &str = "TOPROPE_QUALIFY_SEEDS";
+const FIRST_SEED: u64 = 101;
+
+/// `TOPROPE_QUALIFY_SEEDS=50` makes the figure of docs/ascend.md.
+#[test]
+fn a_healthy_chip_is_never_called_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let seeds: u64 = std::env::var(SEEDS).map_or(1, |seeds| seeds.parse().unwrap());
+    let (mut wrong, mut slowest) = (Vec::new(), 0.0f64);
+    for seed in FIRST_SEED..FIRST_SEED + seeds {
+        let began = Instant::now();
+        let output = qualify(folder.path(), "", "", &["--soak", "1", "--seed", &seed.to_string()]);
+        slowest = slowest.max(began.elapsed().as_secs_f64());
+        if json(&output)["verdict"] != "train" {
+            wrong.push(format!("seed {seed}: {}", told(&output)));
+        }
+    }
+    // With 95 % confidence: 1 - 0.05^(1/n).
+    let bound = 1.0 - 0.05f64.powf(1.0 / seeds as f64);
+    println!(
+        "{} of {seeds} healthy runs called wrong: at most {:.1} % at 95 %; the slowest took {slowest:.1} s",
+        wrong.len(),
+        100.0 * bound
+    );
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// Each of the chip's settings is found by its own experiment, explains what is wrong, and is told with its line; the recipe
 /// that is written has it off.
 #[test]
@@ -85,6 +113,17 @@ fn a_wrong_fused_gradient_trains_with_plain_operators() {
     assert!(told.contains("+fused=off") && told.contains("`rms_norm_gradient`"), "{told}");
     let recipe = std::fs::read_to_string(folder.path().join("tiny-moe-on-ascend-0.toml")).unwrap();
     assert!(recipe.contains("fused=off"), "{recipe}");
+}
+
+/// Fails about every fifty steps, says so, and serves again once it is reset: the guard trains on it, and what that costs is
+/// measured.
+#[test]
+fn a_chip_that_fails_every_fifty_steps_trains_under_the_guard() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = qualify(folder.path(), "", "runtime.507015@every=50000", &["--soak", "1", "--expect", "train"]);
+    let (summary, told) = (json(&output), told(&output));
+    assert_eq!((output.status.code(), &summary["verdict"]), (Some(0), &"train".into()), "{told}");
+    assert!(told.contains("the guard, which is there by default") && told.contains("goodput"), "{told}");
 }
 
 /// What every product computes in is wrong: nothing is left to run on it.

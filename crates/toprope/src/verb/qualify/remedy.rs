@@ -21,7 +21,7 @@ pub fn variants(device: &str) -> Vec<String> {
     let (known, tried): (&[Variant], &[&str]) = if device.starts_with("pytorch:") {
         (toprope_devices::pytorch_variants(), &["attention", "matmul", "mode", "deterministic"])
     } else if is_ascend(device) {
-        (toprope_devices::ascend_variants(), &["fused", "launch"])
+        (toprope_devices::ascend_variants(), &["fused", "launch", "deterministic"])
     } else {
         return Vec::new();
     };
@@ -286,11 +286,12 @@ mod tests {
         assert!(!torch.contains(&"pytorch:cpu+attention=sdpa-math".to_string()));
         assert_eq!(on_stream("pytorch:npu:1").as_deref(), Some("pytorch:npu:1+stream=side"));
         assert_eq!((on_stream("pytorch:cpu"), on_stream("cpu")), (None, None));
-        assert_eq!(variants("ascend:1"), ["ascend:1+fused=off", "ascend:1+launch=sync"]);
+        assert_eq!(variants("ascend:1"), ["ascend:1+deterministic=off", "ascend:1+fused=off", "ascend:1+launch=sync"]);
         assert_eq!(
             variants("ascend:0+cube=hf32+library=cann"),
             [
                 "ascend:0+library=cann",
+                "ascend:0+cube=hf32+library=cann+deterministic=off",
                 "ascend:0+cube=hf32+library=cann+fused=off",
                 "ascend:0+cube=hf32+library=cann+launch=sync"
             ]
