@@ -26,12 +26,18 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The binary in a folder, with these defects of the emulator.
 pub fn toprope(folder: &Path, defects: &str, arguments: &[&str]) -> Output {
+    toprope_on(1, folder, defects, arguments)
+}
+
+/// The same where there are so many emulated chips.
+pub fn toprope_on(chips: u32, folder: &Path, defects: &str, arguments: &[&str]) -> Output {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(env!("CARGO_BIN_EXE_toprope"));
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     for name in ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "CANN_EMULATOR_DEFECTS"] {
         command.env_remove(name);
     }
+    command.env("CANN_EMULATOR_DEVICES", chips.to_string());
     if !defects.is_empty() {
         command.env("CANN_EMULATOR_DEFECTS", defects);
     }
