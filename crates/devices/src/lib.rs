@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub use toprope_ascend::Case as AscendCase;
 use toprope_ascend::name::PREFIX as ASCEND;
 use toprope_cpu::Level;
 use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
-pub use toprope_ascend::Case as AscendCase;
 pub use toprope_pytorch::collectives; // what goes between chips
 use toprope_pytorch::name::PREFIX as PYTORCH;
 use toprope_world::{RealWorld, SharedRegion};

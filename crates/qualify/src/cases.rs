@@ -351,8 +351,13 @@ impl Run<'_, '_> {
             }
             whole.first = first;
             for index in 0..program.range(range).len() {
-                let spot =
-                    Spot { source: Source::Generated, case: &case.name, whole: &whole, ordinary: false, last };
+                let spot = Spot {
+                    source: Source::Generated,
+                    case: &case.name,
+                    whole: &whole,
+                    ordinary: false,
+                    last,
+                };
                 let flow = self.step(&mut lockstep, (range, index), first, &spot, None)?;
                 if flow != Flow::On {
                     return Ok(flow);

@@ -251,11 +251,11 @@ impl<'b> Run<'_, 'b> {
                 return Ok(Vec::new());
             }
         };
-        let no_setting = |setting: &Setting| {
-            request.exact_products && matches!(setting, Setting::OperandBits { .. })
-        };
+        let no_setting =
+            |setting: &Setting| request.exact_products && matches!(setting, Setting::OperandBits { .. });
         let (disobeyed, found): (Vec<Setting>, Vec<Setting>) = found.into_iter().partition(no_setting);
-        let against = disobeyed.iter().map(|setting| format!("{}, though exact ones were asked for", setting.told()));
+        let against =
+            disobeyed.iter().map(|setting| format!("{}, though exact ones were asked for", setting.told()));
         let told: Vec<String> = found.iter().map(|setting| setting.told()).chain(against).collect();
         let told = if told.is_empty() {
             "products keep all bits of their operands and sums".into()
@@ -520,7 +520,9 @@ impl<'b> Run<'_, 'b> {
                     100.0 * share
                 ),
             ),
-            None => (Outcome::NotRun("no step was committed in the time that there was".into()), String::new()),
+            None => {
+                (Outcome::NotRun("no step was committed in the time that there was".into()), String::new())
+            }
         };
         self.ended(request, "goodput", outcome, goodput.map_or(0, |goodput| goodput.steps), told);
         goodput

@@ -131,9 +131,8 @@ impl Workshop<'_> {
                     |fault: Fault| Fault { place: Some(place(program.program(), range, index)), ..fault };
                 let mut constants = Constants::default();
                 let both = (program.program(), &*plan);
-                let made =
-                    lowering(&has, self.settings, both, instruction, &bounds, false, &mut constants)
-                        .map_err(|reason| at(unsupported(self.device, operator, reason)))?;
+                let made = lowering(&has, self.settings, both, instruction, &bounds, false, &mut constants)
+                    .map_err(|reason| at(unsupported(self.device, operator, reason)))?;
                 scratch_bytes = scratch_bytes.max(made.scratch_bytes);
                 if self.cann.operators.can_repeat() {
                     for call in &made.calls {
@@ -199,12 +198,11 @@ impl Prepared {
         for &(range, index, first) in wanted.iter().filter(|wanted| !bound.planned.contains_key(wanted)) {
             let instruction = &program.range(range)[index];
             let both = (program, &*self.plan);
-            let made =
-                lowering(&has, shop.settings, both, instruction, &key.symbols, first, &mut constants)
-                    .map_err(|reason| {
-                        let kind = unsupported(shop.device, instruction.operator.name(), reason).kind;
-                        Fault { place: Some(place(program, range, index)), ..Fault::new(shop.device, kind) }
-                    })?;
+            let made = lowering(&has, shop.settings, both, instruction, &key.symbols, first, &mut constants)
+                .map_err(|reason| {
+                    let kind = unsupported(shop.device, instruction.operator.name(), reason).kind;
+                    Fault { place: Some(place(program, range, index)), ..Fault::new(shop.device, kind) }
+                })?;
             scratch_bytes = scratch_bytes.max(made.scratch_bytes);
             fresh.push(((range, index, first), made.calls));
         }

@@ -9,9 +9,7 @@ use crate::name::{Name, NameError};
 use crate::plan::{Lowering, lowering};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use toprope_program::{
-    Location, MemoryPlan, Range, Region, StateLayout, Tensor, Validated, ValueId, Width,
-};
+use toprope_program::{Location, MemoryPlan, Range, Region, StateLayout, Tensor, Validated, ValueId, Width};
 
 /// An instruction with its operands and what it must give.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +74,8 @@ pub fn source(name: &str, case: &Case<'_>) -> Result<String, ReproError> {
     text.push_str(HEAD);
     prototypes(&mut text, &lowered.calls);
     settings(&mut text, &parsed);
-    let place = |id: ValueId| plan.place(id).ok_or_else(|| ReproError::Case(format!("%{} has no place", id.0)));
+    let place =
+        |id: ValueId| plan.place(id).ok_or_else(|| ReproError::Case(format!("%{} has no place", id.0)));
     values(&mut text, case, &plan, &lowered, &constants, &place)?;
     expected(&mut text, case, &place)?;
     calls(&mut text, &lowered.calls);
@@ -100,7 +99,12 @@ fn head(text: &mut String, name: &str, operator: &str, remark: &str, calls: &[Ca
         }
     }
     let variants = name.split('+').filter(|part| !part.starts_with("library=")).collect::<Vec<_>>().join("+");
-    line!(text, "// `{operator}` on {variants} by CANN alone: {} call(s), {}.", calls.len(), names.join(", "));
+    line!(
+        text,
+        "// `{operator}` on {variants} by CANN alone: {} call(s), {}.",
+        calls.len(),
+        names.join(", ")
+    );
     line!(text, "// {}", remark.replace('\n', "\n// "));
     line!(text, "//");
     line!(text, "//   g++ -std=c++17 -O1 repro_aclnn.cpp -o repro_aclnn -I$ASCEND_HOME_PATH/include \\");
@@ -108,7 +112,10 @@ fn head(text: &mut String, name: &str, operator: &str, remark: &str, calls: &[Ca
     line!(text, "//   ./repro_aclnn [RUNS [DEVICE]]");
     line!(text, "//");
     line!(text, "// In place of -lopapi, CANN 8.5 and newer: -lopapi_math -lopapi_nn -lopapi_transformer.");
-    line!(text, "// It ends with 1 where a run is wrong, with 0 where all are right, with 2 where CANN refuses.\n");
+    line!(
+        text,
+        "// It ends with 1 where a run is wrong, with 0 where all are right, with 2 where CANN refuses.\n"
+    );
 }
 
 /// The vendor's functions that are called, declared here: headers of operators move from version to version.
@@ -117,7 +124,11 @@ fn prototypes(text: &mut String, calls: &[Call]) {
     line!(text, "extern \"C\" {{");
     for (name, call) in used {
         let kinds: Vec<&str> = call.prototype.parameters.iter().map(|kind| c_type(kind)).collect();
-        line!(text, "int32_t aclnn{name}GetWorkspaceSize({}, uint64_t *, aclOpExecutor **);", kinds.join(", "));
+        line!(
+            text,
+            "int32_t aclnn{name}GetWorkspaceSize({}, uint64_t *, aclOpExecutor **);",
+            kinds.join(", ")
+        );
         line!(text, "int32_t aclnn{name}(void *, uint64_t, aclOpExecutor *, aclrtStream);");
     }
     line!(text, "}}\n");

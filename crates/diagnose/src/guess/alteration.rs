@@ -169,7 +169,9 @@ fn readings(probe: &Probe) -> Vec<Reading> {
     };
     let in_place = operator.writes_in_place();
     for (bits, format) in [(8, "bf16"), (11, "fp16 or TF32"), (12, "HF32")] {
-        for (how, shortened) in [("rounded", nearest as fn(i32, f64) -> f64), ("cut", cut)] {
+        for (how, shortened) in
+            [("rounded", nearest as fn(i32, f64) -> f64), ("cut", cut as fn(i32, f64) -> f64)]
+        {
             push(
                 Kind::LowPrecisionOperands,
                 format!("f32 operands {how} to {bits} bits ({format})"),

@@ -12,16 +12,12 @@ pub(super) fn rows(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if !lab.base.fails() || !matches!(lab.base.probe.operator(), Operator::Gather(_) | Operator::Append(_)) {
         return Ok(None);
     }
-    let mut places = BTreeSet::new();
-    for sample in lab.failing() {
-        match moved_rows(sample) {
-            Some(found) => places.extend(found),
-            None => {
-                lab.note("each wrong row, looked for among the operands' rows", "is none of them");
-                return Ok(None);
-            }
-        }
-    }
+    let found: Option<Vec<BTreeSet<usize>>> = lab.failing().map(moved_rows).collect();
+    let Some(found) = found else {
+        lab.note("each wrong row, looked for among the operands' rows", "is none of them");
+        return Ok(None);
+    };
+    let places: BTreeSet<usize> = found.into_iter().flatten().collect();
     let listed: Vec<String> = places.iter().take(4).map(ToString::to_string).collect();
     let sentence = format!(
         "Rows of its output are other rows of its operand than the indices say: output row {}.",
@@ -60,7 +56,9 @@ pub(super) fn impulse(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         return Ok(None);
     }
     let operands = lab.base.probe.operands();
-    let Some(count) = operands.first().map(|t| t.data.len()).filter(|count| *count > 1) else { return Ok(None) };
+    let Some(count) = operands.first().map(|t| t.data.len()).filter(|count| *count > 1) else {
+        return Ok(None);
+    };
     let (mut tried, mut elsewhere) = (0, Vec::new());
     for turn in 0..IMPULSES {
         let at = (turn * 2 + 1) * count / (2 * IMPULSES);
@@ -70,7 +68,8 @@ pub(super) fn impulse(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         let Ok(probe) = lab.base.probe.altered(&operator, fed) else { continue };
         let Some(sample) = lab.sample(probe)? else { continue };
         let answers = |tensors: &[Tensor]| -> Vec<BTreeSet<usize>> {
-            let of = |t: &Tensor| t.data.iter().enumerate().filter(|(_, x)| **x != 0.0).map(|(i, _)| i).collect();
+            let of =
+                |t: &Tensor| t.data.iter().enumerate().filter(|(_, x)| **x != 0.0).map(|(i, _)| i).collect();
             tensors.iter().map(of).collect()
         };
         let (want, got) = (answers(&sample.exact.want), answers(&sample.outcome.outputs));
@@ -85,7 +84,8 @@ pub(super) fn impulse(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         lab.note(ran, "is felt where it should be, or by another number of elements");
         return Ok(None);
     }
-    let sentence = "What goes in at one place comes out at another: pairs or axes are taken in another layout.";
+    let sentence =
+        "What goes in at one place comes out at another: pairs or axes are taken in another layout.";
     let showed = format!("at {} of them as many elements answer as should, and others", elsewhere.len());
     Ok(lab.conclude(Kind::Layout, sentence, ran, showed))
 }

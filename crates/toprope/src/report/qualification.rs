@@ -13,7 +13,8 @@ pub fn page(qualification: &Qualification, changes: &[String], vote: Option<&Vot
     let mut page = Html::new();
     page.raw(HEAD).raw("<style>").raw(CSS).raw("</style>\n<title>Toprope qualify ");
     page.text(&qualification.device.name);
-    page.raw(if qualification.device.emulated { " (emulated)" } else { "" }).raw("</title>\n</head>\n<body>\n<main>\n");
+    page.raw(if qualification.device.emulated { " (emulated)" } else { "" })
+        .raw("</title>\n</head>\n<body>\n<main>\n");
     header(&mut page, qualification);
     tiles(&mut page, qualification);
     why(&mut page, qualification, changes);

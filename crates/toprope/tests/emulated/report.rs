@@ -78,7 +78,8 @@ fn compiled(folder: &Path, source: &str) {
         std::fs::write(path, text).unwrap();
     }
     let lines = source.lines().skip_while(|line| !line.contains("g++ "));
-    let line: String = lines.take(2).map(|line| line.trim_start_matches('/').trim_end_matches('\\')).collect();
+    let line: String =
+        lines.take(2).map(|line| line.trim_start_matches('/').trim_end_matches('\\')).collect();
     let line = line
         .replace("$ASCEND_HOME_PATH/include", include.to_str().unwrap())
         .replace("$ASCEND_HOME_PATH/lib64", library().to_str().unwrap());
@@ -103,7 +104,9 @@ fn shows(operator: &str, defect: &str, extra: &[&str], only: Option<&str>) {
     let page = std::fs::read_to_string(inside.join("README.md")).unwrap();
     assert!(page.contains("repro_aclnn.cpp"), "{page}");
     if let Some(only) = only {
-        assert!(source.starts_with(&format!("// `{operator}` on ascend:0 by CANN alone: 1 call(s), {only}.")));
+        assert!(
+            source.starts_with(&format!("// `{operator}` on ascend:0 by CANN alone: 1 call(s), {only}."))
+        );
     }
     compiled(&inside, &source);
     let run = |defect: &str| {

@@ -89,8 +89,7 @@ fn listed(folder: &Path) -> Vec<(String, Vec<String>)> {
 /// The contract's operators that become one of the vendor's.
 fn concerned(vendors: &[String]) -> BTreeSet<&'static str> {
     let calls = |row: &&toprope_ascend::table::Row| {
-        vendors.is_empty()
-            || row.fused.iter().chain(row.plain).any(|name| vendors.iter().any(|v| v == name))
+        vendors.is_empty() || row.fused.iter().chain(row.plain).any(|name| vendors.iter().any(|v| v == name))
     };
     ROWS.iter().filter(calls).map(|row| row.operator).collect()
 }
@@ -165,8 +164,11 @@ fn slow_beside_its_sister(folder: &Path, defect: &str) -> Option<String> {
     let output = toprope_on(2, folder, defect, &arguments);
     let summary = json(&output);
     let paces = summary["dies"]["paces"].as_array().cloned().unwrap_or_default();
-    let slow: Vec<&str> =
-        paces.iter().filter(|pace| !pace["slow"].is_null()).filter_map(|pace| pace["name"].as_str()).collect();
+    let slow: Vec<&str> = paces
+        .iter()
+        .filter(|pace| !pace["slow"].is_null())
+        .filter_map(|pace| pace["name"].as_str())
+        .collect();
     match slow[..] {
         [one] if one.starts_with("ascend:1") => Some(format!("{}; ascend:1 is slow", summary["verdict"])),
         _ => None,

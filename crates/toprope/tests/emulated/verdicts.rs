@@ -89,7 +89,8 @@ fn a_setting_that_is_not_obeyed_is_a_defect() {
     let output = qualify(folder.path(), "", "matmul.hf32", &["--soak", "1"]);
     let (summary, told) = (json(&output), told(&output));
     let operators = summary["operators"].as_array().unwrap();
-    let wrong = |o: &&serde_json::Value| o["name"] == "matmul" && o["passed"] == false && o["setting"].is_null();
+    let wrong =
+        |o: &&serde_json::Value| o["name"] == "matmul" && o["passed"] == false && o["setting"].is_null();
     assert!(operators.iter().any(|operator| wrong(&operator)), "{told}");
     assert!(told.contains("though exact ones were asked for"), "{told}");
 }
@@ -120,7 +121,8 @@ fn a_wrong_fused_gradient_trains_with_plain_operators() {
 #[test]
 fn a_chip_that_fails_every_fifty_steps_trains_under_the_guard() {
     let folder = tempfile::tempdir().unwrap();
-    let output = qualify(folder.path(), "", "runtime.507015@every=50000", &["--soak", "1", "--expect", "train"]);
+    let output =
+        qualify(folder.path(), "", "runtime.507015@every=50000", &["--soak", "1", "--expect", "train"]);
     let (summary, told) = (json(&output), told(&output));
     assert_eq!((output.status.code(), &summary["verdict"]), (Some(0), &"train".into()), "{told}");
     assert!(told.contains("the guard, which is there by default") && told.contains("goodput"), "{told}");

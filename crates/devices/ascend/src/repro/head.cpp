@@ -28,21 +28,21 @@ static std::vector<char> before[5];
 static char *workspace;
 static uint64_t workspaceBytes;
 
-static aclTensor *tensor(int space, size_t byte, aclDataType type, Numbers sizes, Numbers strides, int64_t offset,
+[[maybe_unused]] static aclTensor *tensor(int space, size_t byte, aclDataType type, Numbers sizes, Numbers strides, int64_t offset,
                          int64_t storage) {
     return aclCreateTensor(sizes.data(), sizes.size(), type, strides.data(), offset, ACL_FORMAT_ND, &storage, 1,
                            memory[space] + byte);
 }
 
-static aclTensorList *list(std::vector<aclTensor *> tensors) {
+[[maybe_unused]] static aclTensorList *list(std::vector<aclTensor *> tensors) {
     return aclCreateTensorList(tensors.data(), tensors.size());
 }
 
-static aclIntArray *numbers(Numbers values) { return aclCreateIntArray(values.data(), values.size()); }
+[[maybe_unused]] static aclIntArray *numbers(Numbers values) { return aclCreateIntArray(values.data(), values.size()); }
 
-static aclScalar *scalar(float value) { return aclCreateScalar(&value, ACL_FLOAT); }
+[[maybe_unused]] static aclScalar *scalar(float value) { return aclCreateScalar(&value, ACL_FLOAT); }
 
-static aclScalar *scalar(int64_t value) { return aclCreateScalar(&value, ACL_INT64); }
+[[maybe_unused]] static aclScalar *scalar(int64_t value) { return aclCreateScalar(&value, ACL_INT64); }
 
 // Memory that a call asks for.
 static void *room(uint64_t bytes) {

@@ -286,7 +286,10 @@ mod tests {
         assert!(!torch.contains(&"pytorch:cpu+attention=sdpa-math".to_string()));
         assert_eq!(on_stream("pytorch:npu:1").as_deref(), Some("pytorch:npu:1+stream=side"));
         assert_eq!((on_stream("pytorch:cpu"), on_stream("cpu")), (None, None));
-        assert_eq!(variants("ascend:1"), ["ascend:1+deterministic=off", "ascend:1+fused=off", "ascend:1+launch=sync"]);
+        assert_eq!(
+            variants("ascend:1"),
+            ["ascend:1+deterministic=off", "ascend:1+fused=off", "ascend:1+launch=sync"]
+        );
         assert_eq!(
             variants("ascend:0+cube=hf32+library=cann"),
             [
