@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub use toprope_ascend::Case as AscendCase;
 use toprope_ascend::name::PREFIX as ASCEND;
 use toprope_cpu::Level;
 use toprope_placed::{Guest, PlacedDevice};
@@ -216,6 +217,15 @@ pub fn ascend_health(name: &str) -> Result<(String, Vec<String>), String> {
 /// What can be chosen of an `ascend:` device.
 pub fn ascend_variants() -> &'static [Variant] {
     toprope_ascend::name::VARIANTS
+}
+
+/// One instruction as a C++ program that needs CANN alone, for an `ascend:` device; none for any other.
+///
+/// # Errors
+/// In words: the operator is not lowered, or the case is none.
+pub fn ascend_reproducer(name: &str, case: &AscendCase<'_>) -> Option<Result<String, String>> {
+    let ascend = name.starts_with(ASCEND);
+    ascend.then(|| toprope_ascend::source(name, case).map_err(|error| error.to_string()))
 }
 
 /// The page on `ascend:` devices, with its table of operators.

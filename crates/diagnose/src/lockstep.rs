@@ -73,6 +73,8 @@ pub struct Walk {
     pub rows: Vec<Row>,
     /// The first wrong instruction.
     pub first: Option<Found>,
+    /// The first instruction that is right each time and not the same each time, of a device that says its bits repeat.
+    pub unsteady: Option<Found>,
 }
 
 /// Why a step could not be walked through.
@@ -112,6 +114,7 @@ pub fn walk(
     let mut held = step.before(program)?;
     let last_reads = last_reads(program);
     let mut walk = Walk::default();
+    let repeats = party.subject.device.describe().deterministic;
     let all = step.micro.len() * program.accumulate.len() + program.update.len();
     let mut done = 0;
     let mut parts: Vec<(Range, usize)> =
@@ -131,6 +134,10 @@ pub fn walk(
             if wanted {
                 let (row, observed) = look(party, program, &probe, &given, options, (micro, range, index))?;
                 watch(&row, done, all);
+                if repeats && row.subject().other_bits > 0 && walk.unsteady.is_none() {
+                    let observed = observed.clone();
+                    walk.unsteady = Some(Found { row: row.clone(), probe: probe.clone(), observed });
+                }
                 if row.is_wrong() && walk.first.is_none() {
                     walk.first = Some(Found { row: row.clone(), probe: probe.clone(), observed });
                 }

@@ -42,6 +42,7 @@ const REQUEST: Request = Request { include_data: false, runs: 8, seed: 3 };
 
 fn surroundings(redact: bool) -> Surroundings {
     Surroundings {
+        programs: Vec::new(),
         source: "step 3 of /home/somebody/runs/tiny".into(),
         command: "toprope report /home/somebody/runs/tiny --operator matmul".into(),
         environment: BTreeMap::from([("host".into(), "secret-host".into()), ("os".into(), "linux".into())]),

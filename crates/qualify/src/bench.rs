@@ -1,6 +1,7 @@
 //! What a qualification works with: the device, how a fresh one is opened, and what it is judged by.
 
 use crate::budget::Clock;
+use crate::result::Outcome;
 use std::time::Duration;
 use toprope_conformance::Oracle;
 use toprope_program::{Description, Device, Fault, FaultClass};
@@ -28,10 +29,40 @@ pub struct Bench<'a> {
     pub opening: Duration,
     /// How often the device was lost and opened again.
     pub losses: Vec<String>,
+    /// Losses since something last ran to its end.
+    pub losses_in_a_row: usize,
 }
 
-/// Losses after which a device is not opened again.
+/// Losses in a row after which a device is not opened again.
 const LOSSES_MAX: usize = 3;
+
+/// Times that what a fault broke off is begun.
+pub(crate) const ATTEMPTS: usize = 3;
+
+/// Begins again what a fault that passes broke off.
+pub(crate) fn retried<'b, T>(
+    bench: &mut Bench<'b>,
+    mut attempt: impl FnMut(&mut Bench<'b>) -> T,
+    outcome: impl Fn(&T) -> Option<&Outcome>,
+) -> T {
+    for _ in 1..ATTEMPTS {
+        let losses = bench.losses.len();
+        let result = attempt(bench);
+        let broken = outcome(&result).is_none_or(|outcome| !outcome.passed());
+        if bench.losses.len() == losses || bench.is_gone() || !broken {
+            if bench.losses.len() == losses {
+                bench.held();
+            }
+            return result;
+        }
+    }
+    attempt(bench)
+}
+
+/// Whether a fault leaves a device that must be opened again: reported, and no result that is wrong.
+pub(crate) fn is_loss(fault: &Fault) -> bool {
+    matches!(fault.kind.class(), FaultClass::Lost | FaultClass::Hang | FaultClass::Driver)
+}
 
 impl Bench<'_> {
     /// What the device says of itself.
@@ -49,12 +80,12 @@ impl Bench<'_> {
 
     /// After a fault: opens the device again where it is gone. False where it stays gone.
     pub fn revive(&mut self, fault: &Fault) -> bool {
-        let gone = matches!(fault.kind.class(), FaultClass::Lost | FaultClass::Hang | FaultClass::Driver);
-        if !gone {
+        if !is_loss(fault) {
             return true;
         }
         self.losses.push(fault.to_string());
-        if self.losses.len() > LOSSES_MAX {
+        self.losses_in_a_row += 1;
+        if self.is_gone() {
             return false;
         }
         match self.opened(self.open) {
@@ -64,14 +95,22 @@ impl Bench<'_> {
             }
             Err(reason) => {
                 self.losses.push(reason);
+                self.losses_in_a_row = LOSSES_MAX + 1;
                 false
             }
         }
     }
 
-    /// Whether it was lost more often than it is opened again.
+    /// Something ran to its end.
+    pub fn held(&mut self) {
+        if !self.is_gone() {
+            self.losses_in_a_row = 0;
+        }
+    }
+
+    /// Whether it was lost more often in a row than it is opened again, or does not open any more.
     pub fn is_gone(&self) -> bool {
-        self.losses.len() > LOSSES_MAX
+        self.losses_in_a_row > LOSSES_MAX
     }
 }
 

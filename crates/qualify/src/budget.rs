@@ -16,6 +16,9 @@ pub enum Tier {
 /// The fewest and the most hours that can be asked for: below, a default run is the right one.
 pub const HOURS: std::ops::RangeInclusive<f64> = 0.1..=720.0;
 
+/// A quick run on an emulator; what is left of 20 s once devices are open.
+const QUICK_EMULATED: Duration = Duration::from_secs(18);
+
 impl Tier {
     /// All of it.
     pub fn total(self) -> Duration {
@@ -23,6 +26,14 @@ impl Tier {
             Tier::Quick => Duration::from_secs(60),
             Tier::Default => Duration::from_secs(600),
             Tier::Hours(hours) => Duration::from_secs_f64(hours * 3600.0),
+        }
+    }
+
+    /// All of it on a device that only stands in for another: what takes long, takes long to say nothing of the chip.
+    pub fn total_on(self, emulated: bool) -> Duration {
+        match self {
+            Tier::Quick if emulated => QUICK_EMULATED,
+            tier => tier.total(),
         }
     }
 

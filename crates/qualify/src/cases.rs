@@ -2,7 +2,7 @@
 //! each result judged by the contract's tolerance and by its effective bits.
 
 use crate::accuracy;
-use crate::bench::Bench;
+use crate::bench::{ATTEMPTS, Bench, is_loss};
 use crate::budget::Deadline;
 use crate::result::{Key, OperatorResult, Source, Tally};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,6 +212,19 @@ struct Spot<'a> {
     whole: &'a Reproducer,
     /// Whether the values are such that effective bits mean something.
     ordinary: bool,
+    /// Whether a fault here is not followed by another attempt.
+    last: bool,
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// The next one follows.
+    On,
+    /// The subject failed, and what was broken off is worth another attempt.
+    Again,
+    /// The subject failed at every attempt: the program cannot go on.
+    Ended,
 }
 
 impl Run<'_, '_> {
@@ -264,21 +277,39 @@ impl Run<'_, '_> {
         source: Source,
         feeds: Vec<(Values, Reproducer, bool)>,
     ) -> Result<(), QualifyError> {
+        for attempt in 1..=ATTEMPTS {
+            if self.attempted(case, source, &feeds, attempt == ATTEMPTS)? != Flow::Again {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn attempted(
+        &mut self,
+        case: &Case,
+        source: Source,
+        feeds: &[(Values, Reproducer, bool)],
+        last: bool,
+    ) -> Result<Flow, QualifyError> {
         let program = case.program.program();
-        let Some((first, ..)) = feeds.first() else { return Ok(()) };
-        let Some(mut lockstep) = self.open(case, first.clone())? else { return Ok(()) };
-        for (values, whole, ordinary) in &feeds {
+        let Some((first, ..)) = feeds.first() else { return Ok(Flow::Ended) };
+        let Some(mut lockstep) = self.open(case, first.clone())? else { return Ok(Flow::Ended) };
+        for (values, whole, ordinary) in feeds {
             let trusted = if *ordinary { self.trusted(case, values, whole.first) } else { Vec::new() };
             lockstep.feed(values.clone());
             for index in 0..program.accumulate.len() {
-                let spot = Spot { source, case: &case.name, whole, ordinary: *ordinary };
+                let spot = Spot { source, case: &case.name, whole, ordinary: *ordinary, last };
                 let beside = trusted.get(index);
-                if !self.step(&mut lockstep, (Range::Accumulate, index), whole.first, &spot, beside)? {
-                    return Ok(());
+                let flow =
+                    self.step(&mut lockstep, (Range::Accumulate, index), whole.first, &spot, beside)?;
+                if flow != Flow::On {
+                    return Ok(flow);
                 }
             }
         }
-        self.close(lockstep)
+        self.close(lockstep)?;
+        Ok(Flow::On)
     }
 
     /// The trusted device on the same values; nothing where it fails, which is not the subject's fault.
@@ -297,10 +328,19 @@ impl Run<'_, '_> {
 
     /// A whole random program: two micro-batches and the update.
     fn whole(&mut self, case: &Case) -> Result<(), QualifyError> {
+        for attempt in 1..=ATTEMPTS {
+            if self.whole_attempted(case, attempt == ATTEMPTS)? != Flow::Again {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn whole_attempted(&mut self, case: &Case, last: bool) -> Result<Flow, QualifyError> {
         let program = case.program.program();
         let regime = if case.seed.is_multiple_of(8) { Regime::Wide } else { Regime::Normal };
         let values = draw(program, &case.symbols, case.seed, regime);
-        let Some(mut lockstep) = self.open(case, values)? else { return Ok(()) };
+        let Some(mut lockstep) = self.open(case, values)? else { return Ok(Flow::Ended) };
         let mut whole = Reproducer::new(program.clone(), case.symbols.clone(), case.seed, regime);
         for (range, first) in [(Range::Accumulate, true), (Range::Accumulate, false), (Range::Update, false)]
         {
@@ -311,15 +351,22 @@ impl Run<'_, '_> {
             }
             whole.first = first;
             for index in 0..program.range(range).len() {
-                let spot =
-                    Spot { source: Source::Generated, case: &case.name, whole: &whole, ordinary: false };
-                if !self.step(&mut lockstep, (range, index), first, &spot, None)? {
-                    return Ok(());
+                let spot = Spot {
+                    source: Source::Generated,
+                    case: &case.name,
+                    whole: &whole,
+                    ordinary: false,
+                    last,
+                };
+                let flow = self.step(&mut lockstep, (range, index), first, &spot, None)?;
+                if flow != Flow::On {
+                    return Ok(flow);
                 }
             }
         }
         self.findings.programs += 1;
-        self.close(lockstep)
+        self.close(lockstep)?;
+        Ok(Flow::On)
     }
 
     fn open(&mut self, case: &Case, values: Values) -> Result<Option<Lockstep>, QualifyError> {
@@ -340,12 +387,15 @@ impl Run<'_, '_> {
 
     fn close(&mut self, lockstep: Lockstep) -> Result<(), QualifyError> {
         match lockstep.close(self.bench.device.as_mut(), &mut self.bench.oracle) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.bench.held();
+                Ok(())
+            }
             Err(obstacle) => self.obstacle(obstacle, "release"),
         }
     }
 
-    /// Runs and counts one instruction; false where the subject failed and the program cannot go on.
+    /// Runs and counts one instruction. A fault that passes speaks against the device and not against the operator.
     fn step(
         &mut self,
         lockstep: &mut Lockstep,
@@ -353,7 +403,7 @@ impl Run<'_, '_> {
         first: bool,
         spot: &Spot<'_>,
         trusted: Option<&Step>,
-    ) -> Result<bool, QualifyError> {
+    ) -> Result<Flow, QualifyError> {
         let program = &spot.whole.program;
         let instruction = &program.range(place.0)[place.1];
         let operands = program.concrete_operands(instruction, &spot.whole.symbols);
@@ -363,15 +413,18 @@ impl Run<'_, '_> {
         match lockstep.step(device, &mut self.bench.oracle, place.0, place.1, first) {
             Ok(step) => {
                 self.record(&step, key, instruction, &operands, spot, trusted);
-                Ok(true)
+                Ok(Flow::On)
             }
             Err(obstacle) => {
-                if let Obstacle::Subject(_) = &obstacle {
+                let again = !spot.last && matches!(&obstacle, Obstacle::Subject(fault) if is_loss(fault));
+                if let Obstacle::Subject(_) = &obstacle
+                    && !again
+                {
                     let finding = format!("{}: {obstacle}", spot.case);
                     self.findings.tally(key).differs(finding, || spot.whole.to_string(), || None);
                 }
                 self.obstacle(obstacle, spot.case)?;
-                Ok(false)
+                Ok(if again && !self.bench.is_gone() { Flow::Again } else { Flow::Ended })
             }
         }
     }

@@ -1,10 +1,11 @@
 //! All stages in order, and what they come to.
 
-use crate::bench::{Bench, Opener};
+use crate::bench::{Bench, Opener, retried};
 use crate::budget::{Clock, Deadline, Tier};
 use crate::cases::{self, Findings, QualifyError, ROUNDS};
 use crate::datasheet::Datasheet;
 use crate::dies::Standing;
+use crate::goodput::{self, Goodput};
 use crate::inference::{self, InferenceCase, InferenceProof};
 use crate::memory;
 use crate::reset;
@@ -18,9 +19,12 @@ use crate::verdict::{Change, Evidence, Ruling, rule};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use toprope_conformance::Verdict;
+use toprope_conformance::judge::Judgement;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_diagnose::guess::{Effort, Kind, guess};
-use toprope_program::{DType, Description, Device, FaultKind};
+use toprope_program::{DType, Description, Device, FaultKind, Tensor};
 
 /// Another variant of the device, to be tried where an operator is wrong.
 pub struct Alternative<'a> {
@@ -46,6 +50,11 @@ pub struct Request<'a> {
     pub for_inference: BTreeSet<String>,
     /// Operators that only a guard's checks take.
     pub for_checks: BTreeSet<String>,
+    /// Whether products that keep all bits of their operands were asked for by the device's name: then fewer are no setting,
+    /// and are judged as any wrong result is.
+    pub exact_products: bool,
+    /// The device with a setting changed, where its name can say so: what is wrong and right without it, the setting explains.
+    pub without: &'a dyn Fn(Setting) -> Option<Result<Box<dyn Device>, String>>,
     /// Variants to be tried.
     pub alternatives: Vec<Alternative<'a>>,
     /// The device on another stream than its default one, where it has streams.
@@ -110,11 +119,16 @@ pub struct Qualification {
     pub speed: Speed,
     /// Settings that were found.
     pub settings: Vec<Setting>,
+    /// Training through faults, where there were some.
+    pub goodput: Option<Goodput>,
     /// Seconds that it took.
     pub seconds: f64,
     /// With 95 % confidence, the share of an operator's runs that are faulty is at most this, by operator: judged runs.
     pub rates: BTreeMap<String, f64>,
 }
+
+/// Time beyond a quick run's, where an operator is wrong: for other variants, and for the kind of defect.
+const CLOSER_LOOK: Duration = Duration::from_secs(20);
 
 /// Steps that weights of an inference proof have behind them.
 const TRAINED_STEPS: usize = 4;
@@ -125,7 +139,7 @@ const SOAK_SIDE: usize = 256;
 /// Qualifies a device.
 pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Qualification, QualifyError> {
     let began = (bench.clock)();
-    let whole = Deadline::within(bench.clock, request.tier.total());
+    let whole = Deadline::within(bench.clock, request.tier.total_on(bench.describe().emulated));
     let mut run = Run { bench, stages: Vec::new(), stage: began };
     let quick = request.tier == Tier::Quick;
     let most = |seconds: u64| Duration::from_secs(seconds);
@@ -142,19 +156,24 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
     let inference = run.inference(request, &whole.part(0.4, most(300)));
-    let training = run.training(request, &whole.part(0.6, most(900)));
+    let training = run.training(request, &whole.part(if quick { 0.8 } else { 0.6 }, most(900)));
     let speed = run.speed(request, &asked, &whole.part(0.25, most(if quick { 5 } else { 120 })))?;
 
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
     operators.extend(findings.results(&level));
-    let settings = explained(&settings, &mut operators);
+    run.explain(request, &settings, &mut operators)?;
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
+    // What is wrong is worth a closer look than a minute leaves.
+    let wrong = operators.iter().any(|result| result.passed == Some(false) && result.setting.is_none());
+    let whole = if quick && wrong { whole.later(CLOSER_LOOK) } else { whole };
     evidence.remedies = run.remedies(request, &evidence, &operators, &speed, &whole.part(0.6, most(900)))?;
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.guesses(request, &mut operators, &whole.part(0.4, most(600)));
+    let goodput = run.goodput(request, &whole.part(0.5, most(60)));
     let soak = run.soak(request, &whole.part(1.0, request.soak_max))?;
+    evidence.goodput = goodput;
     weigh(&mut evidence, &run, &soak, &training, &inference);
     if let Some(standing) = &request.apart {
         stand(&mut evidence, standing);
@@ -182,6 +201,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
         soak,
         speed,
         settings,
+        goodput,
         seconds,
         rates,
     })
@@ -212,11 +232,17 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn settings(&mut self, request: &mut Request<'b>) -> Result<Vec<Setting>, QualifyError> {
-        let found = match settings(self.bench.device.as_mut(), self.bench.seed) {
+        let search = |bench: &mut Bench<'b>| {
+            let found = settings(bench.device.as_mut(), bench.seed);
+            if let Err(NoAnswer::Fault(fault)) = &found {
+                bench.revive(fault);
+            }
+            found
+        };
+        let found = match retried(self.bench, search, |_| None) {
             Ok(found) => found,
             Err(NoAnswer::Mistake(error)) => return Err(error),
             Err(NoAnswer::Fault(fault)) => {
-                self.bench.revive(&fault);
                 let outcome = match fault.kind {
                     FaultKind::Unsupported { .. } => Outcome::NotRun(fault.to_string()),
                     _ => Outcome::Failed(fault.to_string()),
@@ -225,13 +251,18 @@ impl<'b> Run<'_, 'b> {
                 return Ok(Vec::new());
             }
         };
-        let told: Vec<String> = found.iter().map(|setting| setting.told()).collect();
+        let no_setting =
+            |setting: &Setting| request.exact_products && matches!(setting, Setting::OperandBits { .. });
+        let (disobeyed, found): (Vec<Setting>, Vec<Setting>) = found.into_iter().partition(no_setting);
+        let against =
+            disobeyed.iter().map(|setting| format!("{}, though exact ones were asked for", setting.told()));
+        let told: Vec<String> = found.iter().map(|setting| setting.told()).chain(against).collect();
         let told = if told.is_empty() {
             "products keep all bits of their operands and sums".into()
         } else {
             told.join("; ")
         };
-        self.ended(request, "settings", Outcome::Passed, 4, told);
+        self.ended(request, "settings", Outcome::Passed, 6, told);
         Ok(found)
     }
 
@@ -324,14 +355,16 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn reset(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
-        let (outcome, compared) = reset::same_after(self.bench, 6, deadline)?;
+        let attempt = |bench: &mut Bench<'b>| reset::same_after(bench, 6, deadline);
+        let (outcome, compared) = retried(self.bench, attempt, same)?;
         let told = format!("{compared} random programs on a device that was opened afresh");
         self.ended(request, "reset", outcome, compared, told);
         Ok(())
     }
 
     fn beside(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<(), QualifyError> {
-        let (outcome, beside) = reset::same_beside(self.bench, 12, deadline)?;
+        let attempt = |bench: &mut Bench<'b>| reset::same_beside(bench, 12, deadline);
+        let (outcome, beside) = retried(self.bench, attempt, same)?;
         let told = format!(
             "{} random programs while the chip, opened a second time, computed {} products",
             beside.compared, beside.neighbour
@@ -341,10 +374,12 @@ impl<'b> Run<'_, 'b> {
     }
 
     fn memory(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) {
-        let outcome = memory::refuses_too_much(self.bench);
+        let outcome = retried(self.bench, memory::refuses_too_much, |outcome| Some(outcome));
         let told = "too large an allocation is refused as such, and the device serves on".into();
         self.ended(request, "refusals", outcome, 1, told);
-        let filled = memory::fill(self.bench, self.memory_bytes_max(request), deadline);
+        let most = self.memory_bytes_max(request);
+        let attempt = |bench: &mut Bench<'b>| memory::fill(bench, most, deadline);
+        let filled = retried(self.bench, attempt, |filled| Some(&filled.outcome));
         let told = format!("{} MiB filled, read back, given back and had again", filled.bytes >> 20);
         self.ended(request, "memory", filled.outcome, filled.bytes >> 20, told);
     }
@@ -354,7 +389,7 @@ impl<'b> Run<'_, 'b> {
             None => (Outcome::NotRun("the device has no streams to choose from".into()), 0),
             Some(open) => {
                 let when = "on a stream of its own, beside products on the default one";
-                reset::same_as(self.bench, open, when, 12, deadline)?
+                retried(self.bench, |bench| reset::same_as(bench, open, when, 12, deadline), same)?
             }
         };
         let told = format!("{compared} random programs on a side stream, beside products on the default one");
@@ -374,7 +409,8 @@ impl<'b> Run<'_, 'b> {
         for (index, case) in cases.iter().enumerate() {
             // In a minute one case goes in lockstep, the others freely.
             let in_lockstep = index == 0 || request.tier != Tier::Quick;
-            proofs.push(training::prove(self.bench, case, in_lockstep, deadline));
+            let attempt = |bench: &mut Bench<'b>| training::prove(bench, case, in_lockstep, deadline);
+            proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));
         }
         request.training = cases;
         let steps: u64 = proofs.iter().map(|proof| proof.steps).sum();
@@ -398,7 +434,8 @@ impl<'b> Run<'_, 'b> {
             {
                 case.weights = weights;
             }
-            proofs.push(inference::prove(self.bench, &case, deadline));
+            let attempt = |bench: &mut Bench<'b>| inference::prove(bench, &case, deadline);
+            proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));
         }
         let tokens: u64 = proofs.iter().map(|proof| proof.tokens).sum();
         let agreed: u64 = proofs.iter().map(|proof| proof.agreed).sum();
@@ -450,7 +487,9 @@ impl<'b> Run<'_, 'b> {
 
     fn soak(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Result<Soak, QualifyError> {
         let filled = self.memory_bytes_max(request);
-        let soak = soak(self.bench, &[DType::F32, DType::Bf16], SOAK_SIDE, filled, deadline)?;
+        let dtypes = [DType::F32, DType::Bf16];
+        let attempt = |bench: &mut Bench<'b>| soak(bench, &dtypes, SOAK_SIDE, filled, deadline);
+        let soak = retried(self.bench, attempt, |soak| soak.as_ref().ok().map(|soak| &soak.outcome))?;
         let told = format!(
             "{} products in {:.0} s: {}; {} MiB held full, a block read back {} times; at most {:.1e} of runs faulty, {:.1e} a byte (95 %)",
             soak.runs,
@@ -463,6 +502,30 @@ impl<'b> Run<'_, 'b> {
         );
         self.ended(request, "soak", soak.outcome.clone(), soak.runs, told);
         Ok(soak)
+    }
+
+    /// Training through faults, where the device failed and was opened again.
+    fn goodput(&mut self, request: &mut Request<'b>, deadline: &Deadline<'_>) -> Option<Goodput> {
+        if self.bench.losses.is_empty() || self.bench.is_gone() {
+            return None;
+        }
+        let cases = std::mem::take(&mut request.training);
+        let goodput = cases.first().and_then(|case| goodput::measure(self.bench, case, deadline));
+        request.training = cases;
+        let (outcome, told) = match goodput {
+            Some(Goodput { steps, faults, seconds, share }) => (
+                Outcome::Passed,
+                format!(
+                    "{steps} steps in {seconds:.1} s through {faults} faults, the device opened again and the step repeated: {:.0} % of the time for steps that count",
+                    100.0 * share
+                ),
+            ),
+            None => {
+                (Outcome::NotRun("no step was committed in the time that there was".into()), String::new())
+            }
+        };
+        self.ended(request, "goodput", outcome, goodput.map_or(0, |goodput| goodput.steps), told);
+        goodput
     }
 
     /// What kind of defect each wrong operator has, by experiment, where one tells it from the others.
@@ -508,6 +571,99 @@ impl<'b> Run<'_, 'b> {
         self.ended(request, "kind of defect", Outcome::Passed, tried, told);
     }
 
+    /// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
+    fn explain(
+        &mut self,
+        request: &Request<'b>,
+        settings: &[Setting],
+        operators: &mut [OperatorResult],
+    ) -> Result<(), QualifyError> {
+        for setting in settings {
+            let began = (self.bench.clock)();
+            let changed = (request.without)(*setting);
+            self.bench.opening += (self.bench.clock)().saturating_sub(began);
+            let Some(Ok(mut changed)) = changed else { continue };
+            let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
+            for result in operators.iter_mut().filter(wrong) {
+                let Some(probe) = &result.probe else { continue };
+                let fails = |checked: Result<Judgement, Obstacle>| match checked {
+                    Ok(judgement) => Ok(Some(matches!(judgement.verdict, Verdict::Differ(_)))),
+                    Err(Obstacle::Oracle(fault)) => Err(QualifyError::Oracle(fault)),
+                    Err(_) => Ok(None),
+                };
+                let oracle = &mut self.bench.oracle;
+                let with = fails(probe.check(self.bench.device.as_mut(), oracle))?;
+                if with == Some(true) && fails(probe.check(changed.as_mut(), oracle))? == Some(false) {
+                    result.setting = Some(setting.told());
+                }
+            }
+        }
+        let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
+        for result in operators.iter_mut().filter(wrong) {
+            let product = PRODUCTS.contains(&result.name.as_str());
+            for setting in settings {
+                let explains = match setting {
+                    Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
+                    Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
+                    Setting::Saturates => self.only_beyond_range(result)?,
+                    Setting::BitsMayDiffer => false,
+                };
+                if explains {
+                    result.setting = Some(setting.told());
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a wrong result is one of infinities and NaN alone: the failing case holds some, and the same operator is right
+    /// wherever numbers are ordinary.
+    fn only_beyond_range(&mut self, result: &OperatorResult) -> Result<bool, QualifyError> {
+        const DRAWS: u64 = 4;
+        let Some(probe) = &result.probe else { return Ok(false) };
+        let oracle = &mut self.bench.oracle;
+        let exact = match probe.exact(oracle) {
+            Ok(exact) => exact,
+            Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+            Err(_) => return Ok(false),
+        };
+        let beyond = |tensor: &Tensor| {
+            let largest = if tensor.dtype.is_float() { f64::from(f32::MAX) } else { f64::INFINITY };
+            tensor.data.iter().any(|x| !x.is_finite() || x.abs() > largest)
+        };
+        if !probe.operands().iter().chain(&exact.want).any(beyond) {
+            return Ok(false);
+        }
+        for draw in 0..DRAWS {
+            let seed = self.bench.seed.wrapping_add(draw);
+            let Ok(redrawn) = probe.redrawn_consistently(seed, Regime::Normal, oracle) else {
+                return Ok(false);
+            };
+            let exact = match redrawn.exact(oracle) {
+                Ok(exact) => exact,
+                Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+                Err(_) => return Ok(false),
+            };
+            let judgement = match redrawn.run(self.bench.device.as_mut()) {
+                Ok(outcome) => redrawn.judge(&exact, &outcome),
+                Err(Obstacle::Subject(fault)) => {
+                    self.bench.revive(&fault);
+                    return Ok(false);
+                }
+                Err(_) => return Ok(false),
+            };
+            // A row that sees nothing has a logarithm of -∞ whatever is drawn.
+            let finite = |(output, element): &(usize, usize)| exact.want[*output].data[*element].is_finite();
+            let all_told = judgement.wrong_count as usize <= judgement.wrong.len();
+            let differs = matches!(judgement.verdict, Verdict::Differ(_));
+            if differs && (judgement.wrong.iter().any(finite) || !all_told || judgement.wrong.is_empty()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What makes every wrong operator that is needed right: another variant, or another precision.
     fn remedies(
         &mut self,
@@ -543,7 +699,9 @@ impl<'b> Run<'_, 'b> {
         if found.is_none() {
             let wrong =
                 operators.iter().filter(|r| r.passed == Some(false) && names.contains(r.name.as_str()));
-            let only_bf16 = wrong.clone().all(|result| result.dtype == Some(DType::Bf16));
+            // What is right and does not repeat is wrong in no type.
+            let all_wrong = names.iter().all(|name| wrong.clone().any(|result| result.name == *name));
+            let only_bf16 = all_wrong && wrong.clone().all(|result| result.dtype == Some(DType::Bf16));
             let right_in_f32 = names.iter().all(|name| {
                 let all = operators.iter().filter(|r| r.name == *name && r.dtype == Some(DType::F32));
                 all.clone().count() > 0
@@ -634,6 +792,11 @@ fn step_seconds(device: &mut dyn Device, case: &TrainingCase, clock: Clock<'_>) 
     Some(best.max(1e-9))
 }
 
+/// How a comparison of bits ended.
+fn same<T, E>(compared: &Result<(Outcome, T), E>) -> Option<&Outcome> {
+    compared.as_ref().ok().map(|(outcome, _)| outcome)
+}
+
 /// How several proofs ended, together.
 fn joined<'c>(proofs: impl Iterator<Item = (&'c String, DType, &'c Outcome)>) -> Outcome {
     let mut joined = None;
@@ -645,19 +808,6 @@ fn joined<'c>(proofs: impl Iterator<Item = (&'c String, DType, &'c Outcome)>) ->
         }
     }
     joined.unwrap_or_else(|| Outcome::NotRun("no program was given".into()))
-}
-
-/// Which settings explain what, written to the results; a setting that explains nothing was found all the same.
-fn explained(settings: &[Setting], operators: &mut [OperatorResult]) -> Vec<Setting> {
-    for result in operators.iter_mut().filter(|result| result.passed == Some(false)) {
-        let product = PRODUCTS.contains(&result.name.as_str());
-        let setting = settings.iter().find(|setting| match setting {
-            Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
-            Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
-        });
-        result.setting = setting.map(|setting| setting.told());
-    }
-    settings.to_vec()
 }
 
 /// The operators that multiply matrices.
@@ -787,7 +937,7 @@ fn weigh(
         rate = Some(soak.faults as f64 / soak.runs.max(1) as f64);
     }
     if !run.bench.losses.is_empty() {
-        evidence.unstable.push(format!("lost {} times: {}", run.bench.losses.len(), run.bench.losses[0]));
+        evidence.lost.clone_from(&run.bench.losses);
     }
     evidence.fault_rate = rate;
     if let Outcome::NotRun(reason) = &soak.outcome {

@@ -1,5 +1,6 @@
-//! Settings told from defects: a product that keeps fewer bits of its operands, or adds in a narrower type, does so by
-//! choice of whoever set its library up, and a line of theirs changes it. What the line is knows the caller.
+//! Settings told from defects: a product that keeps fewer bits of its operands, or adds in a narrower type, overflow that
+//! ends at the largest number, bits that may differ from run to run: whoever set the library up chose so, and a line of theirs
+//! changes it. What the line is knows the caller.
 
 use crate::cases::QualifyError;
 use crate::product::Product;
@@ -19,6 +20,10 @@ pub enum Setting {
     },
     /// Partial sums of bf16 products are rounded to bf16, more of them the longer the sum.
     ReducedSums,
+    /// What overflows is the largest number in place of infinity, and NaN is 0.
+    Saturates,
+    /// The device says that its bits may differ from run to run.
+    BitsMayDiffer,
 }
 
 impl Setting {
@@ -32,6 +37,10 @@ impl Setting {
                 format!("f32 products keep {bits} of 23 bits of their operands")
             }
             Setting::ReducedSums => "bf16 products round partial sums to bf16".into(),
+            Setting::Saturates => "what overflows is the largest number, not infinity, and NaN is 0".into(),
+            Setting::BitsMayDiffer => {
+                "bits may differ from run to run: no replay can be compared by its bits".into()
+            }
         }
     }
 }
@@ -72,6 +81,12 @@ pub fn settings(device: &mut dyn Device, seed: u64) -> Result<Vec<Setting>, NoAn
     }
     if reduced_sums(device, seed)? {
         found.push(Setting::ReducedSums);
+    }
+    if saturates(device)? {
+        found.push(Setting::Saturates);
+    }
+    if !device.describe().deterministic {
+        found.push(Setting::BitsMayDiffer);
     }
     found.sort_unstable();
     found.dedup();
@@ -115,6 +130,17 @@ fn reduced_sums(device: &mut dyn Device, seed: u64) -> Result<bool, NoAnswer> {
     let short = loss(device, 64, seed)?;
     let long = loss(device, 8192, seed)?;
     Ok(long > 2.0 && long > 2.0 * short)
+}
+
+/// Whether twice the largest number of f32 is the largest number again.
+fn saturates(device: &mut dyn Device) -> Result<bool, NoAnswer> {
+    const SIDE: usize = 16;
+    let product = Product::new([SIDE, SIDE, SIDE], DType::F32, DType::F32)?;
+    let twice: Vec<f64> = (0..SIDE * SIDE).map(|at| if at % (SIDE + 1) == 0 { 2.0 } else { 0.0 }).collect();
+    let session = product.open(device, &twice, &[f64::from(f32::MAX); SIDE * SIDE])?;
+    let bytes = product.run(device, &session)?;
+    session.close(device)?;
+    Ok(product.numbers(&bytes).iter().all(|got| *got == f64::from(f32::MAX)))
 }
 
 /// Typical error of a bf16 product with a bf16 result over that of the exact sum rounded once.

@@ -260,6 +260,11 @@ impl Trainee {
         Ok(Trainee { session })
     }
 
+    /// Puts a state back.
+    pub fn restore(&self, device: &mut dyn Device, state: &[(String, Vec<u8>)]) -> Result<(), Fault> {
+        state.iter().try_for_each(|(name, bytes)| self.session.write(device, name, bytes))
+    }
+
     /// Takes a step and gives its loss.
     pub fn step(&mut self, device: &mut dyn Device, feed: &StepFeed) -> Result<f64, Fault> {
         let session = &mut self.session;

@@ -1,5 +1,6 @@
 //! What it all comes to.
 
+use crate::goodput::Goodput;
 use crate::setting::Setting;
 use serde::Serialize;
 use toprope_program::DType;
@@ -76,6 +77,11 @@ pub enum Change {
         /// With 95 % confidence, the share of runs that are faulty is at most this.
         rate: f64,
     },
+    /// The guard as it is by default: the device fails now and then, says so, and serves again once it is opened anew.
+    Recovered {
+        /// What was measured of it.
+        goodput: Goodput,
+    },
     /// The guard's own checks computed elsewhere: the device is wrong in them.
     Unchecked {
         /// The operators.
@@ -117,6 +123,10 @@ pub struct Evidence {
     pub fault_rate: Option<f64>,
     /// Whether the device stayed gone.
     pub gone: bool,
+    /// Faults that the device reported and that passed.
+    pub lost: Vec<String>,
+    /// Training steps through such faults.
+    pub goodput: Option<Goodput>,
     /// How the training proof ended: none where there was none.
     pub training: Option<Result<(), String>>,
     /// How the inference proof ended.
@@ -126,6 +136,9 @@ pub struct Evidence {
     /// Stages that did not run.
     pub missing: Vec<String>,
 }
+
+/// A device that spends less of its time on steps that are committed is worth none.
+const GOODPUT_MIN: f64 = 0.5;
 
 /// A fault in more than one of so many runs is more than repeating them can mend.
 const RATE_MAX: f64 = 0.02;
@@ -171,6 +184,20 @@ pub fn rule(evidence: &Evidence) -> Ruling {
             rate => changes.push(Change::Guarded { rate: rate.unwrap_or(RATE_MAX) }),
         }
     }
+    if let Some(first) = evidence.lost.first() {
+        reasons.push(format!("failed {} times and was opened again each time: {first}", evidence.lost.len()));
+        match evidence.goodput {
+            Some(goodput) if goodput.share >= GOODPUT_MIN => changes.push(Change::Recovered { goodput }),
+            Some(goodput) => {
+                reasons.push(format!(
+                    "goodput: {:.0} % of its time goes into steps that are committed",
+                    100.0 * goodput.share
+                ));
+                return ruling(Verdict::Unfit, reasons, Vec::new());
+            }
+            None => changes.push(Change::Guarded { rate: RATE_MAX }),
+        }
+    }
     for setting in &evidence.settings {
         reasons.push(setting.told());
         changes.push(Change::Setting { setting: *setting });
@@ -181,7 +208,7 @@ pub fn rule(evidence: &Evidence) -> Ruling {
         changes.push(Change::Unchecked { operators });
     }
     // A remedy for an operator may well be one for the proof that stumbled over it.
-    let remedied = !changes.is_empty();
+    let remedied = changes.iter().any(|change| !matches!(change, Change::Recovered { .. }));
     match &evidence.training {
         Some(Err(reason)) if !remedied => {
             reasons.push(format!("training proof: {reason}"));
@@ -212,7 +239,8 @@ pub fn rule(evidence: &Evidence) -> Ruling {
         return ruling(Verdict::Inconclusive, gaps, changes);
     }
     reasons.extend(told(&evidence.wrong_beside).into_iter().map(|told| format!("not needed: {told}")));
-    if changes.is_empty() {
+    // The guard is there unless it is turned off: nothing has to be changed for it.
+    if changes.iter().all(|change| matches!(change, Change::Recovered { .. })) {
         return ruling(Verdict::Train, reasons, changes);
     }
     ruling(Verdict::TrainWith, reasons, changes)
@@ -251,6 +279,12 @@ mod tests {
         assert_eq!(rule(&setting).verdict, Verdict::TrainWith);
         let rare = Evidence { unstable: vec!["once".into()], fault_rate: Some(0.001), ..sound() };
         assert_eq!(rule(&rare).verdict, Verdict::TrainWith);
+        let goodput = |share| Some(Goodput { steps: 100, faults: 2, seconds: 9.0, share });
+        let fails = |share| Evidence { lost: vec!["507015".into()], goodput: goodput(share), ..sound() };
+        assert_eq!(rule(&fails(0.9)).verdict, Verdict::Train);
+        assert!(matches!(rule(&fails(0.9)).changes[..], [Change::Recovered { .. }]));
+        assert_eq!(rule(&fails(0.2)).verdict, Verdict::Unfit);
+        assert_eq!(rule(&Evidence { goodput: None, ..fails(0.9) }).verdict, Verdict::TrainWith);
         let often = Evidence { unstable: vec!["often".into()], fault_rate: Some(0.4), ..sound() };
         assert_eq!(rule(&often).verdict, Verdict::Unfit);
     }

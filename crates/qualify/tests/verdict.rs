@@ -48,6 +48,8 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
             .into_iter()
             .map(|(name, open)| Alternative { name: name.into(), open })
             .collect(),
+        exact_products: false,
+        without: &|_| None,
         timed: Vec::new(),
         beside_trusted: false,
         memory_bytes_max: 64 << 20,

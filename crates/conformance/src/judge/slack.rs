@@ -100,6 +100,10 @@ pub(super) fn wildness(operator: &Operator, operands: &[Tensor]) -> Option<&'sta
             vanishes_beside_infinity(&operands[0], &operands[1])
                 .then_some("a bf16 operand below the normal numbers may be zero beside an infinity")
         }
+        // Infinities are told above as beyond f32.
+        Operator::Attention(_) | Operator::AttentionGradient(_) if floats(operands).any(|x| x.is_nan()) => {
+            Some("a key that is no number may reach rows that do not see it: 0 times NaN")
+        }
         Operator::Attention(attention) => attends(attention.scale).then_some(exponent),
         Operator::AttentionGradient(attention) => attends(attention.scale).then_some(exponent),
         _ => None,

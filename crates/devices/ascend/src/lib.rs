@@ -19,8 +19,10 @@ mod ffi; // the C interface
 mod lower; // operators of the contract as calls
 mod plan; // calls as executors, at fixed addresses
 mod queue; // tickets, events, progress
+mod repro; // one instruction as a program for the vendor
 
 pub use device::{AscendDevice, OpenError, Options, devices};
+pub use repro::{Case, ReproError, source};
 
 /// CANN's functions that the device calls beside operators and their objects, by name.
 pub fn runtime_functions() -> &'static [&'static str] {

@@ -23,13 +23,14 @@ pub(crate) fn place(program: &Program, range: Range, index: usize) -> Place {
 }
 
 /// An instruction as calls.
-struct Lowering {
-    calls: Vec<Call>,
-    scratch_bytes: usize,
+pub(crate) struct Lowering {
+    pub(crate) calls: Vec<Call>,
+    pub(crate) scratch_bytes: usize,
 }
 
-fn lowering(
-    cann: &Cann,
+/// Lowers an instruction; `has` says which of the vendor's operators there are.
+pub(crate) fn lowering(
+    has: &dyn Fn(&str) -> bool,
     settings: Settings,
     (program, plan): (&Program, &MemoryPlan),
     instruction: &Instruction,
@@ -43,8 +44,7 @@ fn lowering(
     let y: Vec<_> = outputs.iter().map(view).collect();
     let types =
         (program.concrete_operands(instruction, symbols), program.concrete_outputs(instruction, symbols));
-    let has = |name: &str| cann.operators.has(name);
-    let mut emit = Emit::new(&has, settings, constants);
+    let mut emit = Emit::new(has, settings, constants);
     let site = Site { x: &x, y: &y, types: (&types.0, &types.1), symbols, first };
     lower(&mut emit, &instruction.operator, &site).map_err(|lacking| lacking.0)?;
     Ok(Lowering { calls: emit.calls, scratch_bytes: emit.scratch_bytes })
@@ -123,6 +123,7 @@ impl Workshop<'_> {
     ) -> Result<(Prepared, usize), Fault> {
         let bounds = program.program().bounds();
         let mut scratch_bytes = 0;
+        let has = |name: &str| self.cann.operators.has(name);
         for range in Range::ALL {
             for (index, instruction) in program.program().range(range).iter().enumerate() {
                 let operator = instruction.operator.name();
@@ -130,9 +131,8 @@ impl Workshop<'_> {
                     |fault: Fault| Fault { place: Some(place(program.program(), range, index)), ..fault };
                 let mut constants = Constants::default();
                 let both = (program.program(), &*plan);
-                let made =
-                    lowering(self.cann, self.settings, both, instruction, &bounds, false, &mut constants)
-                        .map_err(|reason| at(unsupported(self.device, operator, reason)))?;
+                let made = lowering(&has, self.settings, both, instruction, &bounds, false, &mut constants)
+                    .map_err(|reason| at(unsupported(self.device, operator, reason)))?;
                 scratch_bytes = scratch_bytes.max(made.scratch_bytes);
                 if self.cann.operators.can_repeat() {
                     for call in &made.calls {
@@ -193,16 +193,16 @@ impl Prepared {
         let program = self.program.program();
         let bound = &mut self.bound[at];
         let (mut constants, mut fresh) = (Constants::default(), Vec::new());
+        let has = |name: &str| shop.cann.operators.has(name);
         let mut scratch_bytes = 0;
         for &(range, index, first) in wanted.iter().filter(|wanted| !bound.planned.contains_key(wanted)) {
             let instruction = &program.range(range)[index];
             let both = (program, &*self.plan);
-            let made =
-                lowering(shop.cann, shop.settings, both, instruction, &key.symbols, first, &mut constants)
-                    .map_err(|reason| {
-                        let kind = unsupported(shop.device, instruction.operator.name(), reason).kind;
-                        Fault { place: Some(place(program, range, index)), ..Fault::new(shop.device, kind) }
-                    })?;
+            let made = lowering(&has, shop.settings, both, instruction, &key.symbols, first, &mut constants)
+                .map_err(|reason| {
+                    let kind = unsupported(shop.device, instruction.operator.name(), reason).kind;
+                    Fault { place: Some(place(program, range, index)), ..Fault::new(shop.device, kind) }
+                })?;
             scratch_bytes = scratch_bytes.max(made.scratch_bytes);
             fresh.push(((range, index, first), made.calls));
         }

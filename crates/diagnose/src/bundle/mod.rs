@@ -9,6 +9,7 @@ mod python; // repro_torch.py
 mod ratios; // msprobe's figures
 mod readme; // one page
 
+pub use case::bounds;
 pub use draw::draw;
 pub use evidence::{BundleError, Evidence, Jury, Request, gather};
 pub use matrix::Cell;
@@ -33,6 +34,19 @@ pub struct Surroundings {
     pub redact: bool,
     /// The operators in plain torch, a Python source.
     pub torch_operators: String,
+    /// Programs that show the fault in other ways, as against the vendor's library alone.
+    pub programs: Vec<Further>,
+}
+
+/// A program that goes with the report.
+#[derive(Clone, Debug)]
+pub struct Further {
+    /// Its file's name.
+    pub name: String,
+    /// Its source.
+    pub source: String,
+    /// How it is run and what it says, for the page.
+    pub told: String,
 }
 
 impl Surroundings {
@@ -67,6 +81,8 @@ pub fn files(evidence: &Evidence, surroundings: &Surroundings) -> Result<Vec<Fil
     if let Some(script) = python::script(evidence.probe.operator().name(), &surroundings.torch_operators) {
         files.push(("repro_torch.py".into(), script.into_bytes()));
     }
+    let programs = surroundings.programs.iter();
+    files.extend(programs.map(|program| (program.name.clone(), program.source.clone().into_bytes())));
     Ok(files)
 }
 

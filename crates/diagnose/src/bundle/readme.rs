@@ -49,6 +49,9 @@ pub fn readme(evidence: &Evidence, surroundings: &Surroundings) -> String {
         out,
         "\n**Run it.** `python3 repro_torch.py --device cpu` computes the operator in your torch on the same operands, prints its error and ends with 1 where it is wrong; it needs torch and `case.json` beside it, and nothing of Toprope. `matrix.csv` has other shapes and dtypes. `reproducer.tp` is the case as a Toprope program.\n"
     );
+    for program in &surroundings.programs {
+        let _ = writeln!(out, "{}\n", program.told);
+    }
     let _ = writeln!(out, "Made by `{}`.", surroundings.told(&surroundings.command));
     out
 }

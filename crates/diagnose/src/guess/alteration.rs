@@ -4,7 +4,7 @@
 use super::axes::axes;
 use super::condition::index_operand;
 use super::lab::{Lab, Sample};
-use super::prediction::nearest;
+use super::prediction::{cut, nearest};
 use super::{Conclusion, Kind};
 use crate::probe::Probe;
 use serde_json::Value;
@@ -168,21 +168,22 @@ fn readings(probe: &Probe) -> Vec<Reading> {
         list.push(Reading { kind, what, read });
     };
     let in_place = operator.writes_in_place();
-    for bits in [8, 11] {
-        push(
-            Kind::LowPrecisionOperands,
-            format!(
-                "f32 operands rounded to {bits} bits ({})",
-                if bits == 8 { "bf16" } else { "fp16 or TF32" }
-            ),
-            Box::new(move |operands| {
-                let narrow = |t: &Tensor| match t.dtype {
-                    DType::F32 => mapped(t, |x, _| nearest(bits, x)),
-                    _ => t.clone(),
-                };
-                operands.iter().map(narrow).collect()
-            }),
-        );
+    for (bits, format) in [(8, "bf16"), (11, "fp16 or TF32"), (12, "HF32")] {
+        for (how, shortened) in
+            [("rounded", nearest as fn(i32, f64) -> f64), ("cut", cut as fn(i32, f64) -> f64)]
+        {
+            push(
+                Kind::LowPrecisionOperands,
+                format!("f32 operands {how} to {bits} bits ({format})"),
+                Box::new(move |operands| {
+                    let narrow = |t: &Tensor| match t.dtype {
+                        DType::F32 => mapped(t, |x, _| shortened(bits, x)),
+                        _ => t.clone(),
+                    };
+                    operands.iter().map(narrow).collect()
+                }),
+            );
+        }
     }
     const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
     push(

@@ -1,6 +1,6 @@
 //! It fails only where something special is among the operands: the same case without it agrees.
 
-use super::lab::Lab;
+use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::{Operator, Tensor};
@@ -46,7 +46,11 @@ pub(super) fn condition(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
     }
     let operands = lab.base.probe.operands();
     let operator = lab.base.probe.operator().clone();
+    let crowded = beyond_room(&lab.base);
     for Removal { kind, what, operands } in removals(&operator, &operands) {
+        if kind == Kind::Capacity && !crowded {
+            continue;
+        }
         let Ok(without) = lab.base.probe.altered(&operator, operands) else { continue };
         let Ok(without) = without.made_consistent(lab.oracle) else { continue };
         let showed = match lab.sample(without)? {
@@ -62,6 +66,21 @@ pub(super) fn condition(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         lab.note(ran, showed);
     }
     Ok(None)
+}
+
+/// Whether every wrong element is zero and lies behind the first rows of a group that is larger than the mean.
+fn beyond_room(sample: &Sample) -> bool {
+    let operands = sample.probe.operands();
+    let (Some(offsets), Some(got)) = (operands.get(2), sample.outcome.outputs.first()) else { return false };
+    let (rows, width) = (operands[0].sizes[0], got.sizes.last().copied().unwrap_or(1).max(1));
+    let mean = rows as f64 / offsets.data.len().saturating_sub(1).max(1) as f64;
+    let beyond = |element: usize| {
+        let row = (element / width) as f64;
+        got.data[element] == 0.0
+            && offsets.data.windows(2).any(|group| row >= group[0] + mean.floor() && row < group[1])
+    };
+    let wrong = sample.wrong_in(0);
+    !wrong.is_empty() && wrong.into_iter().all(beyond)
 }
 
 fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
@@ -103,6 +122,15 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
     if let Operator::GroupedMatmul(_) | Operator::GroupedOuter(_) = operator {
         let groups = operands[2].data.len().saturating_sub(1).max(1);
         let rows = operands[0].sizes[0];
+        // One group stays empty where one was: groups without rows are another matter.
+        let empty = operands[2].data.windows(2).any(|w| w[0] >= w[1]);
+        let shared = if empty { groups.saturating_sub(1).max(1) } else { groups };
+        let most = operands[2].data.windows(2).map(|w| w[1] - w[0]).fold(0.0, f64::max);
+        let larger = most > 1.0 + (rows as f64 / shared as f64).ceil();
+        if larger && groups > 1 && matches!(operator, Operator::GroupedMatmul(_)) {
+            let even = |i: usize| (i.min(shared) * rows / shared) as f64;
+            push(Kind::Capacity, "groups that are larger than the others", with(operands, 2, |_, i| even(i)));
+        }
         if rows >= groups && operands[2].data.windows(2).any(|w| w[0] >= w[1]) {
             push(
                 Kind::EmptyGroup,

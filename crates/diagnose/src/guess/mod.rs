@@ -5,6 +5,7 @@ mod alteration; // the same operator with another attribute or operand explains 
 mod axes; // which sizes belong together
 mod condition; // it fails only where something special is there
 mod constant; // the same number whatever is read
+mod elsewhere; // what goes in at one place comes out at another
 mod fixed; // some elements are stuck
 mod formula; // optimizers that leave a part of the formula out
 mod lab; // runs trials and keeps the record
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use toprope_conformance::Oracle;
 use toprope_conformance::lockstep::Obstacle;
-use toprope_program::Device;
+use toprope_program::{Device, Fault};
 
 /// Kinds of defects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -95,6 +96,8 @@ pub enum Kind {
     Collision,
     /// Groups or rows that nothing goes to keep what was there.
     EmptyGroup,
+    /// Rows of a group that is larger than others do not count: there is no room for them.
+    Capacity,
     /// Only operands that are exactly zero go wrong.
     EdgeValue,
     /// Only the first micro-batch, or only later ones, go wrong.
@@ -139,6 +142,12 @@ pub struct Guess {
 }
 
 impl Guess {
+    /// The device failed before anything could be told.
+    pub fn failed(fault: &Fault) -> Guess {
+        let sentence = format!("The device fails in it, so that nothing can be tried: {fault}.");
+        Guess::unknown(sentence, Vec::new())
+    }
+
     /// What was seen of a defect that no experiment explains.
     fn unknown(sentence: String, experiments: Vec<Experiment>) -> Guess {
         Guess { kind: Kind::Unknown, sentence, experiments }
@@ -213,6 +222,8 @@ const IDEAS: &[Idea] = &[
     mask::mask,
     alteration::operand,
     permutation::permutation,
+    elsewhere::rows,
+    elsewhere::impulse,
     softmax::softmax,
     precision::precision,
     fixed::stuck,

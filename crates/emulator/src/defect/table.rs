@@ -127,6 +127,9 @@ pub fn list() -> String {
     };
     for defect in ARITHMETIC {
         line(defect.name, defect.explanation);
+        if !defect.operators.is_empty() {
+            line("", &format!("in {}", defect.operators.join(", ")));
+        }
     }
     line("runtime.hang", "the operator, or the runtime function that op names, does not end");
     line("runtime.device_lost", "507010, and the device does not come back, not after a forced reset either");

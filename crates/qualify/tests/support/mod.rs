@@ -75,5 +75,6 @@ pub fn bench<'a>(open: &'a dyn Fn() -> Result<Box<dyn Device>, String>, seed: u6
         seed,
         opening: Duration::ZERO,
         losses: Vec::new(),
+        losses_in_a_row: 0,
     }
 }

@@ -12,7 +12,9 @@ use toprope_qualify::{Qualification, Verdict};
 pub fn page(qualification: &Qualification, changes: &[String], vote: Option<&Vote>) -> String {
     let mut page = Html::new();
     page.raw(HEAD).raw("<style>").raw(CSS).raw("</style>\n<title>Toprope qualify ");
-    page.text(&qualification.device.name).raw("</title>\n</head>\n<body>\n<main>\n");
+    page.text(&qualification.device.name);
+    page.raw(if qualification.device.emulated { " (emulated)" } else { "" })
+        .raw("</title>\n</head>\n<body>\n<main>\n");
     header(&mut page, qualification);
     tiles(&mut page, qualification);
     why(&mut page, qualification, changes);
@@ -40,16 +42,21 @@ fn header(page: &mut Html, q: &Qualification) {
         Verdict::Inconclusive => "running",
     };
     page.raw("<header>\n<h1>").text(&q.device.name).raw(" <span class=\"badge ").raw(class).raw("\">");
-    page.text(q.ruling.verdict.name()).raw("</span></h1>\n<p class=\"muted\">").text(&q.device.hardware);
+    page.text(q.ruling.verdict.name()).raw("</span>");
+    if q.device.emulated {
+        page.raw(" <span class=\"badge warn\">emulated</span>");
+    }
+    page.raw("</h1>\n<p class=\"muted\">").text(&q.device.hardware);
     page.raw(" · level ").text(&q.device.level).raw(" · ").text(q.tier.name()).raw(" tier, seed ");
     page.text(q.seed.to_string());
     if let Some(against) = &q.against {
         page.raw(" · beside ").text(&against.name);
     }
+    page.raw("</p>\n<p>").text(sentence(q.ruling.verdict));
     if q.device.emulated {
-        page.raw(" · <b>emulated: this is not the chip that it names</b>");
+        page.raw(" <b>What was judged is an emulation, not the chip that it names.</b>");
     }
-    page.raw("</p>\n<p>").text(sentence(q.ruling.verdict)).raw("</p>\n</header>\n");
+    page.raw("</p>\n</header>\n");
 }
 
 fn sentence(verdict: Verdict) -> &'static str {

@@ -9,6 +9,7 @@ use crate::verb::oracle::oracle;
 use crate::verb::replay::{Source, open_device};
 use serde::Serialize;
 use std::path::PathBuf;
+use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::shrink::shrink;
 use toprope_diagnose::bound::rate_bound;
 use toprope_diagnose::free::{Growth, free_run};
@@ -248,7 +249,7 @@ impl Bench<'_> {
         let walk = self.walk(values, false)?;
         let descriptions: Vec<Description> = self.devices.iter().map(|device| device.describe()).collect();
         let growth = if self.arguments.operators.is_empty() { self.growth(values) } else { None };
-        let (first, spans) = match &walk.first {
+        let (first, spans) = match walk.first.as_ref().or(walk.unsteady.as_ref()) {
             Some(found) => {
                 let reason = "an operator is wrong already when it runs alone";
                 let spans = SpansSummary { not_run: Some(reason.into()), ..SpansSummary::default() };
@@ -333,7 +334,11 @@ impl Bench<'_> {
         let repeats = usize::try_from(self.arguments.repeat).unwrap_or(usize::MAX).clamp(12, 2000);
         let effort = Effort { repeats, ..Effort::default() };
         let guess = guess(subject.as_mut(), &mut oracle, &found.probe, found.observed.as_ref(), effort);
-        let guess = guess.or_exit(Exit::Device)?;
+        let guess = match guess {
+            // What a wrong operator brings down may well come down while it is looked into.
+            Err(Obstacle::Subject(fault)) => Guess::failed(&fault),
+            guess => guess.or_exit(Exit::Device)?,
+        };
         let row = found.row.clone();
         let whole = found.probe.reproducer(&self.names[0], &row.subject().finding);
         // Large ones are not shrunk: each try runs on both devices.

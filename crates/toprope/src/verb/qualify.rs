@@ -77,11 +77,11 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     let qualification = session.one(&name, &asked, apart, timed)?;
     let verdict = qualification.ruling.verdict;
     println!("\n{}", table::operators(&qualification));
-    print!("{}", table::verdict(&qualification));
+    print!("{}", table::verdict(&qualification, &name));
     if let Some(poll) = &poll {
         println!("{}", table::wrapped("dies: ", &poll.told()));
     }
-    session.write(&qualification, &asked, poll.as_ref())?;
+    session.write(&name, &qualification, &asked, poll.as_ref())?;
     if !named {
         let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a config.json or cases.jsonl your own shapes come first";
         println!("\n{}", table::wrapped("to see more: ", more));
@@ -285,9 +285,14 @@ impl Session<'_> {
             seed: self.arguments.seed,
             opening: Duration::ZERO,
             losses: Vec::new(),
+            losses_in_a_row: 0,
         };
         let side = remedy::on_stream(name);
         let open_side = || self.open(side.as_deref().unwrap_or_default());
+        let without = |setting| {
+            let changed = remedy::without(name, &[setting]);
+            (changed != name).then(|| self.open(&changed))
+        };
         let mut request = Request {
             tier: self.tier,
             shapes: asked.shapes.clone(),
@@ -296,6 +301,8 @@ impl Session<'_> {
             inference: proofs.inference,
             for_inference: proofs.for_inference,
             for_checks: CHECKS.iter().map(ToString::to_string).collect(),
+            without: &without,
+            exact_products: remedy::asks_for_exact_products(name),
             alternatives,
             on_stream: side.as_ref().map(|_| &open_side as Opener<'_>),
             timed: proofs.timed,
@@ -314,6 +321,7 @@ impl Session<'_> {
     /// Writes what was asked for, and the recipe that the verdict asks for.
     fn write(
         &self,
+        opened: &str,
         qualification: &Qualification,
         asked: &Asked,
         poll: Option<&Vote>,
@@ -325,7 +333,7 @@ impl Session<'_> {
             write(path, outputs::junit(qualification))?;
         }
         if let Some(path) = &self.arguments.html {
-            let changes: Vec<String> = told(&qualification.ruling.changes, &qualification.device.name);
+            let changes: Vec<String> = told(&qualification.ruling.changes, opened);
             write(path, report::qualification::page(qualification, &changes, poll))?;
             println!("report {}", path.display());
         }
@@ -336,7 +344,7 @@ impl Session<'_> {
             };
             let device = &qualification.device;
             let trusted = qualification.against.as_ref().map_or("cpu", |against| against.name.as_str());
-            let recipe = remedy::applied(&recipe, &qualification.ruling.changes, &device.name, trusted);
+            let recipe = remedy::applied(&recipe, &qualification.ruling.changes, opened, trusted);
             let path = remedy::write(self.world, &recipe, self.arguments.write.as_deref(), device)?;
             println!("recipe {}: toprope train {}", path.display(), path.display());
         }

@@ -7,7 +7,10 @@ use crate::verb::oracle::oracle;
 use crate::verb::replay::{Source, open_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use toprope_diagnose::bundle::{BundleError, Evidence, Jury, Request, Surroundings, files, gather, pack};
+use toprope_devices::AscendCase;
+use toprope_diagnose::bundle::{
+    BundleError, Evidence, Further, Jury, Request, Surroundings, bounds, files, gather, pack,
+};
 use toprope_diagnose::lockstep::{Named, Options, Party, walk};
 use toprope_diagnose::probe::{Outcome, Probe};
 use toprope_diagnose::search::search;
@@ -42,6 +45,7 @@ pub fn run(arguments: &Report, json: bool) -> Result<Exit, Failure> {
         environment: environment(),
         redact: arguments.redact,
         torch_operators: toprope_devices::torch_operators().to_string(),
+        programs: by_the_vendor(&names[0], &evidence)?.into_iter().collect(),
     };
     let folder = format!("toprope-report-{}", arguments.operator);
     let files = files(&evidence, &surroundings).or_exit(Exit::Internal)?;
@@ -64,6 +68,30 @@ pub fn run(arguments: &Report, json: bool) -> Result<Exit, Failure> {
         println!("{report}");
     }
     Ok(Exit::Done)
+}
+
+/// The case as a program against the vendor's library alone, where the device has one.
+fn by_the_vendor(name: &str, evidence: &Evidence) -> Result<Option<Further>, Failure> {
+    let (wrong, runs) = evidence.before;
+    let remark =
+        format!("{} ({}); {wrong} of {runs} runs were wrong.", evidence.guess.sentence, evidence.guess.kind);
+    let bounds = bounds(evidence);
+    let case = AscendCase {
+        program: evidence.probe.program(),
+        symbols: evidence.probe.symbols(),
+        first: evidence.probe.is_first(),
+        values: evidence.probe.values(),
+        want: &evidence.exact.want,
+        bounds: &bounds,
+        remark: &remark,
+    };
+    let source = toprope_devices::ascend_reproducer(name, &case).transpose().or_exit(Exit::Internal)?;
+    Ok(source.map(|source| Further {
+        name: "repro_aclnn.cpp".into(),
+        source,
+        told: "`repro_aclnn.cpp` makes the same calls of CANN with the same arguments, strides and formats, and nothing else: the line that compiles it stands at its head. It ends with 1 where a run is wrong."
+            .into(),
+    }))
 }
 
 fn names_of(evidence: &Evidence) -> Vec<&str> {

@@ -2,7 +2,7 @@
 //! is not asked for anything.
 
 pub(crate) mod cann; // libraries together, memory with an owner
-mod open; // finding, checking, setting
+pub(crate) mod open; // finding, checking, setting
 
 pub(crate) use open::cann_of;
 pub use open::{Listing, OpenError, Options, devices};

@@ -109,6 +109,11 @@ fn load(name: &str) -> Result<(Name, Arc<Cann>), OpenError> {
     }
 }
 
+/// The CANN that a name finds, where there is one.
+pub(crate) fn loaded(name: &str) -> Option<Arc<Cann>> {
+    load(name).ok().map(|(_, cann)| cann)
+}
+
 fn driver(cann: &Cann, code: Code, during: &'static str) -> OpenError {
     OpenError::Driver { code, during, text: cann.runtime.message() }
 }
@@ -200,7 +205,8 @@ fn describe(parsed: &Name, cann: &Cann, health: Vec<String>) -> Description {
     let mut versions = vec![("toprope-ascend".to_string(), env!("CARGO_PKG_VERSION").to_string())];
     versions.extend(runtime.versions());
     if let Some(version) = &cann.emulator {
-        versions.push(("cann-emulator".into(), version.clone()));
+        let version = version.strip_prefix("cann-emulator ").unwrap_or(version);
+        versions.push(("cann-emulator".into(), version.into()));
     }
     let files = cann.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" ");
     versions.push(("libraries".into(), files));

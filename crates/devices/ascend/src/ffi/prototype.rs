@@ -42,6 +42,8 @@ pub(crate) struct Prototype {
     pub(crate) name: &'static str,
     /// From whom it is known.
     pub(crate) witness: Witness,
+    /// The kinds of its arguments, in order.
+    pub(crate) parameters: &'static [&'static str],
     /// Calls it; none where the arguments are others than its own.
     pub(super) call: unsafe fn(*const c_void, &[Raw], *mut u64, *mut Handle) -> Option<Code>,
 }
@@ -79,6 +81,7 @@ macro_rules! prototypes {
         pub(crate) const PROTOTYPES: &[Prototype] = &[$(Prototype {
             name: stringify!($name),
             witness: Witness::$witness,
+            parameters: &[$(stringify!($kind)),*],
             call: {
                 /// # Safety
                 /// `symbol` is this operator's first phase; pointers are objects of its kinds that live until it returns.

@@ -17,18 +17,28 @@ pub fn variants(device: &str) -> Vec<String> {
         let levels = ["avx512bf16", "avx512", "avx2", "portable"];
         return levels.iter().filter(|level| **level != own).map(|level| format!("cpu:{level}")).collect();
     }
-    if !device.starts_with("pytorch:") {
+    // Changes that are settings of the library are told as such, and found by their own experiment.
+    let (known, tried): (&[Variant], &[&str]) = if device.starts_with("pytorch:") {
+        (toprope_devices::pytorch_variants(), &["attention", "matmul", "mode", "deterministic"])
+    } else if is_ascend(device) {
+        (toprope_devices::ascend_variants(), &["fused", "launch", "deterministic"])
+    } else {
         return Vec::new();
-    }
+    };
     let (base, chosen) = device.split_once('+').map_or((device, ""), |(base, rest)| (base, rest));
     let chosen: Vec<(&str, &str)> = chosen.split('+').filter_map(|variant| variant.split_once('=')).collect();
     let mut names = Vec::new();
-    if !chosen.is_empty() {
-        names.push(base.to_string());
+    // Where its library lies is no choice of how it computes.
+    let plain: Vec<String> = chosen
+        .iter()
+        .filter(|(key, _)| *key == "library")
+        .map(|(key, value)| format!("+{key}={value}"))
+        .collect();
+    if chosen.len() > plain.len() {
+        names.push(format!("{base}{}", plain.concat()));
     }
-    for Variant { key, values, .. } in toprope_devices::pytorch_variants() {
-        // Changes that are settings of the library are told as such, and found by their own experiment.
-        if !matches!(*key, "attention" | "matmul" | "mode" | "deterministic") {
+    for Variant { key, values, .. } in known {
+        if !tried.contains(key) {
             continue;
         }
         let own = chosen.iter().find(|(have, _)| have == key).map(|(_, value)| *value).unwrap_or(values[0]);
@@ -52,7 +62,28 @@ pub fn on_stream(device: &str) -> Option<String> {
 
 /// The line that changes a setting.
 pub fn setting_line(setting: Setting, device: &str) -> String {
+    if is_ascend(device) {
+        return match setting {
+            Setting::OperandBits { .. } => {
+                "cubeMathType 0 in place of 3, torch.npu.matmul.allow_hf32 = False   (here: +cube=f32)".into()
+            }
+            Setting::Saturates => {
+                "aclrtSetDeviceSatMode(ACL_RT_OVERFLOW_MODE_INFNAN) before streams are made, INF_NAN_MODE_ENABLE=1   (here: +overflow=ieee)"
+                    .into()
+            }
+            Setting::BitsMayDiffer => {
+                "aclrtSetSysParamOpt(ACL_OPT_DETERMINISTIC, 1), torch.use_deterministic_algorithms(True)   (here: +deterministic=on)"
+                    .into()
+            }
+            Setting::ReducedSums => "the setting of the device's own library for products".into(),
+        };
+    }
     match (setting, backend(device)) {
+        (Setting::BitsMayDiffer, _) => {
+            "torch.use_deterministic_algorithms(True)   (here: +deterministic=on)".into()
+        }
+        (Setting::Saturates, "npu") => "INF_NAN_MODE_ENABLE=1 in the environment".into(),
+        (Setting::Saturates, _) => "the setting of the device's own library for overflow".into(),
         (Setting::OperandBits { .. }, "cuda") => {
             "torch.backends.cuda.matmul.allow_tf32 = False   (here: +tf32=off)".into()
         }
@@ -70,23 +101,35 @@ pub fn setting_line(setting: Setting, device: &str) -> String {
     }
 }
 
+fn is_ascend(device: &str) -> bool {
+    device.starts_with("ascend:")
+}
+
+/// Whether a device's name asks for products that keep all bits of their operands, in every call by itself.
+pub fn asks_for_exact_products(device: &str) -> bool {
+    is_ascend(device) && !device.contains("+cube=hf32")
+}
+
 fn backend(device: &str) -> &str {
     let rest = device.strip_prefix("pytorch:").unwrap_or_default();
     rest.split([':', '+']).next().unwrap_or_default()
 }
 
 /// The device with the settings that were found turned off, where its name can say so.
-fn without(device: &str, settings: &[Setting]) -> String {
+pub fn without(device: &str, settings: &[Setting]) -> String {
     let mut parts: Vec<String> = device.split('+').map(ToString::to_string).collect();
     for setting in settings {
-        let key = match (setting, backend(device)) {
-            (Setting::OperandBits { .. }, "cuda") => "tf32",
-            (Setting::OperandBits { .. }, "npu") => "hf32",
-            (Setting::ReducedSums, "cuda") => "reduced",
+        let (key, value) = match (setting, backend(device)) {
+            (Setting::OperandBits { .. }, _) if is_ascend(device) => ("cube", "f32"),
+            (Setting::Saturates, _) if is_ascend(device) => ("overflow", "ieee"),
+            (Setting::OperandBits { .. }, "cuda") => ("tf32", "off"),
+            (Setting::OperandBits { .. }, "npu") => ("hf32", "off"),
+            (Setting::ReducedSums, "cuda") => ("reduced", "off"),
+            (Setting::BitsMayDiffer, _) => ("deterministic", "on"),
             _ => continue,
         };
         parts.retain(|part| !part.starts_with(&format!("{key}=")));
-        parts.push(format!("{key}=off"));
+        parts.push(format!("{key}={value}"));
     }
     parts.join("+")
 }
@@ -112,6 +155,12 @@ pub fn told(change: &Change, device: &str) -> String {
         Change::Guarded { rate } => format!(
             "guard.level = \"full\" and a fallback: up to {:.1e} of runs are faulty, each is to be caught and repeated",
             rate
+        ),
+        Change::Recovered { goodput } => format!(
+            "the guard, which is there by default: {} faults in {} steps, goodput {:.0} %",
+            goodput.faults,
+            goodput.steps,
+            100.0 * goodput.share
         ),
         Change::Unchecked { operators } => {
             format!("guard.level = \"off\": the device is wrong in the checks {}", list(operators))
@@ -141,7 +190,7 @@ pub fn applied(recipe: &Recipe, changes: &[Change], device: &str, trusted: &str)
             Change::Precision { dtype, .. } => recipe.training.dtype = *dtype,
             Change::Guarded { .. } => recipe.guard.level = Level::Full,
             Change::Unchecked { .. } => recipe.guard.level = Level::Off,
-            Change::Setting { .. } => {}
+            Change::Setting { .. } | Change::Recovered { .. } => {}
         }
     }
     recipe.device = Some(without(&name, &settings));
@@ -221,6 +270,11 @@ mod tests {
         assert_eq!(without("pytorch:cpu", &[tf32]), "pytorch:cpu");
         assert!(setting_line(tf32, "pytorch:cuda:0").contains("allow_tf32 = False"));
         assert!(setting_line(tf32, "pytorch:npu:1").contains("allow_hf32 = False"));
+        let all = [Setting::OperandBits { bits: 11 }, Setting::Saturates, Setting::BitsMayDiffer];
+        assert_eq!(
+            without("ascend:0+overflow=saturate+cube=hf32+library=cann", &all),
+            "ascend:0+library=cann+cube=f32+overflow=ieee+deterministic=on"
+        );
     }
 
     #[test]
@@ -232,5 +286,18 @@ mod tests {
         assert!(!torch.contains(&"pytorch:cpu+attention=sdpa-math".to_string()));
         assert_eq!(on_stream("pytorch:npu:1").as_deref(), Some("pytorch:npu:1+stream=side"));
         assert_eq!((on_stream("pytorch:cpu"), on_stream("cpu")), (None, None));
+        assert_eq!(
+            variants("ascend:1"),
+            ["ascend:1+deterministic=off", "ascend:1+fused=off", "ascend:1+launch=sync"]
+        );
+        assert_eq!(
+            variants("ascend:0+cube=hf32+library=cann"),
+            [
+                "ascend:0+library=cann",
+                "ascend:0+cube=hf32+library=cann+deterministic=off",
+                "ascend:0+cube=hf32+library=cann+fused=off",
+                "ascend:0+cube=hf32+library=cann+launch=sync"
+            ]
+        );
     }
 }

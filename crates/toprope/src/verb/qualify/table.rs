@@ -132,12 +132,13 @@ pub fn operators(qualification: &Qualification) -> String {
     text
 }
 
-/// The verdict with its reasons, what to change, and how sure it is.
-pub fn verdict(qualification: &Qualification) -> String {
+/// The verdict with its reasons, what to change, and how sure it is. `opened` is the name that opened the device.
+pub fn verdict(qualification: &Qualification, opened: &str) -> String {
     let mut text = String::new();
     let device = &qualification.device;
     let name = qualification.ruling.verdict.name();
-    let line = format!("{name}: {} {}", device.name, fitness(qualification));
+    let emulated = if device.emulated { " (emulated)" } else { "" };
+    let line = format!("{name}: {}{emulated} {}", device.name, fitness(qualification));
     let _ = writeln!(text, "{}", wrapped("verdict: ", &line));
     for reason in qualification.ruling.reasons.iter().take(8) {
         let _ = writeln!(text, "{}", wrapped("  - ", reason));
@@ -147,10 +148,10 @@ pub fn verdict(qualification: &Qualification) -> String {
         let _ = writeln!(text, "  - and {more} more (--json, --html)");
     }
     for change in &qualification.ruling.changes {
-        let _ = writeln!(text, "{}", wrapped("  with: ", &remedy::told(change, &device.name)));
+        let _ = writeln!(text, "{}", wrapped("  with: ", &remedy::told(change, opened)));
     }
     for setting in &qualification.settings {
-        let line = format!("{}; {}", setting.told(), remedy::setting_line(*setting, &device.name));
+        let line = format!("{}; {}", setting.told(), remedy::setting_line(*setting, opened));
         let _ = writeln!(text, "{}", wrapped("  setting, not a defect: ", &line));
     }
     let slow = qualification.speed.operators.iter().filter_map(|o| Some((o, o.slow.as_ref()?)));
