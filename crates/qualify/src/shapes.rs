@@ -5,7 +5,7 @@ mod cut; // a part of a shape
 mod drawn; // what it is filled with
 mod run; // small first, then whole
 
-pub use drawn::Band;
+pub use drawn::{Band, Numbers};
 pub use run::run;
 
 use std::collections::BTreeMap;
@@ -41,7 +41,20 @@ pub struct Shape {
     /// What it is needed for.
     pub need: Need,
     /// The numbers that its operands had in the user's own run, where that is known.
-    pub bands: Vec<Option<Band>>,
+    pub numbers: Vec<Option<Numbers>>,
+}
+
+/// A call of somebody's own run.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The operator as a program of one instruction.
+    pub program: Program,
+    /// What it is needed for.
+    pub need: Need,
+    /// What is known of its operands' numbers.
+    pub numbers: Vec<Option<Numbers>>,
+    /// How often it was made.
+    pub count: u64,
 }
 
 /// Why something on a user's list is not run.
@@ -75,20 +88,19 @@ pub fn distinct(programs: &[(&Program, Need)]) -> Vec<Shape> {
     shapes
 }
 
-/// Calls of somebody's own run, a program of one instruction each, with the numbers of its operands and how often it was
-/// made; the cheapest first.
-pub fn calls(calls: &[(Program, Need, Vec<Option<Band>>, u64)]) -> Vec<Shape> {
+/// The distinct calls of somebody's own run, the cheapest first.
+pub fn of_calls(calls: &[Call]) -> Vec<Shape> {
     let mut found: BTreeMap<String, Shape> = BTreeMap::new();
-    for (program, need, bands, count) in calls {
+    for Call { program, need, numbers, count } in calls {
         let Some(shape) = shape(program, Range::Accumulate, 0, *need) else { continue };
         let known = found
             .entry(text::print(&shape.program))
-            .or_insert_with(|| Shape { count: 0, bands: bands.clone(), ..shape });
+            .or_insert_with(|| Shape { count: 0, numbers: numbers.clone(), ..shape });
         known.count += count;
         known.need.training |= need.training;
         known.need.inference |= need.inference;
-        for (held, band) in known.bands.iter_mut().zip(bands) {
-            *held = held.zip(*band).map(|(held, band)| held.joined(band));
+        for (held, own) in known.numbers.iter_mut().zip(numbers) {
+            *held = held.zip(*own).and_then(|(held, own)| held.joined(own));
         }
     }
     let mut shapes: Vec<Shape> = found.into_values().collect();
@@ -116,7 +128,7 @@ fn shape(program: &Program, range: Range, index: usize, need: Need) -> Option<Sh
     let operands = alone.concrete_operands(instruction, &[]);
     let cost = instruction_cost(&alone, instruction, &[]);
     let (operator, told) = (instruction.operator.name(), told(&operands));
-    Some(Shape { operator, operands, told, count: 1, cost, need, bands: Vec::new(), program: alone })
+    Some(Shape { operator, operands, told, count: 1, cost, need, numbers: Vec::new(), program: alone })
 }
 
 /// The sizes of operands, as in `[4096, 7168] [7168, 2048]`.
@@ -141,6 +153,6 @@ pub fn for_speed(shapes: &[Shape]) -> Vec<&Shape> {
 
 /// A shape as a probe.
 pub fn probe_of(shape: &Shape, seed: u64) -> Option<Probe> {
-    let values = drawn::drawn(&shape.program, &shape.bands, seed);
+    let values = drawn::drawn(&shape.program, &shape.numbers, seed);
     Probe::new(shape.program.clone(), Vec::new(), values, true).ok()
 }

@@ -149,7 +149,7 @@ fn what_is_wrong_with_a_request_is_told_in_one_error_before_anything_is_measured
         (&["--for", "nowhere.json"], 4, &["nowhere.json"]),
         (&["--for", "nowhere"], 3, &["nowhere", "hint:"]),
         (&["--for", "model.json", "--tp", "3"], 3, &["--tp 3 does not divide `num_attention_heads` = 128"]),
-        (&["--for", "model.json", "--pp", "4"], 3, &["--pp 4 does not divide `num_hidden_layers` = 61"]),
+        (&["--for", "model.json", "--pp", "62"], 3, &["--pp 62 leaves stages without a layer"]),
         (&["--for", "model.json", "--ep", "7"], 3, &["--ep 7 does not divide `n_routed_experts` = 256"]),
         (&["--for", "model.json", "--tp", "0"], 3, &["--tp 0 does not divide"]),
         (&["--for", "model.json", "--seq", "0"], 3, &["model.json", "`sequence`"]),

@@ -18,9 +18,28 @@ pub struct Band {
     pub negative: f64,
 }
 
+/// What is known of an operand's numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Numbers {
+    /// Floats in a band.
+    Band(Band),
+    /// Where each row's document starts: all documents have so many rows.
+    Documents(usize),
+}
+
+impl Numbers {
+    /// What holds for both; none where they are not of one kind.
+    pub fn joined(self, other: Numbers) -> Option<Numbers> {
+        match (self, other) {
+            (Numbers::Band(one), Numbers::Band(two)) => Some(Numbers::Band(one.joined(two))),
+            (one, two) => (one == two).then_some(one),
+        }
+    }
+}
+
 impl Band {
     /// A band that holds both.
-    pub fn joined(self, other: Band) -> Band {
+    fn joined(self, other: Band) -> Band {
         Band {
             low: self.low.min(other.low),
             high: self.high.max(other.high),
@@ -45,7 +64,7 @@ const DRAWN_MAX: usize = 262_139;
 
 /// Numbers as the user's run had them, where that is known; else standard normal ones. A head's weights are such that its
 /// logits are standard normal, too, however wide it is: a softmax that has one winner everywhere tells nothing.
-pub fn drawn(program: &Program, bands: &[Option<Band>], seed: u64) -> Values {
+pub fn drawn(program: &Program, known: &[Option<Numbers>], seed: u64) -> Values {
     let mut values = draw(program, &[], seed, Regime::Normal);
     let Some(instruction) = program.accumulate.first() else { return values };
     for (at, operand) in instruction.operands.iter().enumerate() {
@@ -54,13 +73,17 @@ pub fn drawn(program: &Program, bands: &[Option<Band>], seed: u64) -> Values {
             continue;
         }
         let Some(tensor) = values.get_mut(operand.value.0 as usize).and_then(Option::as_mut) else { continue };
-        match (bands.get(at).copied().flatten(), &instruction.operator) {
-            (Some(band), _) if tensor.dtype.is_float() => {
+        match (known.get(at).copied().flatten(), &instruction.operator) {
+            (Some(Numbers::Band(band)), _) if tensor.dtype.is_float() => {
                 let mut random = Random::new(seed, &format!("band {at}"));
                 let numbers = tensor.data.len().min(DRAWN_MAX);
                 let numbers: Vec<f64> = (0..numbers).map(|_| band.number(tensor.dtype, &mut random)).collect();
                 let repeated = numbers.iter().cycle();
                 tensor.data.iter_mut().zip(repeated).for_each(|(x, number)| *x = *number);
+            }
+            (Some(Numbers::Documents(rows)), _) if tensor.dtype == DType::I32 => {
+                let starts = (0..).map(|row| row / rows.max(1) * rows.max(1));
+                tensor.data.iter_mut().zip(starts).for_each(|(x, start)| *x = start as f64);
             }
             (None, Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)) if at == 1 => {
                 let scale = (tensor.sizes.last().copied().unwrap_or(1).max(1) as f64).powf(-0.5);
@@ -108,7 +131,7 @@ mod tests {
         let matmul = Matmul { output: DType::F32, row_sums: false }.into();
         let probe = Probe::of(&matmul, &types, 1, Regime::Normal, true).unwrap();
         let band = Band { low: -9, high: -3, zeros: 0.25, negative: 0.0 };
-        let values = drawn(probe.program().program(), &[Some(band), None], 7);
+        let values = drawn(probe.program().program(), &[Some(Numbers::Band(band)), None], 7);
         let data = &values[0].as_ref().unwrap().data;
         let zeros = data.iter().filter(|x| **x == 0.0).count();
         assert!((800..1250).contains(&zeros), "{zeros} of 4096");

@@ -126,7 +126,7 @@ impl Course<'_> {
     }
 
     fn probe(&self, program: Program, seed: u64) -> Result<Probe, QualifyError> {
-        let values = drawn(&program, &self.shape.bands, seed);
+        let values = drawn(&program, &self.shape.numbers, seed);
         Probe::new(program, Vec::new(), values, true).map_err(|error| self.defect(&error.to_string()))
     }
 
