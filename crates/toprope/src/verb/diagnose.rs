@@ -142,7 +142,10 @@ pub fn run(arguments: &Diagnose, json: bool) -> Result<Exit, Failure> {
             Some(found) => found,
             None => return bench.agree_until(from, to, json),
         },
-        _ => (arguments.step, bench.values(arguments.step)?),
+        _ => {
+            let step = arguments.step.unwrap_or(0);
+            (step, bench.values(step)?)
+        }
     };
     bench.diagnose(step, &values, json)
 }
