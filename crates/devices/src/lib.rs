@@ -7,6 +7,7 @@ use toprope_cpu::Level;
 use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
+pub use toprope_pytorch::chips::Chip;
 pub use toprope_pytorch::collectives; // what goes between chips
 use toprope_pytorch::name::PREFIX as PYTORCH;
 use toprope_world::{RealWorld, SharedRegion};
@@ -179,6 +180,15 @@ pub fn pytorch_variants() -> &'static [Variant] {
 pub fn further() -> Vec<String> {
     let count = toprope_ascend::devices(&format!("{ASCEND}0")).map_or(0, |listing| listing.count);
     (1..count).map(|index| format!("{ASCEND}{index}")).collect()
+}
+
+/// Chips that the user's own torch sees, by name; importing it takes seconds.
+///
+/// # Errors
+/// Why nobody can tell: no interpreter, no torch, or no answer.
+pub fn torch_chips(python: Option<&Path>) -> Result<Vec<Chip>, String> {
+    let limit = toprope_pytorch::START_LIMIT;
+    toprope_pytorch::chips::chips(&RealWorld::new(), python, limit).map_err(|error| error.to_string())
 }
 
 /// What can be chosen of an `ascend:` device.

@@ -208,8 +208,8 @@ impl Train {
 /// Arguments of `qualify`.
 #[derive(Args, Clone, Debug)]
 pub struct Qualify {
-    /// What is qualified: cpu, cpu:avx2, pytorch:cuda:0 …; several with commas, or pytorch:cuda:all, stand side by side and
-    /// vote, so that the one bad die is named.
+    /// What is qualified: cpu, cpu:avx2, pytorch:cuda:0 …; several with commas, or pytorch:cuda:all, or the first eight with
+    /// pytorch:cuda:all=8, stand side by side and vote, so that the one bad die is named.
     #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
     pub device: Vec<String>,
     /// The trusted device that it stands beside; default cpu, and reference for cpu itself.
@@ -263,6 +263,10 @@ pub struct Qualify {
     /// share of it.
     #[arg(long, value_name = "NAME=NUMBER,…", conflicts_with = "collectives")]
     pub datasheet: Option<Datasheet>,
+    /// Whether an earlier verdict still stands: a file with the last line of its --json. Driver, firmware, libraries and device
+    /// are compared, and nothing is measured.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["collectives", "target", "quick", "hours"])]
+    pub still: Option<PathBuf>,
     /// Repeats everything that is drawn.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
