@@ -12,8 +12,8 @@ use toprope_conformance::verdict::Verdict;
 use toprope_conformance::{Oracle, Reproducer};
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
-    DType, Defect, Device, Dim, Fault, Instruction, Location, Operand, Operator, Phase, Program, Range, Role, Span,
-    Tensor, Type, Validated, Value, ValueId, Width, validate,
+    DType, Defect, Device, Dim, Fault, Instruction, Location, Operand, Operator, Phase, Program, Range, Role,
+    Span, Tensor, Type, Validated, Value, ValueId, Width, validate,
 };
 
 /// One instruction with all that is needed to run it.
@@ -337,7 +337,9 @@ impl Probe {
 
     /// Replaces a number of an operand that reads a whole value.
     pub(crate) fn set_number(&mut self, at: usize, place: usize, number: impl FnOnce(DType) -> f64) {
-        let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() else { return };
+        let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() else {
+            return;
+        };
         if let Some(tensor) = self.values[value.0 as usize].as_mut()
             && let Some(held) = tensor.data.get_mut(place)
         {

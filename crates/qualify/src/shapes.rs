@@ -93,9 +93,11 @@ pub fn of_calls(calls: &[Call]) -> Vec<Shape> {
     let mut found: BTreeMap<String, Shape> = BTreeMap::new();
     for Call { program, need, numbers, count } in calls {
         let Some(shape) = shape(program, Range::Accumulate, 0, *need) else { continue };
-        let known = found
-            .entry(text::print(&shape.program))
-            .or_insert_with(|| Shape { count: 0, numbers: numbers.clone(), ..shape });
+        let known = found.entry(text::print(&shape.program)).or_insert_with(|| Shape {
+            count: 0,
+            numbers: numbers.clone(),
+            ..shape
+        });
         known.count += count;
         known.need.training |= need.training;
         known.need.inference |= need.inference;

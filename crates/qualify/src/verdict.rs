@@ -273,7 +273,10 @@ mod tests {
     #[test]
     fn a_share_of_the_shapes_is_told_first_and_changes_no_verdict() {
         let part = Evidence { share: Some("2 of 3 in part".into()), ..sound() };
-        assert_eq!((rule(&part).verdict, rule(&part).reasons), (Verdict::Train, vec!["2 of 3 in part".into()]));
+        assert_eq!(
+            (rule(&part).verdict, rule(&part).reasons),
+            (Verdict::Train, vec!["2 of 3 in part".into()])
+        );
         let wrong = Evidence { wrong_for_inference: wrong("matmul"), ..part };
         assert_eq!(rule(&wrong).verdict, Verdict::Unfit);
         assert_eq!(rule(&wrong).reasons.last().map(String::as_str), Some("2 of 3 in part"));

@@ -63,7 +63,9 @@ pub fn chips(world: &dyn World, python: Option<&Path>, limit: Duration) -> Resul
     }
     match ended {
         Some(Exit::Code(0)) => {}
-        Some(_) => return Err(lost(format!("{} has no torch that can be asked for chips", program.display()))),
+        Some(_) => {
+            return Err(lost(format!("{} has no torch that can be asked for chips", program.display())));
+        }
         None => {
             let reason = format!("{} told of no chips within {} s", program.display(), limit.as_secs());
             return Err(lost(reason));
@@ -91,7 +93,9 @@ mod tests {
 
     #[test]
     fn each_line_is_a_device_that_opens() {
-        let chips = listed("a library's own line\ncuda:0\tNVIDIA H200\ncuda:1\tNVIDIA H200\nnpu:7\tAscend910B4 \nmps\tApple GPU\n");
+        let chips = listed(
+            "a library's own line\ncuda:0\tNVIDIA H200\ncuda:1\tNVIDIA H200\nnpu:7\tAscend910B4 \nmps\tApple GPU\n",
+        );
         assert_eq!(chips.len(), 4);
         assert_eq!(chips[2], Chip { name: "pytorch:npu:7".into(), hardware: "Ascend910B4".into() });
         assert!(chips.iter().all(|chip| Name::parse(&chip.name).is_ok()), "{chips:?}");

@@ -120,9 +120,10 @@ pub(super) fn parts(operator: &Operator, operands: &[&Tensor], random: &mut Rand
             })
         }
         Operator::Attention(_) => attention(operands, random),
-        Operator::AttentionGradient(_) => {
-            Attended::choose(operands, random).map(|attended| heads(operands, &attended)).into_iter().collect()
-        }
+        Operator::AttentionGradient(_) => Attended::choose(operands, random)
+            .map(|attended| heads(operands, &attended))
+            .into_iter()
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -270,7 +271,9 @@ impl Attended {
         let most = short.iter().map(|rows| rows.len()).max();
         let longest: Vec<_> = short.into_iter().filter(|rows| Some(rows.len()) == most).collect();
         match longest.is_empty() {
-            false if t > DOCUMENT_MAX => Some(Attended { rows: longest[random.below(longest.len())].clone(), key }),
+            false if t > DOCUMENT_MAX => {
+                Some(Attended { rows: longest[random.below(longest.len())].clone(), key })
+            }
             _ if groups > 1 => Some(Attended { rows: 0..t, key }),
             _ => None,
         }

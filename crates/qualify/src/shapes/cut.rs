@@ -27,7 +27,8 @@ pub struct Cut {
 /// is summed over, or a part of what the operator means.
 fn least(operator: &Operator, name: &str) -> Option<usize> {
     let router = matches!(operator, Operator::Router(_) | Operator::RouterGradient(_));
-    let product = matches!(operator, Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_));
+    let product =
+        matches!(operator, Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_));
     match name {
         "T" if matches!(
             operator,
@@ -94,7 +95,10 @@ pub fn cut(operator: &Operator, operands: &[Concrete], limits: Limits) -> Option
 fn cost(cut: &Cut) -> Option<(usize, u64)> {
     let outputs = toprope_program::validate::infer(&cut.operator, &cut.operands).ok()?;
     let concrete = |types: &[Type]| -> Vec<Concrete> {
-        types.iter().map(|t| Concrete { dtype: t.dtype, sizes: toprope_program::shape::sizes(&t.shape, &[]) }).collect()
+        types
+            .iter()
+            .map(|t| Concrete { dtype: t.dtype, sizes: toprope_program::shape::sizes(&t.shape, &[]) })
+            .collect()
     };
     let (operands, outputs) = (concrete(&cut.operands), concrete(&outputs));
     let elements = operands.iter().chain(&outputs).map(|c| c.sizes.iter().product::<usize>()).sum();
@@ -217,10 +221,16 @@ mod tests {
         let state = |rows| concrete(DType::F32, &[rows, 7168]);
         let operands = |rows| {
             let scalars = [concrete(DType::F32, &[1]), concrete(DType::F32, &[3])];
-            [state(rows), state(rows), state(rows), state(rows)].into_iter().chain(scalars).collect::<Vec<_>>()
+            [state(rows), state(rows), state(rows), state(rows)]
+                .into_iter()
+                .chain(scalars)
+                .collect::<Vec<_>>()
         };
         assert!(cut(&adamw, &operands(4), LIMITS).is_none());
         let small = sizes(&cut(&adamw, &operands(16160), LIMITS).unwrap());
-        assert!(small[0][0] >= 32 && small[0][0] < 16160 && small[0] == small[3] && small[5] == [3], "{small:?}");
+        assert!(
+            small[0][0] >= 32 && small[0][0] < 16160 && small[0] == small[3] && small[5] == [3],
+            "{small:?}"
+        );
     }
 }

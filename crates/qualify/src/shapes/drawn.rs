@@ -72,12 +72,15 @@ pub fn drawn(program: &Program, known: &[Option<Numbers>], seed: u64) -> Values 
         if matches!(program.value(operand.value).role, Role::Constant { .. }) {
             continue;
         }
-        let Some(tensor) = values.get_mut(operand.value.0 as usize).and_then(Option::as_mut) else { continue };
+        let Some(tensor) = values.get_mut(operand.value.0 as usize).and_then(Option::as_mut) else {
+            continue;
+        };
         match (known.get(at).copied().flatten(), &instruction.operator) {
             (Some(Numbers::Band(band)), _) if tensor.dtype.is_float() => {
                 let mut random = Random::new(seed, &format!("band {at}"));
                 let numbers = tensor.data.len().min(DRAWN_MAX);
-                let numbers: Vec<f64> = (0..numbers).map(|_| band.number(tensor.dtype, &mut random)).collect();
+                let numbers: Vec<f64> =
+                    (0..numbers).map(|_| band.number(tensor.dtype, &mut random)).collect();
                 let repeated = numbers.iter().cycle();
                 tensor.data.iter_mut().zip(repeated).for_each(|(x, number)| *x = *number);
             }

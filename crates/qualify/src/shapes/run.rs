@@ -21,7 +21,8 @@ use toprope_diagnose::probe::Outcome;
 use toprope_diagnose::sampled::Sampled;
 use toprope_program::shape::sizes;
 use toprope_program::{
-    Device, Fault, FaultKind, Operator, Program, Range, Role, Session, StateLayout, Tensor, Tolerance, Width, text,
+    Device, Fault, FaultKind, Operator, Program, Range, Role, Session, StateLayout, Tensor, Tolerance, Width,
+    text,
 };
 
 /// What every shape is run at first.
@@ -142,7 +143,8 @@ impl Course<'_> {
         let cuts = instruction.is_some_and(|i| cut(&i.operator, &self.shape.operands, SMALL).is_some());
         if untouched && !cuts {
             // There is no part of it; its turn comes with the large ones.
-            self.tally.refused = Some("not run: no part of it stands alone, and no time was left for all of it".into());
+            self.tally.refused =
+                Some("not run: no part of it stands alone, and no time was left for all of it".into());
             return Ok(());
         }
         let (probe, whole) = self.within(SMALL, bench.seed)?;
@@ -289,7 +291,8 @@ impl Course<'_> {
                 match made.map_err(|error| self.inconsistent(error))? {
                     Some((probe, sample)) => (probe, Some(sample)),
                     None => {
-                        self.tally.refused = Some("not run: no part of it that the oracle can afford stands alone".into());
+                        self.tally.refused =
+                            Some("not run: no part of it that the oracle can afford stands alone".into());
                         return Ok(());
                     }
                 }
@@ -300,7 +303,8 @@ impl Course<'_> {
             }
         };
         if sample.as_ref().map_or(operations, Sampled::flops) > ORACLE_FLOPS_MAX {
-            self.tally.refused = Some("not run: it is too large for the oracle, and no part of it stands alone".into());
+            self.tally.refused =
+                Some("not run: it is too large for the oracle, and no part of it stands alone".into());
             return Ok(());
         }
         let clock = bench.clock;
@@ -330,7 +334,12 @@ impl Course<'_> {
     }
 
     /// What stopped a run: `whole` is whether the user's own size was run.
-    fn stopped(&mut self, bench: &mut Bench<'_>, obstacle: Obstacle, whole: bool) -> Result<(), QualifyError> {
+    fn stopped(
+        &mut self,
+        bench: &mut Bench<'_>,
+        obstacle: Obstacle,
+        whole: bool,
+    ) -> Result<(), QualifyError> {
         let program = &self.shape.program;
         match obstacle {
             Obstacle::Oracle(fault) => Err(QualifyError::Oracle(fault)),
@@ -338,7 +347,11 @@ impl Course<'_> {
             Obstacle::Subject(Fault { kind: FaultKind::Unsupported { reason, .. }, .. }) => {
                 // What it does smaller and refuses whole it lacks.
                 if whole && self.tally.agree > 0 {
-                    self.tally.differs(format!("refused at its own size: {reason}"), || text::print(program), || None);
+                    self.tally.differs(
+                        format!("refused at its own size: {reason}"),
+                        || text::print(program),
+                        || None,
+                    );
                 } else {
                     self.tally.refused = Some(format!("refused: {reason}"));
                 }

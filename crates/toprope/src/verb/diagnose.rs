@@ -350,7 +350,8 @@ impl Bench<'_> {
         let subject = self.devices.first_mut().ok_or_else(nothing)?;
         let repeats = usize::try_from(self.arguments.repeat).unwrap_or(usize::MAX).clamp(12, 2000);
         let effort = Effort { repeats, ..Effort::default() };
-        guess(subject.as_mut(), &mut oracle, &found.probe, found.observed.as_ref(), effort).or_exit(Exit::Device)
+        guess(subject.as_mut(), &mut oracle, &found.probe, found.observed.as_ref(), effort)
+            .or_exit(Exit::Device)
     }
 
     /// The whole step freely on both; what keeps a device from it is told and no failure of the diagnosis.

@@ -155,7 +155,9 @@ fn list(arguments: &Qualify) {
     match toprope_devices::torch_chips(arguments.python.as_deref()) {
         Ok(chips) if chips.is_empty() => show("other chips", "your PyTorch sees none (docs/pytorch.md)"),
         Ok(chips) => chips.iter().for_each(|chip| show(&chip.name, &chip.hardware)),
-        Err(error) => show("other chips", &format!("whatever your PyTorch runs on (docs/pytorch.md): {error}")),
+        Err(error) => {
+            show("other chips", &format!("whatever your PyTorch runs on (docs/pytorch.md): {error}"))
+        }
     }
 }
 
@@ -201,7 +203,9 @@ impl Session<'_> {
                 continue;
             }
             if family == "pytorch:cpu" {
-                let message = format!("{name}: a processor has as many processes as are asked for\nhint: say how many, as in pytorch:cpu:all=8");
+                let message = format!(
+                    "{name}: a processor has as many processes as are asked for\nhint: say how many, as in pytorch:cpu:all=8"
+                );
                 return Err(Failure::new(Exit::Usage, message));
             }
             let mut found = 0;
@@ -369,7 +373,10 @@ impl Session<'_> {
 fn dies(name: &str, count: &str) -> Result<usize, Failure> {
     let number = count.parse().ok().filter(|count| (1..=DIES_MAX).contains(count));
     number.ok_or_else(|| {
-        Failure::new(Exit::Usage, format!("--device {name}: `{count}` is no number of dies from 1 to {DIES_MAX}"))
+        Failure::new(
+            Exit::Usage,
+            format!("--device {name}: `{count}` is no number of dies from 1 to {DIES_MAX}"),
+        )
     })
 }
 

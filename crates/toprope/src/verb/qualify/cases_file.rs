@@ -87,7 +87,10 @@ struct Tensor {
 
 /// Why a call whose strides the contract's operator cannot have is not run.
 fn strided(name: &str, tensor: &Tensor) -> String {
-    format!("strides: {name} with shape {:?} and strides {:?} is no matrix of rows", tensor.shape, tensor.stride)
+    format!(
+        "strides: {name} with shape {:?} and strides {:?} is no matrix of rows",
+        tensor.shape, tensor.stride
+    )
 }
 
 impl Tensor {
@@ -131,9 +134,7 @@ impl Tensor {
             stride = if size > 1 { stride } else { self.stride[axis] };
             size *= self.shape[axis];
         }
-        let one = |all: &[usize], own: usize| {
-            [&all[..axes.start], &[own], &all[axes.end..]].concat()
-        };
+        let one = |all: &[usize], own: usize| [&all[..axes.start], &[own], &all[axes.end..]].concat();
         Some(Tensor { shape: one(&self.shape, size), stride: one(&self.stride, stride), ..*self })
     }
 
@@ -263,7 +264,8 @@ fn call(
         }
         "embedding" => {
             let (table, places) = (tensor(0)?, tensor(1)?);
-            let places = places.collapsed(0..places.shape.len()).ok_or_else(|| strided("indices", &places))?;
+            let places =
+                places.collapsed(0..places.shape.len()).ok_or_else(|| strided("indices", &places))?;
             put(&mut builder, &table, "table");
             put(&mut builder, &places, "indices");
             Gather { output: table.dtype }.into()
@@ -296,7 +298,11 @@ fn call(
                 put(&mut builder, x, name);
             }
             let starts = whole(vec![rows], DType::I32);
-            put(&mut builder, &Tensor { numbers: Some(Numbers::Documents(sequence)), ..starts }, "segment_start");
+            put(
+                &mut builder,
+                &Tensor { numbers: Some(Numbers::Documents(sequence)), ..starts },
+                "segment_start",
+            );
             Attention { scale }.into()
         }
         _ => return Err("it is not in the contract".into()),
@@ -320,7 +326,10 @@ fn packed(tensors: [&Tensor; 3]) -> Result<([Tensor; 3], usize, usize), String> 
         return Err("attention takes four dimensions, and one batch".into());
     }
     if tensors.iter().any(|x| x.shape[2] != q.shape[2]) {
-        return Err("causal attention with another number of keys than queries: its mask is not the contract's".into());
+        return Err(
+            "causal attention with another number of keys than queries: its mask is not the contract's"
+                .into(),
+        );
     }
     let (batch, sequence) = (q.shape[0], q.shape[2]);
     let of = |order: [usize; 4], joined: std::ops::Range<usize>| -> Option<[Tensor; 3]> {
@@ -363,12 +372,16 @@ mod tests {
     }
 
     fn one(operator: &str, arguments: &str) -> Cases {
-        let line = format!(r#"{{"version": 1, "operator": "aten.{operator}.default", "args": [{arguments}], "kwargs": {{}}, "count": 3}}"#);
+        let line = format!(
+            r#"{{"version": 1, "operator": "aten.{operator}.default", "args": [{arguments}], "kwargs": {{}}, "count": 3}}"#
+        );
         parse("cases.jsonl", &line).unwrap()
     }
 
     fn tensor(shape: &[usize], stride: &[usize]) -> String {
-        format!(r#"{{"tensor": {{"shape": {shape:?}, "stride": {stride:?}, "dtype": "float32", "low": -9, "high": -3, "zeros": 0.5, "negative": 0.0}}}}"#)
+        format!(
+            r#"{{"tensor": {{"shape": {shape:?}, "stride": {stride:?}, "dtype": "float32", "low": -9, "high": -3, "zeros": 0.5, "negative": 0.0}}}}"#
+        )
     }
 
     #[test]
@@ -383,7 +396,8 @@ mod tests {
         // A transposed batch is no matrix.
         let lost = one("linear", &format!("{}, {weight}, null", tensor(&[4, 6, 16], &[16, 64, 1])));
         assert!(lost.calls.is_empty() && lost.skipped[0].reason.starts_with("not run: strides"));
-        let lost = one("bmm", &format!("{}, {}", tensor(&[2, 4, 8], &[8, 16, 1]), tensor(&[2, 8, 4], &[32, 4, 1])));
+        let lost =
+            one("bmm", &format!("{}, {}", tensor(&[2, 4, 8], &[8, 16, 1]), tensor(&[2, 8, 4], &[32, 4, 1])));
         assert!(lost.skipped[0].reason.starts_with("not run: strides"), "{lost:?}");
     }
 

@@ -261,7 +261,10 @@ mod tests {
         let config = DeepseekV3Config::from_json(V3).unwrap();
         for (shard, words) in [
             (Shard { tp: 3, pp: 1, ep: 1 }, "--tp 3 does not divide `num_attention_heads` = 128"),
-            (Shard { tp: 1, pp: 62, ep: 1 }, "--pp 62 leaves stages without a layer: `num_hidden_layers` = 61"),
+            (
+                Shard { tp: 1, pp: 62, ep: 1 },
+                "--pp 62 leaves stages without a layer: `num_hidden_layers` = 61",
+            ),
             (Shard { tp: 1, pp: 1, ep: 100 }, "--ep 100 does not divide `n_routed_experts` = 256"),
             (Shard { tp: 0, pp: 1, ep: 1 }, "--tp 0 does not divide"),
         ] {

@@ -33,7 +33,9 @@ pub fn run(path: &Path, device: Option<&str>, options: &OpenOptions, json: bool)
         println!("  {change}");
     }
     match changed.is_empty() {
-        true => println!("{name}: `{verdict}` still stands: hardware, level and versions are those that it was found on"),
+        true => println!(
+            "{name}: `{verdict}` still stands: hardware, level and versions are those that it was found on"
+        ),
         false => println!("{name}: `{verdict}` has expired; qualify it again"),
     }
     if json {
@@ -56,12 +58,14 @@ fn changes(expires: &Value, now: &Description) -> Vec<String> {
     };
     compare("hardware", expires["hardware"].as_str(), Some(&now.hardware));
     compare("level", expires["level"].as_str(), Some(&now.level));
-    let version = |name: &str| now.versions.iter().find(|(one, _)| one == name).map(|(_, version)| version.as_str());
+    let version =
+        |name: &str| now.versions.iter().find(|(one, _)| one == name).map(|(_, version)| version.as_str());
     let before = expires["versions"].as_object();
     for (name, earlier) in before.into_iter().flatten() {
         compare(name, earlier.as_str(), version(name));
     }
-    for (name, _) in now.versions.iter().filter(|(name, _)| before.is_none_or(|all| !all.contains_key(name))) {
+    for (name, _) in now.versions.iter().filter(|(name, _)| before.is_none_or(|all| !all.contains_key(name)))
+    {
         compare(name, None, version(name));
     }
     changed
@@ -78,7 +82,8 @@ mod tests {
         options.threads = Some(1);
         let mut now = open("reference", &options).unwrap().describe();
         now.versions = vec![("driver".into(), "2".into()), ("torch".into(), "2.15".into())];
-        let expires = json!({"hardware": now.hardware, "level": now.level, "versions": {"driver": "1", "cann": "8"}});
+        let expires =
+            json!({"hardware": now.hardware, "level": now.level, "versions": {"driver": "1", "cann": "8"}});
         assert_eq!(
             changes(&expires, &now),
             ["cann: 8 then, not told now", "driver: 1 then, 2 now", "torch: not told then, 2.15 now"]
