@@ -137,7 +137,10 @@ pub fn walk(
                 let at = (micro, range, index);
                 let (mut row, mut observed) = look(party, program, &probe, &given, options, at)?;
                 let mut shown = probe.clone();
-                for twin in twins(&probe).into_iter().filter(|_| !row.is_wrong()) {
+                for twin in twins(&probe) {
+                    if row.is_wrong() {
+                        break;
+                    }
                     let given = run_trusted(party, &twin)?;
                     let (other, seen) = look(party, program, &twin, &given, options, at)?;
                     if other.is_wrong() {

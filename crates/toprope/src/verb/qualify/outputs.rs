@@ -40,13 +40,13 @@ fn operator(result: &OperatorResult) -> Value {
         "variant": result.variant,
         "shape": result.shape,
         "passed": result.passed,
-        "extent": result.extent,
         "effective_bits": result.effective_bits,
         "control_bits": result.control_bits,
         "worst_error": result.worst_error,
         "tolerance": result.tolerance,
         "defect_guess": result.defect_guess,
         "setting": result.setting,
+        "extent": result.extent,
     })
 }
 
