@@ -10,6 +10,7 @@ use toprope_program::placed::{PlacedName, PlacedNameError};
 use toprope_program::variant::Variant;
 use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
 use toprope_protocol::remote::WorkerCommand;
+pub use toprope_pytorch::chips::Chip;
 pub use toprope_pytorch::collectives; // what goes between chips
 use toprope_pytorch::name::PREFIX as PYTORCH;
 use toprope_world::{RealWorld, SharedRegion};
@@ -212,6 +213,15 @@ pub fn ascend_emulator(name: &str) -> Result<Option<String>, OpenError> {
 pub fn ascend_health(name: &str) -> Result<(String, Vec<String>), String> {
     let health = toprope_ascend::health::health(name)?;
     Ok((health.to_string(), health.problems()))
+}
+
+/// Chips that the user's own torch sees, by name; importing it takes seconds.
+///
+/// # Errors
+/// Why nobody can tell: no interpreter, no torch, or no answer.
+pub fn torch_chips(python: Option<&Path>) -> Result<Vec<Chip>, String> {
+    let limit = toprope_pytorch::START_LIMIT;
+    toprope_pytorch::chips::chips(&RealWorld::new(), python, limit).map_err(|error| error.to_string())
 }
 
 /// What can be chosen of an `ascend:` device.

@@ -12,7 +12,10 @@ use toprope_conformance::judge::Judgement;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::verdict::Verdict;
 use toprope_program::shape::sizes;
-use toprope_program::{Device, Fault, FaultKind, Instruction, Program, Range, Role, Tensor, Validated};
+use toprope_program::tensor::round;
+use toprope_program::{
+    Device, Fault, FaultKind, Instruction, Operator, Program, Range, Role, Tensor, Validated,
+};
 
 /// A device with the name that it is told by.
 pub struct Named<'a> {
@@ -73,8 +76,8 @@ pub struct Walk {
     pub rows: Vec<Row>,
     /// The first wrong instruction.
     pub first: Option<Found>,
-    /// The first instruction that is right each time and not the same each time, of a device that says its bits repeat.
-    pub unsteady: Option<Found>,
+    /// The first instruction whose bits differ from run to run, though all runs are within the tolerance.
+    pub first_unsteady: Option<Found>,
 }
 
 /// Why a step could not be walked through.
@@ -114,7 +117,6 @@ pub fn walk(
     let mut held = step.before(program)?;
     let last_reads = last_reads(program);
     let mut walk = Walk::default();
-    let repeats = party.subject.device.describe().deterministic;
     let all = step.micro.len() * program.accumulate.len() + program.update.len();
     let mut done = 0;
     let mut parts: Vec<(Range, usize)> =
@@ -132,14 +134,26 @@ pub fn walk(
             let wanted = options.operators.as_ref().is_none_or(|list| list.iter().any(|one| one == name));
             done += 1;
             if wanted {
-                let (row, observed) = look(party, program, &probe, &given, options, (micro, range, index))?;
-                watch(&row, done, all);
-                if repeats && row.subject().other_bits > 0 && walk.unsteady.is_none() {
-                    let observed = observed.clone();
-                    walk.unsteady = Some(Found { row: row.clone(), probe: probe.clone(), observed });
+                let at = (micro, range, index);
+                let (mut row, mut observed) = look(party, program, &probe, &given, options, at)?;
+                let mut shown = probe.clone();
+                for twin in twins(&probe) {
+                    if row.is_wrong() {
+                        break;
+                    }
+                    let given = run_trusted(party, &twin)?;
+                    let (other, seen) = look(party, program, &twin, &given, options, at)?;
+                    if other.is_wrong() {
+                        (row, observed) = (told_of_twin(other, &twin), seen);
+                        shown = twin;
+                    }
                 }
+                watch(&row, done, all);
+                let found = |probe| Found { row: row.clone(), probe, observed };
                 if row.is_wrong() && walk.first.is_none() {
-                    walk.first = Some(Found { row: row.clone(), probe: probe.clone(), observed });
+                    walk.first = Some(found(shown));
+                } else if row.is_unsteady() && walk.first_unsteady.is_none() {
+                    walk.first_unsteady = Some(found(shown));
                 }
                 walk.rows.push(row);
                 if options.stop_at_first && walk.first.is_some() {
@@ -160,6 +174,34 @@ pub fn walk(
         }
     }
     Ok(walk)
+}
+
+/// What a gradient that is carried from micro-batch to micro-batch must give besides: the first one overwrites whatever was
+/// there, and later ones add to it. A step that starts at zeros, or has one micro-batch, shows neither.
+fn twins(probe: &Probe) -> Vec<Probe> {
+    if !matches!(probe.operator(), Operator::Accumulate(_)) {
+        return Vec::new();
+    }
+    let Some(numbers) = probe.operands().get(1).map(|x| x.data.clone()) else { return Vec::new() };
+    let mut filled = probe.clone();
+    let dtype = probe.operands()[0].dtype;
+    for (place, x) in numbers.iter().rev().enumerate() {
+        // Of the size of what is added, and never zero.
+        let held = if x.is_finite() && dtype.is_float() { x.abs().clamp(1e-3, 1e3) } else { 1.0 };
+        filled.set_number(0, place, |dtype| round(dtype, held));
+    }
+    vec![filled.in_micro_batch(true), filled.in_micro_batch(false)]
+}
+
+fn told_of_twin(mut row: Row, twin: &Probe) -> Row {
+    let when = match twin.is_first() {
+        true => "in a first micro-batch over numbers that were there before",
+        false => "in a later micro-batch",
+    };
+    if let Some(subject) = row.standings.first_mut() {
+        subject.finding = format!("{when}: {}", subject.finding);
+    }
+    row
 }
 
 /// Where each value is read last.

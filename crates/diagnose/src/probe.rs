@@ -1,6 +1,7 @@
 //! One instruction alone with its operands' values, binding and micro-batch: what runs on any device and is judged by the
 //! oracle. Its memory is that of its own operands and outputs.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use toprope_conformance::isolate;
 use toprope_conformance::judge::{Judgement, Measured, judge, measure};
@@ -11,8 +12,8 @@ use toprope_conformance::verdict::Verdict;
 use toprope_conformance::{Oracle, Reproducer};
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
-    Defect, Device, Dim, Fault, Instruction, Location, Operand, Operator, Phase, Program, Range, Role, Span,
-    Tensor, Type, Validated, Value, ValueId, Width, validate,
+    DType, Defect, Device, Dim, Fault, Instruction, Location, Operand, Operator, Phase, Program, Range, Role,
+    Span, Tensor, Type, Validated, Value, ValueId, Width, validate,
 };
 
 /// One instruction with all that is needed to run it.
@@ -234,6 +235,16 @@ impl Probe {
         self.instruction().operands.iter().filter_map(seen).collect()
     }
 
+    /// The operands as the operator sees them, without a copy of those that it reads whole.
+    pub(crate) fn seen(&self) -> Vec<Cow<'_, Tensor>> {
+        let program = self.program.program();
+        let one = |operand: &Operand| match &operand.view {
+            None => self.values.get(operand.value.0 as usize)?.as_ref().map(Cow::Borrowed),
+            Some(_) => seen(program, operand, &self.values, &self.symbols).map(Cow::Owned),
+        };
+        self.instruction().operands.iter().filter_map(one).collect()
+    }
+
     /// Whether an operand is read through a view.
     pub fn has_views(&self) -> bool {
         self.instruction().operands.iter().any(|operand| operand.view.is_some())
@@ -321,6 +332,18 @@ impl Probe {
     pub(crate) fn set_operand(&mut self, at: usize, tensor: Tensor) {
         if let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() {
             self.values[value.0 as usize] = Some(tensor);
+        }
+    }
+
+    /// Replaces a number of an operand that reads a whole value.
+    pub(crate) fn set_number(&mut self, at: usize, place: usize, number: impl FnOnce(DType) -> f64) {
+        let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() else {
+            return;
+        };
+        if let Some(tensor) = self.values[value.0 as usize].as_mut()
+            && let Some(held) = tensor.data.get_mut(place)
+        {
+            *held = number(tensor.dtype);
         }
     }
 

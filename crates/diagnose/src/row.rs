@@ -117,6 +117,11 @@ impl Row {
     pub fn is_wrong(&self) -> bool {
         self.subject().is_wrong()
     }
+
+    /// Whether the subject is right here, with bits that differ from run to run.
+    pub fn is_unsteady(&self) -> bool {
+        !self.is_wrong() && self.subject().other_bits > 0
+    }
 }
 
 impl Standing {

@@ -3,14 +3,18 @@
 
 mod parts; // which rows, columns and heads, operator by operator
 
+use crate::consistent::ConsistentError;
 use crate::probe::{Exact, Outcome, Probe};
-use parts::parts;
+use parts::{Attended, heads, parts};
+use std::borrow::Cow;
 use toprope_conformance::Oracle;
 use toprope_conformance::judge::{Judgement, WRONG_MAX, Worst};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::random::Random;
 use toprope_conformance::verdict::Verdict;
-use toprope_program::Tensor;
+use toprope_program::operator::Attention;
+use toprope_program::tensor::round;
+use toprope_program::{Operator, Tensor};
 
 /// Parts of a probe: at least one.
 #[derive(Clone, Debug)]
@@ -37,16 +41,67 @@ struct Part {
 impl Sampled {
     /// A sample of a probe; none where no part of it can be computed by itself.
     pub fn of(probe: &Probe, seed: u64) -> Option<Sampled> {
-        let dense = probe.dense().ok()?;
+        if !probe.symbols().is_empty() {
+            return Sampled::of(&probe.dense().ok()?, seed);
+        }
         let mut random = Random::new(seed, "sample");
-        let outputs = dense.instruction().outputs.len();
+        let seen: Vec<Cow<'_, Tensor>> = probe.seen();
+        let operands: Vec<&Tensor> = seen.iter().map(AsRef::as_ref).collect();
+        Sampled::made(probe, parts(probe.operator(), &operands, &mut random))
+    }
+
+    /// A sample of a gradient of attention whose results of the forward pass are made to follow from the other operands where
+    /// the sample reads them: whole, they are more than an oracle can afford. None where no part stands alone.
+    ///
+    /// # Errors
+    /// The oracle fails.
+    pub fn of_attention_gradient(
+        probe: Probe,
+        seed: u64,
+        oracle: &mut Oracle,
+    ) -> Result<Option<(Probe, Sampled)>, ConsistentError> {
+        let Operator::AttentionGradient(gradient) = probe.operator() else { return Ok(None) };
+        let forward = Attention { scale: gradient.scale }.into();
+        let mut probe = probe.dense()?;
+        let seen = probe.seen();
+        let operands: Vec<&Tensor> = seen.iter().map(AsRef::as_ref).collect();
+        let Some(attended) = Attended::choose(&operands, &mut Random::new(seed, "sample")) else {
+            return Ok(None);
+        };
+        let part = [0, 1, 2, 6].map(|at: usize| attended.of(at, &operands)).to_vec();
+        let mut made = probe.altered(&forward, part)?.exact(oracle)?.want;
+        let (lse, out) = (made.pop(), made.pop());
+        let places = [attended.places(3, &operands), attended.places(4, &operands)];
+        drop(operands);
+        drop(seen);
+        for ((at, made), places) in [(3, out), (4, lse)].into_iter().zip(places) {
+            for (place, x) in places.into_iter().zip(made.into_iter().flat_map(|tensor| tensor.data)) {
+                probe.set_number(at, place, |dtype| round(dtype, x));
+            }
+        }
+        let seen = probe.seen();
+        let operands: Vec<&Tensor> = seen.iter().map(AsRef::as_ref).collect();
+        let sampled = Sampled::made(&probe, vec![heads(&operands, &attended)]);
+        drop(operands);
+        drop(seen);
+        Ok(sampled.map(|sampled| (probe, sampled)))
+    }
+
+    fn made(probe: &Probe, parts: Vec<parts::Part>) -> Option<Sampled> {
+        let outputs = probe.instruction().outputs.len();
         let part = |mut part: parts::Part| {
             part.elements.truncate(outputs);
-            let probe = dense.altered(dense.operator(), part.operands).ok()?;
+            let operator = part.operator.as_ref().unwrap_or(probe.operator());
+            let probe = probe.altered(operator, part.operands).ok()?;
             Some(Part { probe, elements: part.elements, what: part.what })
         };
-        let mut parts = parts(dense.operator(), &dense.operands(), &mut random).into_iter().filter_map(part);
+        let mut parts = parts.into_iter().filter_map(part);
         Some(Sampled { first: parts.next()?, others: parts.collect() })
+    }
+
+    /// Floating-point operations of the parts.
+    pub fn flops(&self) -> u64 {
+        self.parts().map(|part| crate::lockstep::flops(&part.probe)).fold(0, u64::saturating_add)
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {

@@ -153,3 +153,22 @@ fn a_loss_that_enters_its_own_gradient_stays() {
     let printed = text::print(program.program());
     assert!(printed.contains("= linear_cross_entropy("), "{printed}");
 }
+
+/// The example of the page that other languages are written from.
+#[test]
+fn the_program_of_the_worker_protocols_page_is_one() {
+    let page = include_str!("../../../docs/worker-protocol.md");
+    let (_, behind) = page.split_once("```json program\n").unwrap();
+    let (example, _) = behind.split_once("```").unwrap();
+    let program = json::parse(example).unwrap();
+    validate(program.clone()).unwrap();
+    // Every key that a program has is in it.
+    let again: serde_json::Value = serde_json::from_str(&json::print(&program).unwrap()).unwrap();
+    let told: serde_json::Value = serde_json::from_str(example).unwrap();
+    assert_eq!(again, told);
+    assert_eq!(text::parse(&text::print(&program)).unwrap(), program);
+    // The page names every role and every way to begin.
+    for role in ["state", "next", "constant", "input", "carried", "scratch", "output", "cache", "zeros", "ones", "normal"] {
+        assert!(page.contains(&format!("\"{role}\"")), "{role}");
+    }
+}

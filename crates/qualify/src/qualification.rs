@@ -86,6 +86,32 @@ pub struct Coverage {
     pub not_run: u64,
     /// Results of which nothing could be compared.
     pub incomparable: u64,
+    /// Of the user's shapes: those that the device ran whole.
+    pub shapes_whole: u64,
+    /// Those of which it ran a part.
+    pub shapes_in_part: u64,
+    /// Those of which it ran nothing, among them calls that are not the contract's.
+    pub shapes_not_run: u64,
+}
+
+impl Coverage {
+    /// How much of the user's list was run, in words; none where all of it was.
+    fn told(&self, unknown: usize) -> Option<String> {
+        let all = self.shapes_whole + self.shapes_in_part + self.shapes_not_run;
+        if self.shapes_in_part + self.shapes_not_run == 0 {
+            return None;
+        }
+        let mut told = format!(
+            "of your {all} shapes {} were run whole, {} in part and {} not at all: what shows only at their full size is not excluded",
+            self.shapes_whole, self.shapes_in_part, self.shapes_not_run
+        );
+        if unknown > 0 {
+            told.push_str(&format!(
+                "; {unknown} are no operators of the contract: `python -m toprope cases FILE` runs them"
+            ));
+        }
+        Some(told)
+    }
 }
 
 /// All that was found out of one device.
@@ -181,6 +207,11 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
 
     let rates = rates(&operators);
     let coverage = covered(&operators, &request.skipped);
+    evidence.share = coverage.told(request.skipped.len());
+    // A list of which the contract has nothing says nothing about it.
+    if asked.is_empty() && !request.skipped.is_empty() {
+        evidence.missing.push("no call of your list is an operator of the contract".into());
+    }
     for skipped in &request.skipped {
         operators.push(not_run(skipped, &level));
     }
@@ -279,7 +310,12 @@ impl<'b> Run<'_, 'b> {
         let results = shapes::run(self.bench, &request.shapes, deadline)?;
         let count = |passed: Option<bool>| results.iter().filter(|(r, _)| r.passed == passed).count();
         let (right, wrong, none) = (count(Some(true)), count(Some(false)), count(None));
-        let told = format!("{right} of {} agree, {wrong} differ, {none} not run", results.len());
+        let in_part = |result: &OperatorResult| result.extent.as_ref().is_some_and(|extent| !extent.whole);
+        let part = results.iter().filter(|(result, _)| in_part(result)).count();
+        let told = format!(
+            "{right} of {} agree, {part} of them in part, {wrong} differ, {none} not run",
+            results.len()
+        );
         let first = results.iter().find(|(result, _)| result.passed == Some(false));
         let outcome = match first {
             Some((result, _)) => Outcome::Failed(format!(
@@ -878,15 +914,16 @@ fn gathered(
     };
     evidence.unjudged =
         all.into_iter().filter(|name| !judged(name) && !findings.refused.contains_key(name)).collect();
-    // A shape of the user's that was not run is a gap, whatever the operator does at other sizes.
-    let gaps = asked.iter().filter(|(result, _)| result.passed.is_none());
+    // A shape of which nothing was run is a gap, unless the user's own shapes show the operator in that dtype at another size:
+    // then the verdict tells how much was run.
+    let shown = |one: &OperatorResult| {
+        let same = |other: &OperatorResult| other.name == one.name && other.dtype == one.dtype;
+        asked.iter().any(|(other, _)| other.passed.is_some() && same(other))
+    };
+    let gaps = asked.iter().filter(|(result, _)| result.passed.is_none() && !shown(result));
     evidence.missing.extend(gaps.map(|(result, _)| {
         format!("`{}` {}: {}", result.name, result.shape, result.finding.clone().unwrap_or_default())
     }));
-    let unknown = request.skipped.iter();
-    evidence.missing.extend(
-        unknown.map(|skipped| format!("`{}` {}: {}", skipped.operator, skipped.shape, skipped.reason)),
-    );
     for stage in &run.stages {
         let needed = matches!(stage.name, "reset" | "beside itself" | "streams" | "refusals" | "memory");
         match &stage.outcome {
@@ -966,8 +1003,16 @@ fn rates(operators: &[OperatorResult]) -> BTreeMap<String, f64> {
 }
 
 fn covered(operators: &[OperatorResult], skipped: &[Skipped]) -> Coverage {
-    let mut coverage = Coverage { not_run: skipped.len() as u64, ..Coverage::default() };
+    let skipped = skipped.len() as u64;
+    let mut coverage = Coverage { not_run: skipped, shapes_not_run: skipped, ..Coverage::default() };
     for result in operators {
+        if result.source == Source::Asked {
+            match &result.extent {
+                Some(extent) if extent.whole => coverage.shapes_whole += 1,
+                Some(_) => coverage.shapes_in_part += 1,
+                None => coverage.shapes_not_run += 1,
+            }
+        }
         match result.passed {
             Some(_) => coverage.run += 1,
             None if result.cases > 0 => coverage.incomparable += 1,
@@ -986,6 +1031,7 @@ fn not_run(skipped: &Skipped, level: &str) -> OperatorResult {
         source: Source::Asked,
         passed: None,
         finding: Some(skipped.reason.clone()),
+        extent: None,
         cases: 0,
         failures: 0,
         elements: 0,

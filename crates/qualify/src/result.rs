@@ -57,6 +57,15 @@ pub enum Source {
     Swept,
 }
 
+/// How much of one of the user's shapes was run and judged.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Extent {
+    /// Whether the device ran all of it.
+    pub whole: bool,
+    /// What was run and what of it was judged, in words; where it is a part, also why.
+    pub told: String,
+}
+
 /// What came of one operator at one dtype and shape, or class of shapes.
 #[derive(Clone, Debug, Serialize)]
 pub struct OperatorResult {
@@ -74,6 +83,8 @@ pub struct OperatorResult {
     pub passed: Option<bool>,
     /// What was seen, where it does not agree; why it was not run, where it was not.
     pub finding: Option<String>,
+    /// How much of it was run, where the user asked for it.
+    pub extent: Option<Extent>,
     /// Instructions judged.
     pub cases: u64,
     /// Instructions among them that differed.
@@ -127,6 +138,8 @@ pub struct Tally {
     pub finding: Option<String>,
     /// Why it was refused.
     pub refused: Option<String>,
+    /// The most of it that was run.
+    pub extent: Option<Extent>,
     /// A program that shows the first finding.
     pub reproducer: Option<String>,
     /// The instruction of the first finding, with its values.
@@ -179,6 +192,7 @@ impl Tally {
             source: key.source,
             passed,
             finding: self.finding.clone().or_else(|| self.refused.clone()).or_else(untold),
+            extent: self.extent.clone(),
             cases: self.agree + self.differ + self.incomparable,
             failures: self.differ,
             elements: self.elements,

@@ -135,6 +135,8 @@ pub struct Evidence {
     pub failed: Vec<String>,
     /// Stages that did not run.
     pub missing: Vec<String>,
+    /// How much of the user's own shapes was run, where it was not all of them.
+    pub share: Option<String>,
 }
 
 /// A device that spends less of its time on steps that are committed is worth none.
@@ -145,6 +147,19 @@ const RATE_MAX: f64 = 0.02;
 
 /// Weighs the evidence.
 pub fn rule(evidence: &Evidence) -> Ruling {
+    let mut ruling = weighed(evidence);
+    if let Some(share) = &evidence.share {
+        // What speaks for a device is told with its limits first.
+        let at = match ruling.verdict {
+            Verdict::Train | Verdict::TrainWith | Verdict::Infer => 0,
+            Verdict::Unfit | Verdict::Inconclusive => ruling.reasons.len(),
+        };
+        ruling.reasons.insert(at, share.clone());
+    }
+    ruling
+}
+
+fn weighed(evidence: &Evidence) -> Ruling {
     let mut reasons = Vec::new();
     let told = |list: &[(String, String)]| -> Vec<String> {
         list.iter().map(|(name, finding)| format!("`{name}`: {finding}")).collect()
@@ -287,6 +302,18 @@ mod tests {
         assert_eq!(rule(&Evidence { goodput: None, ..fails(0.9) }).verdict, Verdict::TrainWith);
         let often = Evidence { unstable: vec!["often".into()], fault_rate: Some(0.4), ..sound() };
         assert_eq!(rule(&often).verdict, Verdict::Unfit);
+    }
+
+    #[test]
+    fn a_share_of_the_shapes_is_told_first_and_changes_no_verdict() {
+        let part = Evidence { share: Some("2 of 3 in part".into()), ..sound() };
+        assert_eq!(
+            (rule(&part).verdict, rule(&part).reasons),
+            (Verdict::Train, vec!["2 of 3 in part".into()])
+        );
+        let wrong = Evidence { wrong_for_inference: wrong("matmul"), ..part };
+        assert_eq!(rule(&wrong).verdict, Verdict::Unfit);
+        assert_eq!(rule(&wrong).reasons.last().map(String::as_str), Some("2 of 3 in part"));
     }
 
     #[test]

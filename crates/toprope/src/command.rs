@@ -108,10 +108,10 @@ pub struct Diagnose {
     /// A run's folder, or a recipe (file or built-in name) where there is no run yet: its step 0 from fresh weights.
     #[arg(required_unless_present = "script")]
     pub run: Option<String>,
-    /// The step that is looked at: the one that begins when this many are committed. The state comes from the newest
-    /// checkpoint before it, replayed on the trusted device.
-    #[arg(long, default_value_t = 0)]
-    pub step: u64,
+    /// The step that is looked at: the one that begins when this many are committed; default 0. The state comes from the
+    /// newest checkpoint before it, replayed on the trusted device. With --script: that of optimizer.step(), default 1.
+    #[arg(long)]
+    pub step: Option<u64>,
     /// The device that is looked at.
     #[arg(long, value_name = "DEVICE")]
     pub device: String,
@@ -140,9 +140,22 @@ pub struct Diagnose {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     /// Diagnose a training script of your own instead, with the Python package `toprope`; its steps are counted by
-    /// optimizer.step(), from 1.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "from", "to", "operators", "sets"])]
+    /// optimizer.step(), from 1. What follows `--` is its command line. It is judged in f64 on the CPU, each call once.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["run", "from", "to", "operators", "sets", "against", "repeat", "threads"]
+    )]
     pub script: Option<PathBuf>,
+    /// With --script: the report as a page.
+    #[arg(long, value_name = "FILE", requires = "script")]
+    pub html: Option<PathBuf>,
+    /// With --script: write the step's calls, without their data, for `toprope qualify --for` or `python -m toprope cases`.
+    #[arg(long, value_name = "FILE", requires = "script")]
+    pub cases: Option<PathBuf>,
+    /// With --script: the script's own command line.
+    #[arg(last = true, value_name = "ARGUMENT", requires = "script")]
+    pub script_arguments: Vec<std::ffi::OsString>,
 }
 
 /// Arguments of `report`.
@@ -195,8 +208,8 @@ impl Train {
 /// Arguments of `qualify`.
 #[derive(Args, Clone, Debug)]
 pub struct Qualify {
-    /// What is qualified: cpu, cpu:avx2, pytorch:cuda:0 …; several with commas, or pytorch:cuda:all, stand side by side and
-    /// vote, so that the one bad die is named.
+    /// What is qualified: cpu, cpu:avx2, pytorch:cuda:0 …; several with commas, or pytorch:cuda:all, or the first eight with
+    /// pytorch:cuda:all=8, stand side by side and vote, so that the one bad die is named.
     #[arg(long, value_name = "DEVICE,DEVICE", value_delimiter = ',')]
     pub device: Vec<String>,
     /// The trusted device that it stands beside; default cpu, and reference for cpu itself.
@@ -250,6 +263,10 @@ pub struct Qualify {
     /// share of it.
     #[arg(long, value_name = "NAME=NUMBER,…", conflicts_with = "collectives")]
     pub datasheet: Option<Datasheet>,
+    /// Whether an earlier verdict still stands: a file with the last line of its --json. Driver, firmware, libraries and device
+    /// are compared, and nothing is measured.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["collectives", "target", "quick", "hours"])]
+    pub still: Option<PathBuf>,
     /// Repeats everything that is drawn.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

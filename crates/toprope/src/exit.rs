@@ -38,13 +38,15 @@ pub enum Exit {
     Wrong,
     /// Somebody's own script did not come to the step.
     Script,
+    /// A device computes right, and not the same bits each time.
+    NotDeterministic,
     /// Somebody asked to stop; everything up to there is durable.
     Interrupted,
 }
 
 impl Exit {
     /// All of them, in the order of their codes.
-    pub const ALL: [Exit; 17] = [
+    pub const ALL: [Exit; 18] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -61,6 +63,7 @@ impl Exit {
         Exit::Inconclusive,
         Exit::Wrong,
         Exit::Script,
+        Exit::NotDeterministic,
         Exit::Interrupted,
     ];
 
@@ -83,6 +86,7 @@ impl Exit {
             Exit::Inconclusive => 13,
             Exit::Wrong => 14,
             Exit::Script => 15,
+            Exit::NotDeterministic => 16,
             Exit::Interrupted => 130,
         }
     }
@@ -108,6 +112,9 @@ impl Exit {
             Exit::Inconclusive => "qualify, diagnose --script: too little was judged to say",
             Exit::Wrong => "diagnose: a device computes an operator wrong; it is named",
             Exit::Script => "diagnose --script: the script raised, left, or never reached that step",
+            Exit::NotDeterministic => {
+                "diagnose --repeat: every operator is right, and bits differ from run to run; the first such operator is named"
+            }
             Exit::Interrupted => "stopped by Ctrl-C after a durable checkpoint",
         }
     }

@@ -199,3 +199,56 @@ fn what_is_wrong_with_a_name_or_an_interpreter_is_told_in_one_error() {
         assert!(!folder.path().join("run").exists(), "{more:?}: a folder was made");
     }
 }
+
+/// A training script of somebody's own, with a command line.
+const SCRIPT: &str = r#"
+import argparse
+import torch
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, required=True)
+width = parser.parse_args().width
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.GELU(), torch.nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(model.parameters())
+for step in range(3):
+    loss = model(torch.randn(4, width)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"#;
+
+#[test]
+fn a_script_of_ones_own_is_diagnosed_with_its_command_line() {
+    if !torch() {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("train.py"), SCRIPT).unwrap();
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python/src");
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_toprope"));
+        command.args(["diagnose", "--script", "train.py", "--device", "cpu", "--json"]).args(more);
+        command.current_dir(folder.path()).env("PYTHONPATH", &package).output().unwrap()
+    };
+    let told = run(&["--html", "page.html", "--cases", "cases.jsonl", "--", "--width", "24"]);
+    assert_eq!(told.status.code(), Some(0), "{}", String::from_utf8_lossy(&told.stderr));
+    let report = summary(&told);
+    assert_eq!(report["first_wrong"], serde_json::Value::Null, "{report}");
+    let page = std::fs::read_to_string(folder.path().join("page.html")).unwrap();
+    assert!(page.contains("<html"));
+    // What it wrote is what `qualify --for` reads: the width that was asked for is in it.
+    let cases = std::fs::read_to_string(folder.path().join("cases.jsonl")).unwrap();
+    assert!(cases.lines().any(|line| line.contains("aten.addmm") && line.contains("24")), "{cases}");
+    // A script that stumbles over its command line is told once.
+    let missing = run(&["--step", "2"]);
+    let text = String::from_utf8_lossy(&missing.stderr).to_string();
+    assert_eq!(missing.status.code(), Some(15), "{text}");
+    assert_eq!(text.matches("toprope: ").count(), 1, "{text}");
+    assert!(!text.contains("could not be diagnosed"), "{text}");
+    for refused in [["--repeat", "3"], ["--against", "reference"], ["--threads", "1"]] {
+        let told = run(&refused);
+        let text = String::from_utf8_lossy(&told.stderr).to_string();
+        assert!(told.status.code() == Some(2) && text.contains(refused[0]), "{text}");
+    }
+}

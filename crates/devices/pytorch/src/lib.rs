@@ -6,6 +6,7 @@
 //! itself ([`command`]); whoever wants the device in its own process holds its other end ([`open`]). No code of torch runs
 //! on this side. docs/pytorch.md tells what it computes and where it differs from the oracle.
 
+pub mod chips; // what torch sees
 pub mod collectives; // ranks of torch.distributed, and which is missing
 pub mod interpreter; // the user's own Python
 pub mod name; // devices and their variants

@@ -38,6 +38,9 @@ pub const VARIANTS: &[Variant] = &[
 const BACKENDS: [(&str, bool); 5] =
     [("cpu", false), ("mps", false), ("cuda", true), ("npu", true), ("xpu", true)];
 
+/// Processes of one processor, each a device of its own as dies are: `pytorch:cpu:0` to `pytorch:cpu:63`.
+pub const PROCESSES_MAX: u32 = 64;
+
 /// What every name of this family begins with.
 pub const PREFIX: &str = "pytorch:";
 
@@ -85,6 +88,13 @@ impl Name {
                     .map_err(|_| refuse(format!("`{number}` is no number of a {backend} device")))?,
             ),
             (true, None) => return Err(refuse(format!("say which, as in `pytorch:{backend}:0`"))),
+            (false, Some(number)) if backend == "cpu" => {
+                let told = || {
+                    let last = PROCESSES_MAX - 1;
+                    refuse(format!("`{number}` is no number of a process: from 0 to {last}"))
+                };
+                Some(number.parse().ok().filter(|index| *index < PROCESSES_MAX).ok_or_else(told)?)
+            }
             (false, Some(_)) => {
                 return Err(refuse(format!("there is one `pytorch:{backend}`, without a number")));
             }
@@ -112,6 +122,7 @@ mod tests {
     #[test]
     fn names_with_and_without_variants() {
         assert_eq!(Name::parse("pytorch:cpu"), Ok(Name { backend: "cpu", index: None }));
+        assert_eq!(Name::parse("pytorch:cpu:5"), Ok(Name { backend: "cpu", index: Some(5) }));
         assert_eq!(Name::parse("pytorch:npu:7"), Ok(Name { backend: "npu", index: Some(7) }));
         let name = "pytorch:cuda:0+attention=sdpa-flash+tf32=on+mode=compile";
         assert_eq!(Name::parse(name).map(|name| name.index), Ok(Some(0)));
@@ -124,7 +135,8 @@ mod tests {
             ("pytorch:tpu:0", "`pytorch:cuda:N`"),
             ("pytorch:cuda", "as in `pytorch:cuda:0`"),
             ("pytorch:cuda:x", "`x` is no number"),
-            ("pytorch:cpu:1", "without a number"),
+            ("pytorch:mps:1", "without a number"),
+            ("pytorch:cpu:64", "from 0 to 63"),
             ("pytorch:cpu+speed=9", "no variant `speed`"),
             ("pytorch:cpu+mode", "`mode` is one of eager, compile"),
             ("pytorch:cuda:0+stream=2", "`stream` is one of default, side"),

@@ -107,6 +107,8 @@ class Chip:
         base, *variants = name.split("+")
         self.torch_name = base.split(":", 1)[1] if ":" in base else ""
         self.backend = self.torch_name.split(":")[0]
+        if self.backend == "cpu":
+            self.torch_name = "cpu"  # a number tells processes apart, and torch has one processor
         asked = dict(variant.split("=", 1) for variant in variants)
         self.attention = asked.pop("attention", "plain")
         self.matmul = asked.pop("matmul", "f32")
@@ -202,11 +204,7 @@ class Chip:
         level = [f"attention={self.attention}", f"matmul={self.matmul}", f"tf32={switch[self.tf32]}"]
         level += [f"hf32={switch[self.hf32]}", f"reduced={switch[self.reduced]}", f"mode={self.mode}"]
         level += [f"deterministic={switch[self.deterministic]}", f"stream={self.stream}"]
-        versions = [["python", platform.python_version()], ["torch", torch.__version__]]
-        if getattr(torch.version, "cuda", None) and self.backend == "cuda":
-            versions += [["cuda", torch.version.cuda], ["cudnn", str(torch.backends.cudnn.version())]]
-        if getattr(torch.version, "hip", None):
-            versions.append(["hip", torch.version.hip])
+        versions = [["python", platform.python_version()], ["torch", torch.__version__], *versions_of(self.backend, index)]
         return {
             "name": self.name,
             "hardware": hardware,
@@ -242,6 +240,94 @@ class Chip:
         module = getattr(torch, self.backend, None)
         if self.backend != "cpu" and hasattr(module, "synchronize"):
             module.synchronize()
+
+
+def versions_of(backend, index):
+    """Names and versions of what stands between torch and the chip, as far as anybody tells: a change of one is an expiry."""
+
+    def asked(ask):
+        try:
+            version = ask()
+        except Exception:  # whatever a library throws that is not there, or too old to tell
+            return None
+        if isinstance(version, bytes):
+            version = version.decode(errors="replace")
+        return str(version).strip().splitlines()[0][:100] if version not in (None, "", 0) else None
+
+    def first_line(path):
+        with open(path) as file:
+            return file.readline()
+
+    def smi(*query):
+        import subprocess
+
+        word = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        return word.strip().splitlines()[0]
+
+    def cann():
+        home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME") or "/usr/local/Ascend/ascend-toolkit/latest"
+        for name in ("version.cfg", f"{platform.machine()}-linux/ascend_toolkit_install.info", "ascend_toolkit_install.info"):
+            try:
+                with open(os.path.join(home, name)) as file:
+                    found = re.search(r"(?:version|runtime_running_version)\s*=\s*\[?([^\s\]]+)", file.read())
+            except OSError:
+                continue
+            if found:
+                return found.group(1)
+        return None
+
+    def drivers(path):
+        with open(path) as file:
+            return re.search(r"(?im)^(?:package_)?version\s*=\s*(\S+)", file.read()).group(1)
+
+    def npu():
+        import torch_npu
+
+        return torch_npu.__version__
+
+    properties = lambda: getattr(torch, backend).get_device_properties(index)  # noqa: E731
+    asks = []
+    if backend == "cuda" and getattr(torch.version, "hip", None):
+        asks = [
+            ("hip", lambda: torch.version.hip),
+            ("driver", lambda: first_line("/sys/module/amdgpu/version")),
+            ("architecture", lambda: properties().gcnArchName),
+        ]
+    elif backend == "cuda":
+        # The process may see some of the chips only; drivers are the same for all of them, and the image's number is a chip's.
+        chip = lambda: "GPU-" + str(properties().uuid)  # noqa: E731
+        query = lambda what: smi("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "-i", chip())  # noqa: E731
+        asks = [
+            ("cuda", lambda: torch.version.cuda),
+            ("cudnn", torch.backends.cudnn.version),
+            ("driver", lambda: query("driver_version")),
+            ("firmware", lambda: query("vbios_version")),
+            ("nccl", lambda: ".".join(map(str, torch.cuda.nccl.version()))),
+        ]
+    elif backend == "npu":
+        asks = [
+            ("torch_npu", npu),
+            ("cann", lambda: getattr(torch.version, "cann", None) or cann()),
+            ("driver", lambda: drivers("/usr/local/Ascend/driver/version.info")),
+            ("firmware", lambda: drivers("/usr/local/Ascend/firmware/version.info")),
+        ]
+    elif backend == "xpu":
+        asks = [
+            ("xpu", lambda: torch.version.xpu),
+            ("driver", lambda: properties().driver_version),
+            ("platform", lambda: properties().platform_name),
+        ]
+    elif backend == "mps":
+        asks = [("macos", lambda: platform.mac_ver()[0])]
+    elif backend == "cpu":
+        asks = [
+            ("mkl", lambda: re.search(r"Math Kernel Library Version (\S+)", torch.__config__.show()).group(1)),
+            ("onednn", lambda: re.search(r"MKL-DNN v(\S+)", torch.__config__.show()).group(1)),
+            ("capability", torch.backends.cpu.get_cpu_capability),
+            ("microcode", lambda: re.search(r"microcode\s*: (\S+)", open("/proc/cpuinfo").read()).group(1)),
+        ]
+    told = ((name, asked(ask)) for name, ask in asks)
+    return [[name, version] for name, version in told if version is not None]
 
 
 # -------------------------------------------------------------------------------------------------------------- programs

@@ -30,6 +30,57 @@ pub fn refusing(operator: &'static str) -> Box<dyn Device> {
     })
 }
 
+/// A device whose products of so many columns or more leave their last column out.
+pub fn wide_column(inner: Box<dyn Device>, columns: usize) -> WideColumn {
+    WideColumn { inner, columns, prepared: HashMap::new() }
+}
+
+/// See [`wide_column`].
+pub struct WideColumn {
+    inner: Box<dyn Device>,
+    columns: usize,
+    prepared: HashMap<PreparedId, (Arc<Validated>, Arc<MemoryPlan>)>,
+}
+
+impl Around for WideColumn {
+    fn inner(&self) -> &dyn Device {
+        self.inner.as_ref()
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Device {
+        self.inner.as_mut()
+    }
+
+    fn prepares(&mut self, program: Arc<Validated>, plan: Arc<MemoryPlan>) -> Result<PreparedId, Fault> {
+        let id = self.inner.prepare(program.clone(), plan.clone())?;
+        self.prepared.insert(id, (program, plan));
+        Ok(id)
+    }
+
+    fn runs(&mut self, prepared: PreparedId, span: Span, bindings: &Bindings) -> Result<Ticket, Fault> {
+        let ticket = self.inner.run(prepared, span, bindings)?;
+        let Some((program, plan)) = self.prepared.get(&prepared).cloned() else { return Ok(ticket) };
+        self.inner.wait(ticket, Duration::from_secs(60))?;
+        for instruction in &program.program().range(span.range)[span.from..span.to] {
+            let output = instruction.outputs[0];
+            let sizes = sizes(&program.program().value(output).shape, &bindings.symbols);
+            let place = Wrapped::place(&plan, output, bindings);
+            let Some((buffer, offset)) =
+                place.filter(|_| matches!(instruction.operator, Operator::Matmul(_)))
+            else {
+                continue;
+            };
+            if sizes[1] < self.columns {
+                continue;
+            }
+            for row in 1..=sizes[0] {
+                self.inner.write(buffer, offset + 4 * (row * sizes[1] - 1), &[0; 4])?;
+            }
+        }
+        Ok(ticket)
+    }
+}
+
 struct Wrapped {
     inner: Box<dyn Device>,
     rounded: Option<u32>,

@@ -204,8 +204,10 @@ fn operators(page: &mut Html, q: &Qualification) {
         number(page, "trusted", bits(result.trusted_bits));
         number(page, "worst", worst);
         let guess = result.defect_guess.as_ref().map(|guess| format!(" Looks like: {guess}."));
+        let extent = result.extent.as_ref().filter(|extent| extent.told != "whole");
+        let extent = extent.map(|extent| format!(" Run {}.", extent.told)).unwrap_or_default();
         let told = format!(
-            "{}{}{}",
+            "{}{extent}{}{}",
             result.finding.as_deref().unwrap_or_default(),
             result.setting.as_ref().map(|setting| format!(" {setting}")).unwrap_or_default(),
             guess.unwrap_or_default()

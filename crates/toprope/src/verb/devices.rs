@@ -46,6 +46,12 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
         }
         descriptions.push(d);
     }
+    match toprope_devices::torch_chips(options.python.as_deref()) {
+        Ok(chips) => {
+            chips.iter().for_each(|chip| println!("{:<16} {}, by your torch", chip.name, chip.hardware))
+        }
+        Err(error) => println!("{:<12} chips of your torch: {error}", ""),
+    }
     show("pytorch", "pytorch:cpu+attention=sdpa-math", toprope_devices::pytorch_variants());
     show("ascend", "ascend:0+cube=hf32", toprope_devices::ascend_variants());
     if json {

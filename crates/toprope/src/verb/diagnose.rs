@@ -40,7 +40,11 @@ pub struct Report {
     pub unsteady: usize,
     /// Rows of which the oracle judged a part.
     pub sampled: usize,
-    /// The largest rate, per run of an operator, of a fault that may have been missed with probability 5 %.
+    /// The first operator whose bits differ from run to run, all of them within the tolerance; null where none was seen.
+    pub not_deterministic: Option<NotDeterministic>,
+    /// Clean runs of the instruction that had the fewest, among those that are not wrong.
+    pub clean_runs: u64,
+    /// The largest rate, per run of one instruction, of a fault in it that those clean runs miss with probability 5 %.
     pub missed_rate_bound: f64,
     /// Who is to blame, where three devices took part.
     pub vote: Option<String>,
@@ -73,6 +77,25 @@ pub struct FirstWrong {
     pub saved: Option<PathBuf>,
     /// The whole row.
     pub row: Row,
+}
+
+/// An operator whose bits differ from run to run.
+#[derive(Debug, Serialize)]
+pub struct NotDeterministic {
+    /// Its name.
+    pub operator: String,
+    /// The part of the model.
+    pub layer: String,
+    /// The step.
+    pub step: u64,
+    /// How often it was run.
+    pub runs: u64,
+    /// Runs among them whose bits are not the first one's.
+    pub other_bits: u64,
+    /// Whether the device says that its bits repeat.
+    pub promised: bool,
+    /// The kind of defect with the experiments that tell.
+    pub defect_guess: Guess,
 }
 
 /// The subject's step in spans against one operator at a time.
@@ -120,7 +143,10 @@ pub fn run(arguments: &Diagnose, json: bool) -> Result<Exit, Failure> {
             Some(found) => found,
             None => return bench.agree_until(from, to, json),
         },
-        _ => (arguments.step, bench.values(arguments.step)?),
+        _ => {
+            let step = arguments.step.unwrap_or(0);
+            (step, bench.values(step)?)
+        }
     };
     bench.diagnose(step, &values, json)
 }
@@ -249,7 +275,7 @@ impl Bench<'_> {
         let walk = self.walk(values, false)?;
         let descriptions: Vec<Description> = self.devices.iter().map(|device| device.describe()).collect();
         let growth = if self.arguments.operators.is_empty() { self.growth(values) } else { None };
-        let (first, spans) = match walk.first.as_ref().or(walk.unsteady.as_ref()) {
+        let (first, spans) = match &walk.first {
             Some(found) => {
                 let reason = "an operator is wrong already when it runs alone";
                 let spans = SpansSummary { not_run: Some(reason.into()), ..SpansSummary::default() };
@@ -257,7 +283,15 @@ impl Bench<'_> {
             }
             None => self.in_spans(values, step),
         };
-        let runs: u64 = walk.rows.iter().map(|row| row.subject().runs).sum();
+        let promised = descriptions.first().is_some_and(|device| device.deterministic);
+        let not_deterministic = match &walk.first_unsteady {
+            Some(found) => Some(self.not_deterministic(found, step, promised)?),
+            None => None,
+        };
+        // Each instruction's own runs speak for it, not those of the others; a wrong one is found, and not missed.
+        let clean = walk.rows.iter().filter(|row| !row.is_wrong()).map(Row::subject);
+        let clean = clean.filter(|subject| subject.verdict != toprope_diagnose::row::Outcome::Refused);
+        let clean_runs = clean.map(|subject| subject.runs - subject.wrong_runs).min().unwrap_or(0);
         let blame = walk.first.as_ref().and_then(|found| vote::blame(&found.row));
         let said = blame.map(|blame| {
             let same = descriptions.len() == 3 && descriptions[0].hardware == descriptions[1].hardware;
@@ -272,18 +306,56 @@ impl Bench<'_> {
             not_run: count(&|row| row.subject().verdict == toprope_diagnose::row::Outcome::Refused),
             unsteady: count(&|row| row.subject().other_bits > 0),
             sampled: count(&|row| row.sampled.is_some()),
-            missed_rate_bound: rate_bound(runs, 0.05),
+            not_deterministic,
+            clean_runs,
+            missed_rate_bound: rate_bound(clean_runs, 0.05),
             vote: said.or_else(|| walk.rows.iter().find_map(|row| row.vote.clone())),
             spans,
             growth,
             table: show::ranked(&walk.rows),
             first_wrong: first,
         };
-        print!("{}", show::text(&self.source.name, self.names, &report, self.arguments.repeat, runs));
+        print!("{}", show::text(&self.source.name, self.names, &report, self.arguments.repeat));
         if json {
             println!("{}", serde_json::to_string(&report).or_exit(Exit::Internal)?);
         }
-        Ok(if report.first_wrong.is_some() { Exit::Wrong } else { Exit::Done })
+        let unsteady = report.not_deterministic.as_ref().is_some_and(|found| found.promised);
+        Ok(match report.first_wrong {
+            Some(_) => Exit::Wrong,
+            None if unsteady => Exit::NotDeterministic,
+            None => Exit::Done,
+        })
+    }
+
+    /// What is known of an operator whose bits differ from run to run.
+    fn not_deterministic(
+        &mut self,
+        found: &Found,
+        step: u64,
+        promised: bool,
+    ) -> Result<NotDeterministic, Failure> {
+        let (row, subject) = (&found.row, found.row.subject());
+        Ok(NotDeterministic {
+            operator: row.operator.clone(),
+            layer: row.layer.clone(),
+            step,
+            runs: subject.runs,
+            other_bits: subject.other_bits,
+            promised,
+            defect_guess: self.guessed(found)?,
+        })
+    }
+
+    fn guessed(&mut self, found: &Found) -> Result<Guess, Failure> {
+        let mut oracle = oracle();
+        let subject = self.devices.first_mut().ok_or_else(nothing)?;
+        let repeats = usize::try_from(self.arguments.repeat).unwrap_or(usize::MAX).clamp(12, 2000);
+        let effort = Effort { repeats, ..Effort::default() };
+        match guess(subject.as_mut(), &mut oracle, &found.probe, found.observed.as_ref(), effort) {
+            // What a wrong operator brings down may well come down while it is looked into.
+            Err(Obstacle::Subject(fault)) => Ok(Guess::failed(&fault)),
+            guess => guess.or_exit(Exit::Device),
+        }
     }
 
     /// The whole step freely on both; what keeps a device from it is told and no failure of the diagnosis.
@@ -329,16 +401,9 @@ impl Bench<'_> {
     }
 
     fn first_wrong(&mut self, found: &Found, step: u64) -> Result<FirstWrong, Failure> {
+        let guess = self.guessed(found)?;
         let mut oracle = oracle();
         let subject = self.devices.first_mut().ok_or_else(nothing)?;
-        let repeats = usize::try_from(self.arguments.repeat).unwrap_or(usize::MAX).clamp(12, 2000);
-        let effort = Effort { repeats, ..Effort::default() };
-        let guess = guess(subject.as_mut(), &mut oracle, &found.probe, found.observed.as_ref(), effort);
-        let guess = match guess {
-            // What a wrong operator brings down may well come down while it is looked into.
-            Err(Obstacle::Subject(fault)) => Guess::failed(&fault),
-            guess => guess.or_exit(Exit::Device)?,
-        };
         let row = found.row.clone();
         let whole = found.probe.reproducer(&self.names[0], &row.subject().finding);
         // Large ones are not shrunk: each try runs on both devices.

@@ -7,6 +7,7 @@ mod outputs; // for machines
 mod proofs; // programs and batches of the proofs
 mod remedy; // changes as lines and recipes
 mod shard; // one rank's share of a model
+mod still; // whether an earlier verdict stands
 mod table; // for terminals
 
 use crate::command::Qualify;
@@ -41,6 +42,10 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     if arguments.collectives {
         return between::run(&world, arguments, json);
+    }
+    if let Some(earlier) = &arguments.still {
+        let device = arguments.device.first().map(String::as_str);
+        return still::run(earlier, device, &options(arguments), json);
     }
     let tier = tier(arguments)?;
     let expected = expected(arguments)?;
@@ -147,7 +152,13 @@ fn list(arguments: &Qualify) {
             Err(error) => show(listed.name, &error.to_string()),
         }
     }
-    show("other chips", "pytorch:cuda:N, npu:N, xpu:N, mps: whatever your PyTorch runs on (docs/pytorch.md)");
+    match toprope_devices::torch_chips(arguments.python.as_deref()) {
+        Ok(chips) if chips.is_empty() => show("other chips", "your PyTorch sees none (docs/pytorch.md)"),
+        Ok(chips) => chips.iter().for_each(|chip| show(&chip.name, &chip.hardware)),
+        Err(error) => {
+            show("other chips", &format!("whatever your PyTorch runs on (docs/pytorch.md): {error}"))
+        }
+    }
 }
 
 struct Session<'a> {
@@ -175,6 +186,10 @@ impl Session<'_> {
         for name in names {
             let (base, variants) =
                 name.split_once('+').map_or((name.as_str(), ""), |(base, rest)| (base, rest));
+            let (base, count) = match base.rsplit_once("=") {
+                Some((base, count)) if base.ends_with(":all") => (base, Some(dies(name, count)?)),
+                _ => (base, None),
+            };
             let Some(family) = base.strip_suffix(":all") else {
                 each.push(name.clone());
                 continue;
@@ -183,6 +198,16 @@ impl Session<'_> {
                 "" => format!("{family}:{index}"),
                 variants => format!("{family}:{index}+{variants}"),
             };
+            if let Some(count) = count {
+                each.extend((0..count).map(numbered));
+                continue;
+            }
+            if family == "pytorch:cpu" {
+                let message = format!(
+                    "{name}: a processor has as many processes as are asked for\nhint: say how many, as in pytorch:cpu:all=8"
+                );
+                return Err(Failure::new(Exit::Usage, message));
+            }
             let mut found = 0;
             for index in 0..DIES_MAX {
                 match self.open(&numbered(index)) {
@@ -350,6 +375,17 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
+
+/// How many dies `:all=N` names.
+fn dies(name: &str, count: &str) -> Result<usize, Failure> {
+    let number = count.parse().ok().filter(|count| (1..=DIES_MAX).contains(count));
+    number.ok_or_else(|| {
+        Failure::new(
+            Exit::Usage,
+            format!("--device {name}: `{count}` is no number of dies from 1 to {DIES_MAX}"),
+        )
+    })
 }
 
 fn told(changes: &[Change], device: &str) -> Vec<String> {

@@ -41,25 +41,28 @@ pub fn run(world: &dyn World, arguments: &Diagnose, script: &Path, json: bool) -
     list.push(script.into());
     list.extend([
         "--step".into(),
-        arguments.step.to_string().into(),
+        arguments.step.unwrap_or(1).to_string().into(),
         "--device".into(),
         arguments.device.clone().into(),
     ]);
     if json {
         list.push("--json".into());
     }
+    for (option, path) in [("--html", &arguments.html), ("--cases", &arguments.cases)] {
+        if let Some(path) = path {
+            list.extend([option.into(), path.into()]);
+        }
+    }
+    list.push("--".into());
+    list.extend(arguments.script_arguments.iter().cloned());
     match ended(world, &python, list, Stream::Inherit, SCRIPT)? {
         // The package's codes are those of this table; it has told its own errors.
         Ended::Code(code) => match Exit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code) {
-            Some(exit @ (Exit::Done | Exit::Wrong | Exit::Inconclusive)) => Ok(exit),
-            Some(exit) => {
-                let message = format!("{}: the script could not be diagnosed (above)", script.display());
-                Err(Failure::new(exit, message))
-            }
-            None => {
+            Some(Exit::Internal) | None => {
                 let message = format!("{}: the script's diagnosis ended with {code}", script.display());
                 Err(Failure::new(Exit::Internal, message))
             }
+            Some(exit) => Ok(exit),
         },
         other => {
             Err(Failure::new(Exit::Device, format!("{}: the script's diagnosis {other}", script.display())))

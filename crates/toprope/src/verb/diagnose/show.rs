@@ -54,7 +54,7 @@ pub fn ranked(rows: &[Row]) -> Vec<Row> {
 }
 
 /// The report as text.
-pub fn text(source: &str, names: &[String], report: &Report, repeat: u64, runs: u64) -> String {
+pub fn text(source: &str, names: &[String], report: &Report, repeat: u64) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(
@@ -170,16 +170,27 @@ pub fn text(source: &str, names: &[String], report: &Report, repeat: u64, runs: 
     if let Some(growth) = &report.growth {
         out.push_str(&grown(growth, names));
     }
-    if repeat > 1 || report.first_wrong.is_none() {
+    if let Some(found) = &report.not_deterministic {
         let _ = writeln!(
             out,
-            "{runs} runs of operators ({repeat} of each): a fault that shows in one run of {:.0} or more often was missed with a probability of at most 5 %{}",
-            1.0 / report.missed_rate_bound.max(1e-12),
-            if report.unsteady > 0 {
-                format!("; bits differed from run to run in {} instructions", report.unsteady)
-            } else {
-                String::new()
-            }
+            "not deterministic: {} in {}: {} of {} runs of the same operands have other bits than the first, all within the tolerance{}",
+            found.operator,
+            found.layer,
+            found.other_bits,
+            found.runs,
+            if found.promised { "" } else { "; the device does not say that its bits repeat" }
+        );
+        let _ = writeln!(out, "  {}. {}", found.defect_guess.kind, found.defect_guess.sentence);
+        if report.unsteady > 1 {
+            let _ = writeln!(out, "  so it is in {} instructions; this is the first", report.unsteady);
+        }
+    }
+    if report.clean_runs > 0 && (repeat > 1 || report.first_wrong.is_none()) {
+        let _ = writeln!(
+            out,
+            "{} clean runs of each operator that is not wrong: a fault in one of them that shows in one of {:.0} of its runs or more often was missed with a probability of at most 5 %",
+            report.clean_runs,
+            1.0 / report.missed_rate_bound.max(1e-12)
         );
     }
     out

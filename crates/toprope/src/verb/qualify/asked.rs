@@ -8,7 +8,7 @@ use crate::verb::recipe;
 use std::path::Path;
 use toprope_model::{DeepseekV3Config, TrainingOptions};
 use toprope_program::{DType, Program};
-use toprope_qualify::shapes::{Need, Shape, Skipped, distinct};
+use toprope_qualify::shapes::{Need, Shape, Skipped, distinct, of_calls};
 use toprope_train::recipe::Recipe;
 
 /// What was asked for.
@@ -93,10 +93,7 @@ fn configuration(file: &str, text: &str) -> Result<DeepseekV3Config, Failure> {
 fn cases(target: &str) -> Result<Asked, Failure> {
     let text = read(target, CASES_BYTES_MAX)?;
     let cases = cases_file::parse(target, &text).map_err(|error| Failure::new(Exit::Data, error))?;
-    // A training step was written down: all of it is needed to train.
-    let need = Need { training: true, inference: false };
-    let listed: Vec<(&Program, Need)> = cases.programs.iter().map(|program| (program, need)).collect();
-    Ok(Asked { shapes: distinct(&listed), skipped: cases.skipped, recipe: None })
+    Ok(Asked { shapes: of_calls(&cases.calls), skipped: cases.skipped, recipe: None })
 }
 
 fn read(path: &str, bytes_max: u64) -> Result<String, Failure> {

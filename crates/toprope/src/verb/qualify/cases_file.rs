@@ -2,19 +2,18 @@
 //! call without its data; those that are an operator of the contract become shapes, the others are told as not run.
 
 use serde_json::Value as Json;
-use toprope_program::constant::Content;
 use toprope_program::operator::{
     Activation, ActivationKind, Add, Attention, Cast, Gather, GroupedMatmul, Matmul, Multiply, RmsNorm,
     Scale, Swiglu,
 };
-use toprope_program::{Builder, DType, Dim, Operand, Operator, Phase, Program, Role, Type, ValueId, View};
-use toprope_qualify::shapes::Skipped;
+use toprope_program::{Builder, DType, Dim, Operand, Operator, Phase, Program, ValueId, View};
+use toprope_qualify::shapes::{Band, Call, Need, Numbers, Skipped};
 
 /// What a file of cases holds.
 #[derive(Debug, Default)]
 pub struct Cases {
-    /// One instruction each.
-    pub programs: Vec<Program>,
+    /// Those that are an operator of the contract.
+    pub calls: Vec<Call>,
     /// What is not in the contract.
     pub skipped: Vec<Skipped>,
 }
@@ -44,7 +43,13 @@ pub fn parse(file: &str, text: &str) -> Result<Cases, String> {
         let none = serde_json::Map::new();
         let named = json.get("kwargs").and_then(Json::as_object).unwrap_or(&none);
         match call(operator, arguments, named) {
-            Ok(program) => cases.programs.push(program),
+            Ok((program, numbers)) => {
+                // A training step was written down: all of it is needed to train, and inference takes the forward ones.
+                let inference = program.accumulate.iter().all(|one| !is_backward(&one.operator));
+                let need = Need { training: true, inference };
+                let count = json.get("count").and_then(Json::as_u64).unwrap_or(1);
+                cases.calls.push(Call { program, need, numbers, count });
+            }
             Err(reason) => {
                 let shape = shapes(arguments);
                 cases.skipped.push(Skipped {
@@ -55,10 +60,16 @@ pub fn parse(file: &str, text: &str) -> Result<Cases, String> {
             }
         }
     }
-    if cases.programs.is_empty() && cases.skipped.is_empty() {
+    if cases.calls.is_empty() && cases.skipped.is_empty() {
         return Err(format!("{file}: no cases in it"));
     }
     Ok(cases)
+}
+
+/// Whether only training takes an operator.
+fn is_backward(operator: &Operator) -> bool {
+    let name = operator.name();
+    name.contains("gradient") || matches!(operator, Operator::Adamw(_) | Operator::GroupedOuter(_))
 }
 
 fn shapes(arguments: &[Json]) -> String {
@@ -71,6 +82,15 @@ struct Tensor {
     shape: Vec<usize>,
     stride: Vec<usize>,
     dtype: DType,
+    numbers: Option<Numbers>,
+}
+
+/// Why a call whose strides the contract's operator cannot have is not run.
+fn strided(name: &str, tensor: &Tensor) -> String {
+    format!(
+        "strides: {name} with shape {:?} and strides {:?} is no matrix of rows",
+        tensor.shape, tensor.stride
+    )
 }
 
 impl Tensor {
@@ -93,7 +113,35 @@ impl Tensor {
         if shape.len() != stride.len() || shape.contains(&0) {
             return Err("an empty tensor, or one whose strides do not fit".into());
         }
-        Ok(Tensor { shape, stride, dtype })
+        let exponent = |key: &str| tensor.get(key).and_then(Json::as_i64).and_then(|x| i32::try_from(x).ok());
+        let share = |key: &str| tensor.get(key).and_then(Json::as_f64).unwrap_or(0.0).clamp(0.0, 1.0);
+        let numbers = exponent("low").zip(exponent("high")).map(|(low, high)| {
+            let negative = tensor.get("negative").map_or(0.5, |_| share("negative"));
+            // What no dtype of the contract holds is drawn at its ends.
+            let (low, high) = (low.clamp(-149, 127), high.clamp(-149, 127));
+            Numbers::Band(Band { low, high, zeros: share("zeros"), negative })
+        });
+        Ok(Tensor { shape, stride, dtype, numbers })
+    }
+
+    /// Neighbouring axes as one; none where their strides do not allow it.
+    fn collapsed(&self, axes: std::ops::Range<usize>) -> Option<Tensor> {
+        let (mut size, mut stride) = (1, 1);
+        for axis in axes.clone().rev().filter(|axis| self.shape[*axis] != 1) {
+            if size > 1 && self.stride[axis] != size * stride {
+                return None;
+            }
+            stride = if size > 1 { stride } else { self.stride[axis] };
+            size *= self.shape[axis];
+        }
+        let one = |all: &[usize], own: usize| [&all[..axes.start], &[own], &all[axes.end..]].concat();
+        Some(Tensor { shape: one(&self.shape, size), stride: one(&self.stride, stride), ..*self })
+    }
+
+    /// All axes but the last as rows.
+    fn as_rows(&self, name: &str) -> Result<Tensor, String> {
+        let leading = self.shape.len().saturating_sub(1);
+        self.collapsed(0..leading).filter(|_| !self.shape.is_empty()).ok_or_else(|| strided(name, self))
     }
 
     /// Declares it as an input with its own strides.
@@ -114,16 +162,27 @@ fn dims(sizes: &[usize]) -> Vec<Dim> {
 }
 
 /// The names of one operator's forms, without its overload.
-fn call(name: &str, arguments: &[Json], named: &serde_json::Map<String, Json>) -> Result<Program, String> {
+fn call(
+    name: &str,
+    arguments: &[Json],
+    named: &serde_json::Map<String, Json>,
+) -> Result<(Program, Vec<Option<Numbers>>), String> {
     let base = name.strip_prefix("aten.").and_then(|rest| rest.split('.').next()).unwrap_or_default();
     let tensor = |index: usize| Tensor::of(arguments.get(index).ok_or("an operand is missing")?);
     let number = |index: usize| arguments.get(index).and_then(Json::as_f64);
     let is_one = |key: &str| named.get(key).is_none_or(|value| value.as_f64() == Some(1.0));
     let mut builder = Builder::new("case", Phase::Evaluate);
-    let mut operands: Vec<Operand> = Vec::new();
+    let (mut operands, mut numbers): (Vec<Operand>, Vec<Option<Numbers>>) = (Vec::new(), Vec::new());
     let mut put = |builder: &mut Builder, tensor: &Tensor, name: &str| {
         let operand = tensor.declare(builder, name);
         operands.push(operand);
+        numbers.push(tensor.numbers);
+    };
+    let whole = |shape: Vec<usize>, dtype: DType| {
+        let stride = shape.iter().rev().scan(1, |held, size| Some(std::mem::replace(held, *held * size)));
+        let mut stride: Vec<usize> = stride.collect();
+        stride.reverse();
+        Tensor { shape, stride, dtype, numbers: None }
     };
     let operator: Operator = match base {
         "mm" | "matmul" => {
@@ -146,9 +205,7 @@ fn call(name: &str, arguments: &[Json], named: &serde_json::Map<String, Json>) -
             let (x, mut weight) = (tensor(0)?, tensor(1)?);
             weight.shape.reverse();
             weight.stride.reverse();
-            let columns = x.shape.last().copied().unwrap_or(1);
-            let rows = x.shape.iter().product::<usize>() / columns.max(1);
-            let x = Tensor { shape: vec![rows, columns], stride: vec![columns, 1], dtype: x.dtype };
+            let x = x.as_rows("x")?;
             put(&mut builder, &x, "a");
             put(&mut builder, &weight, "b");
             if arguments.get(2).is_some_and(|bias| !bias.is_null()) {
@@ -159,15 +216,10 @@ fn call(name: &str, arguments: &[Json], named: &serde_json::Map<String, Json>) -
         "bmm" => {
             // A batch of products is a product with each group's own matrix.
             let (a, b) = (tensor(0)?, tensor(1)?);
-            let [groups, rows, inner] = a.shape[..] else { return Err("bmm takes three dimensions".into()) };
-            let flat = Tensor { shape: vec![groups * rows, inner], stride: vec![inner, 1], dtype: a.dtype };
-            put(&mut builder, &flat, "a");
+            let [groups, ..] = a.shape[..] else { return Err("bmm takes three dimensions".into()) };
+            put(&mut builder, &a.as_rows("a")?, "a");
             put(&mut builder, &b, "b");
-            put(
-                &mut builder,
-                &Tensor { shape: vec![groups + 1], stride: vec![1], dtype: DType::I32 },
-                "offsets",
-            );
+            put(&mut builder, &whole(vec![groups + 1], DType::I32), "offsets");
             GroupedMatmul { output: a.dtype, row_sums: false }.into()
         }
         "add" | "mul" | "div" | "sub" => {
@@ -212,9 +264,10 @@ fn call(name: &str, arguments: &[Json], named: &serde_json::Map<String, Json>) -
         }
         "embedding" => {
             let (table, places) = (tensor(0)?, tensor(1)?);
-            let count = places.shape.iter().product();
+            let places =
+                places.collapsed(0..places.shape.len()).ok_or_else(|| strided("indices", &places))?;
             put(&mut builder, &table, "table");
-            put(&mut builder, &Tensor { shape: vec![count], stride: vec![1], dtype: DType::I32 }, "indices");
+            put(&mut builder, &places, "indices");
             Gather { output: table.dtype }.into()
         }
         "rms_norm" | "_fused_rms_norm" => {
@@ -238,41 +291,63 @@ fn call(name: &str, arguments: &[Json], named: &serde_json::Map<String, Json>) -
                 return Err("attention that is not causal is not in the contract".into());
             }
             let (q, k, v) = (tensor(0)?, tensor(1)?, tensor(2)?);
-            // [batch, heads, rows, columns]: the contract packs sequences, so one of them stands for all.
-            let packed = |x: &Tensor| match (x.shape[..].len(), x.stride[..].len()) {
-                (4, 4) => Ok(Tensor {
-                    shape: vec![x.shape[2], x.shape[1], x.shape[3]],
-                    stride: vec![x.stride[2], x.stride[1], x.stride[3]],
-                    dtype: x.dtype,
-                }),
-                _ => Err("attention takes four dimensions".to_string()),
-            };
             let scale = named.get("scale").and_then(Json::as_f64);
             let scale = scale.unwrap_or((q.shape.last().copied().unwrap_or(1) as f64).powf(-0.5));
-            let rows = q.shape.get(2).copied().unwrap_or(1);
-            for (x, name) in [(&q, "q"), (&k, "k"), (&v, "v")] {
-                put(&mut builder, &packed(x)?, name);
+            let (packed, rows, sequence) = packed([&q, &k, &v])?;
+            for (x, name) in packed.iter().zip(["q", "k", "v"]) {
+                put(&mut builder, x, name);
             }
-            let one_document = Type::new(DType::I32, [rows]);
-            let start = builder.declare(
+            let starts = whole(vec![rows], DType::I32);
+            put(
+                &mut builder,
+                &Tensor { numbers: Some(Numbers::Documents(sequence)), ..starts },
                 "segment_start",
-                one_document,
-                Role::Constant { content: Content::Splat { value: 0.0 } },
             );
-            operands.push(start.into());
             Attention { scale }.into()
         }
         _ => return Err("it is not in the contract".into()),
     };
     let outputs: Vec<ValueId> = builder.apply_all("out", operator, operands).map_err(|error| error.reason)?;
     debug_assert!(!outputs.is_empty());
-    Ok(builder.program().clone())
+    Ok((builder.program().clone(), numbers))
+}
+
+/// Query, key and value of a batch `[batch, heads, rows, columns]` as `[rows, heads, columns]`, all sequences of it: one behind
+/// the other as documents, or, where the strides do not allow that, beside each other as heads. With the number of rows, and
+/// that of a document.
+fn packed(tensors: [&Tensor; 3]) -> Result<([Tensor; 3], usize, usize), String> {
+    let axes = |x: &Tensor, order: [usize; 4]| Tensor {
+        shape: order.iter().map(|axis| x.shape[*axis]).collect(),
+        stride: order.iter().map(|axis| x.stride[*axis]).collect(),
+        ..*x
+    };
+    let [q, ..] = tensors;
+    if tensors.iter().any(|x| x.shape.len() != 4 || x.shape[0] != q.shape[0]) {
+        return Err("attention takes four dimensions, and one batch".into());
+    }
+    if tensors.iter().any(|x| x.shape[2] != q.shape[2]) {
+        return Err(
+            "causal attention with another number of keys than queries: its mask is not the contract's"
+                .into(),
+        );
+    }
+    let (batch, sequence) = (q.shape[0], q.shape[2]);
+    let of = |order: [usize; 4], joined: std::ops::Range<usize>| -> Option<[Tensor; 3]> {
+        let [q, k, v] = tensors.map(|x| axes(x, order).collapsed(joined.clone()));
+        Some([q?, k?, v?])
+    };
+    // Batch and rows, heads, columns; or rows, batch and heads, columns.
+    if let Some(packed) = of([0, 2, 1, 3], 0..2) {
+        return Ok((packed, batch * sequence, sequence));
+    }
+    let packed = of([2, 0, 1, 3], 1..3).ok_or_else(|| strided("q, k or v", q))?;
+    Ok((packed, sequence, sequence))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use toprope_qualify::shapes::{Need, distinct};
+    use toprope_qualify::shapes::of_calls;
 
     const TEXT: &str = r#"{"version": 1, "operator": "aten.mm.default", "args": [{"tensor": {"shape": [64, 32], "stride": [32, 1], "dtype": "bfloat16"}}, {"tensor": {"shape": [32, 48], "stride": [1, 32], "dtype": "bfloat16"}}], "kwargs": {}, "count": 4}
 {"version": 1, "operator": "aten.silu.default", "args": [{"tensor": {"shape": [8, 16], "stride": [16, 1], "dtype": "float32"}}], "kwargs": {}, "count": 1}
@@ -285,15 +360,64 @@ mod tests {
     #[test]
     fn calls_of_the_contract_become_shapes_and_others_are_told() {
         let cases = parse("cases.jsonl", TEXT).unwrap();
-        let need = Need { training: true, inference: false };
-        let listed: Vec<(&Program, Need)> = cases.programs.iter().map(|program| (program, need)).collect();
+        let shapes = of_calls(&cases.calls);
         let told: Vec<String> =
-            distinct(&listed).iter().map(|shape| format!("{} {}", shape.operator, shape.told)).collect();
+            shapes.iter().map(|shape| format!("{} {}", shape.operator, shape.told)).collect();
+        assert!(shapes.iter().all(|shape| shape.need.training && shape.need.inference));
         assert!(told.contains(&"matmul [64, 32] [32, 48]".to_string()), "{told:?}");
-        assert!(told.iter().any(|shape| shape.starts_with("attention [16, 4, 8] [16, 2, 8]")), "{told:?}");
+        assert!(told.iter().any(|shape| shape.starts_with("attention [32, 4, 8] [32, 2, 8]")), "{told:?}");
         let skipped: Vec<&str> = cases.skipped.iter().map(|skipped| skipped.operator.as_str()).collect();
         assert_eq!(skipped, ["aten.native_layer_norm.default", "aten.mm.default"]);
         assert!(cases.skipped[1].reason.contains("float16"));
+    }
+
+    fn one(operator: &str, arguments: &str) -> Cases {
+        let line = format!(
+            r#"{{"version": 1, "operator": "aten.{operator}.default", "args": [{arguments}], "kwargs": {{}}, "count": 3}}"#
+        );
+        parse("cases.jsonl", &line).unwrap()
+    }
+
+    fn tensor(shape: &[usize], stride: &[usize]) -> String {
+        format!(
+            r#"{{"tensor": {{"shape": {shape:?}, "stride": {stride:?}, "dtype": "float32", "low": -9, "high": -3, "zeros": 0.5, "negative": 0.0}}}}"#
+        )
+    }
+
+    #[test]
+    fn strides_are_kept_or_the_call_is_told_as_not_run() {
+        let weight = tensor(&[8, 16], &[16, 1]);
+        // Rows of a wider tensor: they are two apart.
+        let kept = one("linear", &format!("{}, {weight}, null", tensor(&[4, 6, 16], &[192, 32, 1])));
+        let shape = &of_calls(&kept.calls)[0];
+        assert_eq!(shape.told, "[24, 16] [16, 8]");
+        let view = shape.program.accumulate[0].operands[0].view.as_ref().unwrap();
+        assert_eq!(view.strides, [32, 1]);
+        // A transposed batch is no matrix.
+        let lost = one("linear", &format!("{}, {weight}, null", tensor(&[4, 6, 16], &[16, 64, 1])));
+        assert!(lost.calls.is_empty() && lost.skipped[0].reason.starts_with("not run: strides"));
+        let lost =
+            one("bmm", &format!("{}, {}", tensor(&[2, 4, 8], &[8, 16, 1]), tensor(&[2, 8, 4], &[32, 4, 1])));
+        assert!(lost.skipped[0].reason.starts_with("not run: strides"), "{lost:?}");
+    }
+
+    #[test]
+    fn all_sequences_of_a_batch_are_run_as_documents_or_as_heads() {
+        let three = |stride: [usize; 4]| vec![tensor(&[2, 4, 16, 8], &stride); 3].join(", ") + ", 0.0, true";
+        let name = "_scaled_dot_product_flash_attention";
+        let rows = one(name, &three([512, 8, 32, 1]));
+        assert_eq!(of_calls(&rows.calls)[0].operands[0].sizes, [32, 4, 8]);
+        assert_eq!(rows.calls[0].numbers[3], Some(Numbers::Documents(16)));
+        let heads = one(name, &three([512, 128, 8, 1]));
+        assert_eq!(of_calls(&heads.calls)[0].operands[0].sizes, [16, 8, 8]);
+    }
+
+    #[test]
+    fn the_numbers_of_the_run_are_kept() {
+        let cases = one("silu", &tensor(&[8, 16], &[16, 1]));
+        let band = Band { low: -9, high: -3, zeros: 0.5, negative: 0.0 };
+        assert_eq!(cases.calls[0].numbers, [Some(Numbers::Band(band))]);
+        assert_eq!(of_calls(&cases.calls)[0].count, 3);
     }
 
     #[test]

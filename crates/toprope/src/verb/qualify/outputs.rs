@@ -46,6 +46,7 @@ fn operator(result: &OperatorResult) -> Value {
         "tolerance": result.tolerance,
         "defect_guess": result.defect_guess,
         "setting": result.setting,
+        "extent": result.extent,
     })
 }
 
@@ -76,7 +77,9 @@ pub fn junit(qualification: &Qualification) -> String {
         };
         let source = serde_json::to_value(result.source).ok();
         let source = source.as_ref().and_then(Value::as_str).unwrap_or_default().to_string();
-        let name = format!("{dtype} {} ({source})", result.shape);
+        let part = result.extent.as_ref().filter(|extent| !extent.whole);
+        let part = part.map(|extent| format!(", in part: {}", extent.told)).unwrap_or_default();
+        let name = format!("{dtype} {} ({source}{part})", result.shape);
         cases.push((format!("operator.{}", result.name), name, 0.0, state));
     }
     let count = |which: fn(&State<'_>) -> bool| cases.iter().filter(|(.., state)| which(state)).count();

@@ -3,6 +3,7 @@
 use crate::exit::{Exit, Failure, OrExit};
 use toprope_model::{DeepseekV3Config, TrainingOptions, deepseek_v3};
 use toprope_program::Program;
+use toprope_program::cost::instruction_cost;
 use toprope_qualify::shapes::Need;
 
 /// How a model is divided.
@@ -39,7 +40,15 @@ impl Shard {
     /// One rank's share, with one layer of each kind: all layers of a kind have the same shapes.
     pub fn of(&self, file: &str, config: &DeepseekV3Config) -> Result<DeepseekV3Config, Failure> {
         let divided = |flag, key, size, ranks| divided(file, flag, key, size, ranks);
-        divided("--pp", "num_hidden_layers", config.num_hidden_layers, self.pp)?;
+        if !(1..=config.num_hidden_layers).contains(&self.pp) {
+            return Err(Failure::new(
+                Exit::Recipe,
+                format!(
+                    "{file}: --pp {} leaves stages without a layer: `num_hidden_layers` = {}\nhint: choose --pp from 1 to {}",
+                    self.pp, config.num_hidden_layers, config.num_hidden_layers
+                ),
+            ));
+        }
         let mut share = one_of_each(config);
         let tp = |key, size| divided("--tp", key, size, self.tp);
         share.num_attention_heads = tp("num_attention_heads", config.num_attention_heads)?;
@@ -82,7 +91,58 @@ fn one_of_each(config: &DeepseekV3Config) -> DeepseekV3Config {
     one
 }
 
-/// Training, prefill and decode of one rank. Routers see every expert of the model, so their programs are the whole model's.
+/// What a pipeline stage holds of the model that has one layer of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stage {
+    /// How many of its layers are like each of that model's.
+    layers: [usize; 2],
+    /// Whether it has the embedding.
+    first: bool,
+    /// Whether it has the head, the losses and what predicts further tokens.
+    last: bool,
+}
+
+/// The stages: as many layers each, the first ones one more where they do not divide.
+fn stages(config: &DeepseekV3Config, pp: usize) -> Vec<Stage> {
+    let layers = config.num_hidden_layers;
+    // Layers before this one are dense, where there are two kinds.
+    let border = if config.experts() > 0 { config.first_k_dense_replace.min(layers) } else { layers };
+    let mut stages = Vec::new();
+    let mut from = 0;
+    for index in 0..pp {
+        let to = from + layers / pp + usize::from(index < layers % pp);
+        let before = border.clamp(from, to) - from;
+        let kinds = [before, to - from - before];
+        // The one layer of a model with one kind is its first.
+        let layers = if border == 0 { [kinds[1], 0] } else { kinds };
+        stages.push(Stage { layers, first: index == 0, last: index + 1 == pp });
+        from = to;
+    }
+    stages
+}
+
+impl Stage {
+    /// How often a part of the model lies on it.
+    fn holds(&self, part: &str) -> usize {
+        match part {
+            part if part.starts_with("layers.0.") => self.layers[0],
+            part if part.starts_with("layers.1.") => self.layers[1],
+            "embedding" => usize::from(self.first),
+            "optimizer" => 1,
+            _ => usize::from(self.last),
+        }
+    }
+
+    fn flops(&self, program: &Program) -> u64 {
+        let instructions = program.accumulate.iter().chain(&program.update);
+        let cost = |instruction| instruction_cost(program, instruction, &program.bounds()).flops;
+        let all = instructions.map(|one| cost(one).saturating_mul(self.holds(&one.part) as u64));
+        all.fold(0, u64::saturating_add)
+    }
+}
+
+/// Training, prefill and decode of one rank, of the stage that has most to do. Routers see every expert of the model, so their
+/// programs are the whole model's; experts see what all ranks of their group send them.
 pub fn programs(
     file: &str,
     config: &DeepseekV3Config,
@@ -93,24 +153,46 @@ pub fn programs(
     let whole = one_of_each(config);
     let training = Need { training: true, inference: false };
     let inference = Need { training: true, inference: true };
-    let built = |config: &DeepseekV3Config| -> Result<Vec<(Program, Need)>, Failure> {
-        let (dtype, capacity) = (options.dtype, options.sequence);
+    // Tokens of so many ranks.
+    let built = |config: &DeepseekV3Config, times: usize| -> Result<Vec<(Program, Need)>, Failure> {
+        let (dtype, sequence) = (options.dtype, options.sequence);
+        let capacity = sequence.saturating_mul(times).min(config.max_position_embeddings.max(sequence));
+        let options = TrainingOptions {
+            micro_batch_sequences: options.micro_batch_sequences.saturating_mul(times),
+            ..options.clone()
+        };
         Ok(vec![
-            (deepseek_v3::build_train(config, options, "shard").or_exit(Exit::Recipe)?, training),
+            (deepseek_v3::build_train(config, &options, "shard").or_exit(Exit::Recipe)?, training),
             (deepseek_v3::build_prefill(config, dtype, capacity, "shard").or_exit(Exit::Recipe)?, inference),
             (deepseek_v3::build_decode(config, dtype, capacity, "shard").or_exit(Exit::Recipe)?, inference),
         ])
     };
-    let mut programs = built(&share)?;
-    if config.experts() == 0 {
-        return Ok(programs);
+    let mut programs = built(&share, 1)?;
+    let stages = stages(config, shard.pp);
+    let flops: Vec<u64> = stages.iter().map(|stage| stage.flops(&programs[0].0)).collect();
+    let most = flops.iter().max();
+    let heaviest = stages.iter().zip(&flops).find(|(_, flops)| Some(*flops) == most).map(|(stage, _)| *stage);
+    if config.experts() > 0 {
+        // In balance a rank's experts are sent as many rows as its own tokens choose experts, wherever those lie.
+        let times = config.num_experts_per_tok.div_ceil(share.num_experts_per_tok.max(1));
+        for (program, _) in &mut programs {
+            keep(program, |part| !part.ends_with(".router") && (times == 1 || !part.ends_with(".experts")));
+        }
+        for (mut program, need) in built(&whole, 1)? {
+            keep(&mut program, |part| part.ends_with(".router"));
+            programs.push((program, need));
+        }
+        if times > 1 {
+            for (mut program, need) in built(&share, times)? {
+                keep(&mut program, |part| part.ends_with(".experts"));
+                programs.push((program, need));
+            }
+        }
     }
-    for (program, _) in &mut programs {
-        keep(program, |part| !part.ends_with(".router"));
-    }
-    for (mut program, need) in built(&whole)? {
-        keep(&mut program, |part| part.ends_with(".router"));
-        programs.push((program, need));
+    if let Some(stage) = heaviest {
+        for (program, _) in &mut programs {
+            keep(program, |part| stage.holds(part) > 0);
+        }
     }
     Ok(programs)
 }
@@ -149,10 +231,29 @@ mod tests {
             "router [128, 256] [256]",
             "attention [128, 16, 192] [128, 16, 192] [128, 16, 128] [128]",
             "matmul [128, 7168] [7168, 4608]",
-            "grouped_matmul [512, 7168] [4, 7168, 4096] [5]",
+            "grouped_matmul [1024, 7168] [4, 7168, 4096] [5]",
         ] {
             assert!(told.iter().any(|shape| shape == wanted), "{wanted} is not in\n{}", told.join("\n"));
         }
+    }
+
+    #[test]
+    fn stages_are_balanced_and_the_heaviest_is_looked_at() {
+        let config = DeepseekV3Config::from_json(V3).unwrap();
+        let stages = stages(&config, 4);
+        let layers: Vec<[usize; 2]> = stages.iter().map(|stage| stage.layers).collect();
+        assert_eq!(layers, [[3, 13], [0, 15], [0, 15], [0, 15]]);
+        let options = TrainingOptions { sequence: 128, micro_batch_sequences: 1, ..Default::default() };
+        let parts = |pp: usize| -> std::collections::BTreeSet<String> {
+            let programs = programs("config.json", &config, &options, Shard { tp: 8, pp, ep: 64 }).unwrap();
+            let all = programs.iter().flat_map(|(program, _)| program.accumulate.iter());
+            all.map(|instruction| instruction.part.clone()).collect()
+        };
+        let (whole, last) = (parts(1), parts(61));
+        assert!(whole.contains("embedding") && whole.contains("head"), "{whole:?}");
+        // A head and the prediction of a further token are more than any one layer.
+        assert!(last.contains("head") && !last.contains("embedding"), "{last:?}");
+        assert!(!last.iter().any(|part| part.starts_with("layers.0.")), "{last:?}");
     }
 
     #[test]
@@ -160,7 +261,10 @@ mod tests {
         let config = DeepseekV3Config::from_json(V3).unwrap();
         for (shard, words) in [
             (Shard { tp: 3, pp: 1, ep: 1 }, "--tp 3 does not divide `num_attention_heads` = 128"),
-            (Shard { tp: 1, pp: 4, ep: 1 }, "--pp 4 does not divide `num_hidden_layers` = 61"),
+            (
+                Shard { tp: 1, pp: 62, ep: 1 },
+                "--pp 62 leaves stages without a layer: `num_hidden_layers` = 61",
+            ),
             (Shard { tp: 1, pp: 1, ep: 100 }, "--ep 100 does not divide `n_routed_experts` = 256"),
             (Shard { tp: 0, pp: 1, ep: 1 }, "--tp 0 does not divide"),
         ] {

@@ -164,8 +164,13 @@ pub fn verdict(qualification: &Qualification, opened: &str) -> String {
     }
     let coverage = &qualification.coverage;
     let line = format!(
-        "{} results of operators judged, {} not run, {} incomparable; a fault in any one operator's runs is rarer than {:.1e} (95 %, {} products in the soak: {:.1e})",
+        "{} results of operators judged{}, {} not run, {} incomparable; a fault in any one operator's runs is rarer than {:.1e} (95 %, {} products in the soak: {:.1e})",
         coverage.run,
+        if coverage.shapes_in_part > 0 {
+            format!(", {} of them in part", coverage.shapes_in_part)
+        } else {
+            String::new()
+        },
         coverage.not_run,
         coverage.incomparable,
         qualification.rates.values().copied().fold(0.0, f64::max),
