@@ -91,6 +91,58 @@ pub fn build_logits<'a>(
     Ok(network.builder.finish())
 }
 
+/// What inference computes of a window of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inference {
+    /// Logits of every token, as [`build_logits`].
+    Logits,
+    /// The sum of losses and the number of targets, as [`build_evaluate`]; the symbol is `window`.
+    Losses,
+    /// As [`build_prefill`].
+    Prefill,
+    /// As [`build_decode`].
+    Decode,
+}
+
+/// A program for a model that is not trained: its matrices are kept in the dtype of activations, so that no run rounds them
+/// again. `tokens` is the longest window, and the rows of the caches.
+pub fn build_inference<'a>(
+    architecture: impl Into<Architecture<'a>>,
+    what: Inference,
+    dtype: DType,
+    tokens: usize,
+    name: &str,
+) -> Result<Program, ModelError> {
+    let architecture = architecture.into();
+    architecture.validate()?;
+    let options = TrainingOptions {
+        sequence: tokens,
+        micro_batch_sequences: 1,
+        dtype,
+        mtp_weight: 1.0,
+        ..Default::default()
+    };
+    options.validate(architecture)?;
+    let (phase, bound) = match what {
+        Inference::Logits | Inference::Prefill => (Phase::Prefill, tokens),
+        Inference::Losses => (Phase::Evaluate, tokens),
+        Inference::Decode => (Phase::Decode, 1),
+    };
+    let rows = Rows { symbol: "window", bound, each: 1, positions: tokens };
+    let mut network = network(architecture, name, phase, dtype, &rows)?;
+    network.kept = dtype;
+    if matches!(what, Inference::Prefill | Inference::Decode) {
+        network.cache_rows = Some(tokens);
+    }
+    network.declare_parameters(false);
+    let trunk = network.trunk()?;
+    match what {
+        Inference::Losses => losses::evaluation(&mut network, &trunk)?,
+        _ => network.logits("logits", trunk.normed)?,
+    }
+    Ok(network.builder.finish())
+}
+
 /// Logits of a prompt, whose keys and values go into caches: output `logits` f32\[window, vocabulary\] for inputs `tokens`,
 /// `positions`, `segment_start` i32\[window\], with `window` in `1..=capacity`; `position` i32\[1\], the row of the caches
 /// that the window begins at, and `cache_length` i32\[1\], the rows that count, the window's among them. Caches:

@@ -6,6 +6,7 @@ pub mod config; // Hugging Face's keys
 mod cost; // what an instruction costs where rows are packed sequences
 pub mod deepseek_v3; // the builders
 pub mod error; // what can be wrong
+pub mod hub; // published models: Hugging Face folders, GGUF
 pub mod inspect; // a program at a glance
 pub mod llama; // Llama's and Qwen2's keys
 pub mod parameters; // the table of all parameters

@@ -151,7 +151,7 @@ impl RopeScaling {
     fn stretch(&self) -> Stretch {
         let original_positions = self.original_max_position_embeddings.unwrap_or(1) as f64;
         match self.kind.as_str() {
-            "linear" => Stretch::Linear { factor: self.factor },
+            "linear" => Stretch::Linear(self.factor),
             "llama3" => Stretch::Llama3(Llama3 {
                 factor: self.factor,
                 low_frequency_factor: self.low_freq_factor.unwrap_or(1.0),

@@ -17,28 +17,64 @@ pub enum Content {
 
 /// Rotary frequencies (RoFormer, section 3.2.2), stretched where the context was extended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Rope {
     /// The base of the frequencies, `theta_i = base^(-2i/dim)`.
     pub base: f64,
     /// How frequencies are stretched for a longer context.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stretch: Option<Stretch>,
 }
 
 /// A way to stretch rotary frequencies.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Stretch {
     /// All frequencies are divided by one factor (Chen et al., arXiv 2306.15595, equation 4).
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
+    Linear(f64),
     /// By wavelength, as Llama 3.1 was trained.
     Llama3(Llama3),
     /// YaRN (arXiv 2309.00071, section 3).
     Yarn(Yarn),
+}
+
+/// How frequencies are written: a key for each way to stretch, at most one of them there.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    base: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    linear: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    llama3: Option<Llama3>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    yarn: Option<Yarn>,
+}
+
+impl From<Rope> for Written {
+    fn from(rope: Rope) -> Written {
+        let mut written = Written { base: rope.base, linear: None, llama3: None, yarn: None };
+        match rope.stretch {
+            None => {}
+            Some(Stretch::Linear(factor)) => written.linear = Some(factor),
+            Some(Stretch::Llama3(llama3)) => written.llama3 = Some(llama3),
+            Some(Stretch::Yarn(yarn)) => written.yarn = Some(yarn),
+        }
+        written
+    }
+}
+
+impl TryFrom<Written> for Rope {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Rope, &'static str> {
+        let stretch = match (written.linear, written.llama3, written.yarn) {
+            (None, None, None) => None,
+            (Some(factor), None, None) => Some(Stretch::Linear(factor)),
+            (None, Some(llama3), None) => Some(Stretch::Llama3(llama3)),
+            (None, None, Some(yarn)) => Some(Stretch::Yarn(yarn)),
+            _ => return Err("frequencies are stretched in one way: linear, llama3 or yarn"),
+        };
+        Ok(Rope { base: written.base, stretch })
+    }
 }
 
 /// Llama 3.1: frequencies of long waves are divided, those of short waves kept, with a ramp between (its published
@@ -100,7 +136,7 @@ impl Rope {
         let plain = |i: usize| self.base.powf(-(2.0 * i as f64) / dim as f64);
         match &self.stretch {
             None => (0..half).map(plain).collect(),
-            Some(Stretch::Linear { factor }) => (0..half).map(|i| plain(i) / factor).collect(),
+            Some(Stretch::Linear(factor)) => (0..half).map(|i| plain(i) / factor).collect(),
             Some(Stretch::Llama3(llama3)) => (0..half).map(|i| llama3.stretched(plain(i))).collect(),
             Some(Stretch::Yarn(yarn)) => {
                 let (low, high) = yarn.ramp(self.base, dim);

@@ -29,6 +29,8 @@ pub enum Verb {
     Report(Report),
     /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
+    /// What a published model makes of a text or of tokens: loss, perplexity, bits per byte, logits.
+    Eval(Eval),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
     Status(Status),
     /// Find out whether a device is fit to train or to infer on, and say why. Without arguments: what is there.
@@ -305,4 +307,32 @@ pub struct Inspect {
     /// Print the whole training program in its printed form instead.
     #[arg(long)]
     pub program: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Clone, Debug)]
+pub struct Eval {
+    /// A Hugging Face folder.
+    pub model: PathBuf,
+    /// A text, of which loss, perplexity and bits per byte are told.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub data: Option<PathBuf>,
+    /// Tokens to evaluate instead of a text, as in 1,2,3.
+    #[arg(long, value_name = "TOKEN,TOKEN", value_delimiter = ',')]
+    pub tokens: Option<Vec<i32>>,
+    /// Write the logits of --tokens as `logits` [tokens, vocabulary] to this safetensors file.
+    #[arg(long, value_name = "FILE", requires = "tokens")]
+    pub logits: Option<PathBuf>,
+    /// f32 or bf16: the dtype of weights and activations.
+    #[arg(long, default_value = "f32", value_parser = crate::verb::published::dtype)]
+    pub dtype: toprope_program::DType,
+    /// Tokens of a window of --data; default 512, or what the model allows.
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// The device that computes.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the device; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
 }

@@ -15,6 +15,8 @@ pub(crate) struct Network<'a> {
     pub builder: Builder,
     /// The dtype of activations and of the weights that products read.
     pub dtype: DType,
+    /// The dtype that matrices are kept in: f32 where they are trained.
+    pub kept: DType,
     /// Tokens of a micro-batch.
     pub rows: Dim,
     positions: usize,
@@ -59,6 +61,7 @@ impl<'a> Network<'a> {
             architecture,
             builder,
             dtype,
+            kept: DType::F32,
             rows,
             positions,
             cache_rows: None,
@@ -84,7 +87,10 @@ impl<'a> Network<'a> {
                 Kind::Norm => Initial::Ones,
                 Kind::Bias | Kind::SelectionBias => Initial::Zeros,
             };
-            let id = self.builder.state(&name, Type::new(DType::F32, shape), initial);
+            // The router chooses by weights that are not rounded.
+            let rounded = matches!(kind, Kind::Matrix | Kind::ResidualMatrix) && !name.ends_with(".gate.weight");
+            let dtype = if rounded { self.kept } else { DType::F32 };
+            let id = self.builder.state(&name, Type::new(dtype, shape), initial);
             self.parameters.insert(name, id);
         }
     }
@@ -105,7 +111,7 @@ impl<'a> Network<'a> {
     /// A matrix in the dtype that products read: rounded once for a whole micro-batch.
     pub fn weight(&mut self, name: &str) -> Result<ValueId, ModelError> {
         let master = self.parameter(name)?;
-        if self.dtype == DType::F32 {
+        if self.builder.program().value(master).dtype == self.dtype {
             return Ok(master);
         }
         if let Some(rounded) = self.rounded.get(&master) {

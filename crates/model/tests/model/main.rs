@@ -5,6 +5,7 @@
 mod bad_input;
 mod cached;
 mod golden;
+mod hub; // published folders beside transformers
 mod programs;
 mod run;
 mod steps;
