@@ -98,10 +98,11 @@ pub enum Inference {
     Logits,
     /// The sum of losses and the number of targets, as [`build_evaluate`]; the symbol is `window`.
     Losses,
-    /// As [`build_prefill`].
-    Prefill,
-    /// As [`build_decode`].
-    Decode,
+    /// Logits of a window behind what caches hold, as [`build_prefill`]: of a prompt in parts, or of one more token.
+    Cached {
+        /// The longest window.
+        window: usize,
+    },
 }
 
 /// A program for a model that is not trained: its matrices are kept in the dtype of activations, so that no run rounds them
@@ -124,14 +125,14 @@ pub fn build_inference<'a>(
     };
     options.validate(architecture)?;
     let (phase, bound) = match what {
-        Inference::Logits | Inference::Prefill => (Phase::Prefill, tokens),
+        Inference::Logits => (Phase::Prefill, tokens),
         Inference::Losses => (Phase::Evaluate, tokens),
-        Inference::Decode => (Phase::Decode, 1),
+        Inference::Cached { window } => (Phase::Prefill, window.clamp(1, tokens)),
     };
     let rows = Rows { symbol: "window", bound, each: 1, positions: tokens };
     let mut network = network(architecture, name, phase, dtype, &rows)?;
     network.kept = dtype;
-    if matches!(what, Inference::Prefill | Inference::Decode) {
+    if matches!(what, Inference::Cached { .. }) {
         network.cache_rows = Some(tokens);
     }
     network.declare_parameters(false);

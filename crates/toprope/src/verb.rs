@@ -4,6 +4,8 @@ mod devices; // what is there
 mod diagnose; // which operator is wrong
 mod docs; // generated pages
 mod eval; // what a published model makes of a text
+mod export; // a folder that transformers opens
+mod generate; // text in a published model's words
 mod inspect; // what a recipe is
 mod oracle; // what devices are judged by
 mod prepare; // a recipe's data
@@ -26,6 +28,9 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Export(arguments) => export::run(&arguments, command.json),
+        Verb::Generate(arguments) => generate::generate(&arguments, command.json),
+        Verb::Chat(arguments) => generate::chat(&arguments, command.json),
         Verb::Eval(arguments) => eval::run(&arguments, command.json),
         Verb::Diagnose(arguments) => diagnose::run(&arguments, command.json),
         Verb::Report(arguments) => report::run(&arguments, command.json),

@@ -1,6 +1,7 @@
 //! Published models: a Hugging Face folder or a GGUF file as a configuration and its weights, read by part.
 
 mod config; // config.json to a configuration
+mod describe; // what `inspect` shows
 mod error; // what can be wrong
 mod folder; // tensors of a folder, FP8 among them
 mod gguf; // tensors of a GGUF file
@@ -9,6 +10,7 @@ mod gguf_tokenizer; // its metadata to a tokenizer.json
 mod save; // a folder that transformers opens
 
 pub use config::{Published, parse};
+pub use describe::Description;
 pub use error::HubError;
 pub use save::{Extra, save};
 
