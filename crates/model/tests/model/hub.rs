@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toprope_model::checkpoint::pieces;
 use toprope_model::deepseek_v3::{Inference, build_inference, build_train};
-use toprope_model::hub::{Hub, HubError};
+use toprope_model::hub::{Hub, HubError, save};
 use toprope_model::{Architecture, ModelConfig, TrainingOptions};
 use toprope_program::{DType, Program, Range, Width};
 use toprope_world::{RealWorld, World};
@@ -29,8 +29,20 @@ const RECORDS: [&str; 10] = [
     "qwen2-yarn",
 ];
 
-pub fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hub").join(name)
+/// GGUF files, and the record whose model each of them is.
+const GGUF: [(&str, &str); 4] = [
+    ("deepseek2", "deepseek-fp8"),
+    ("deepseek2-split", "deepseek-fp8"),
+    ("llama", "llama-default"),
+    ("qwen2", "qwen2-default"),
+];
+
+fn golden(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
+}
+
+fn folder(name: &str) -> PathBuf {
+    golden("hub").join(name)
 }
 
 fn expected(name: &str) -> BTreeMap<String, Vec<f64>> {
@@ -138,5 +150,44 @@ fn logits_loss_and_gradients_are_those_of_transformers() {
         }
         let recorded = expected.keys().filter(|key| key.starts_with("gradient.")).count();
         assert_eq!(compared, recorded, "{name}: a gradient of the record was not compared");
+    }
+}
+
+#[test]
+fn a_gguf_file_gives_the_logits_of_the_folder_that_it_was_made_from() {
+    let world = RealWorld::new();
+    for (name, record) in GGUF {
+        let path = golden(&format!("gguf/{name}.gguf"));
+        let hub = Hub::open(world.files(), &path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (config, expected) = (hub.inference_config(), expected(record));
+        let tokens = &expected["tokens"];
+        let count = tokens.len();
+        let program = build_inference(&config, Inference::Logits, DType::F32, count, name).unwrap();
+        let mut logits = run(&hub, &config, program, vec![count]);
+        logits.write("tokens", tokens);
+        logits.write("positions", &(0..count).map(|at| at as f64).collect::<Vec<_>>());
+        logits.write("segment_start", &vec![0.0; count]);
+        logits.run(Range::Accumulate);
+        agree(&format!("{name}: logits"), &logits.read("logits"), &expected["logits"]);
+    }
+}
+
+/// A saved folder is read as the model that it was, to the bit.
+#[test]
+fn what_is_saved_is_what_was_read() {
+    let world = RealWorld::new();
+    let room = tempfile::tempdir().unwrap();
+    for name in RECORDS {
+        let hub = Hub::open(world.files(), &folder(name)).unwrap();
+        let to = room.path().join(name);
+        save::<HubError>(world.files(), &to, hub.config(), &[], |piece| hub.read(piece)).unwrap();
+        let again = Hub::open(world.files(), &to).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let same = (Architecture::from(hub.config()).rope(), pieces(hub.config()));
+        assert_eq!((Architecture::from(again.config()).rope(), pieces(again.config())), same, "{name}");
+        for piece in pieces(hub.config()) {
+            assert_eq!(again.read(&piece).unwrap(), hub.read(&piece).unwrap(), "{name}: {}", piece.name);
+        }
+        let error = save::<HubError>(world.files(), &to, hub.config(), &[], |piece| hub.read(piece)).unwrap_err();
+        assert!(error.to_string().contains("exists already"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod cached;
 mod golden;
 mod hub; // published folders beside transformers
+mod hub_bad_input; // what is refused of them
 mod programs;
 mod run;
 mod steps;
