@@ -37,7 +37,8 @@ impl Folder {
     pub fn open(files: &dyn Files, path: &Path) -> Result<Folder, FormatError> {
         let mut tensors = Tensors::new(path);
         let index_path = path.join(INDEX_FILE);
-        let is_file = |path: &Path| Ok::<_, FormatError>(matches!(files.inspect(path)?, Some(EntryKind::File { .. })));
+        let is_file =
+            |path: &Path| Ok::<_, FormatError>(matches!(files.inspect(path)?, Some(EntryKind::File { .. })));
         if !is_file(&index_path)? {
             let single = path.join(SINGLE_FILE);
             if !is_file(&single)? {
@@ -60,7 +61,9 @@ impl Folder {
         shards.sort_unstable();
         shards.dedup();
         for shard in shards {
-            let plain = Path::new(shard).components().count() == 1 && !shard.contains(['/', '\\', '\0']) && shard != "..";
+            let plain = Path::new(shard).components().count() == 1
+                && !shard.contains(['/', '\\', '\0'])
+                && shard != "..";
             if !plain {
                 return Err(malformed("the index".into(), format!("{shard:?} is no file's name")));
             }

@@ -142,10 +142,7 @@ fn with_fifth(q: u8, fifth: u32, at: usize) -> u8 {
 fn scale_and_least(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, least) = match j {
         0..4 => (packed[j] & 63, packed[j + 4] & 63),
-        _ => (
-            (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4,
-            (packed[j + 4] >> 4) | (packed[j] >> 6) << 4,
-        ),
+        _ => ((packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4, (packed[j + 4] >> 4) | (packed[j] >> 6) << 4),
     };
     (f32::from(scale), f32::from(least))
 }
@@ -202,9 +199,14 @@ mod tests {
 
     #[test]
     fn eight_bit_floats() {
-        for (byte, want) in
-            [(0x00, 0.0), (0x01, 2f32.powi(-9)), (0x08, 2f32.powi(-6)), (0x38, 1.0), (0x7e, 448.0), (0xc0, -2.0)]
-        {
+        for (byte, want) in [
+            (0x00, 0.0),
+            (0x01, 2f32.powi(-9)),
+            (0x08, 2f32.powi(-6)),
+            (0x38, 1.0),
+            (0x7e, 448.0),
+            (0xc0, -2.0),
+        ] {
             assert_eq!(decoded(&Stored::F8E4m3, &[byte]), [want], "{byte:#x}");
         }
         assert!(decoded(&Stored::F8E4m3, &[0xff])[0].is_nan());

@@ -74,7 +74,11 @@ fn every_format_of_blocks_is_read_as_its_makers_do() {
         }
         // Parts that begin and end within blocks.
         for (first, count) in [(0, 1), (31, 2), (17, elements - 40), (elements - 1, 1), (5, 0)] {
-            assert_eq!(file.tensors.read_f32(name, first, count).unwrap(), have[first..first + count], "{name}");
+            assert_eq!(
+                file.tensors.read_f32(name, first, count).unwrap(),
+                have[first..first + count],
+                "{name}"
+            );
         }
         compared += 1;
     }
@@ -123,7 +127,11 @@ fn lies_of_a_safetensors_header() {
         (entry("F32", "[3]", "[0,8]"), 8, &["takes 12 bytes", "gives it 8"]),
         (entry("F32", "[2]", "[8,0]"), 8, &["before its begin"]),
         (entry("F32", "[250000000000]", "[0,1000000000000]"), 8, &["tensor `t`", "needs"]),
-        (entry("F32", "[4294967296,4294967296,4294967296]", "[0,8]"), 8, &["more elements than can be counted"]),
+        (
+            entry("F32", "[4294967296,4294967296,4294967296]", "[0,8]"),
+            8,
+            &["more elements than can be counted"],
+        ),
         (entry("F32", "[2]", "[0,18446744073709551615]"), 8, &["takes 8 bytes"]),
         (entry("F32", "[2]", "[18446744073709551608,18446744073709551616]"), 8, &["tensor `t`"]),
         (entry("F32", "[-2]", "[0,8]"), 8, &["tensor `t`"]),
@@ -139,7 +147,8 @@ fn lies_of_a_safetensors_header() {
         let entry = |offsets: &str| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}"#);
         format!(r#"{{"{}":{},"{}":{}}}"#, names[0], entry(first), names[1], entry(second))
     };
-    let overlap = refused(room.safetensors(&two("[0,8]", "[4,12]", ["a", "b"]), 12), &["`a` and `b` overlap"]);
+    let overlap =
+        refused(room.safetensors(&two("[0,8]", "[4,12]", ["a", "b"]), 12), &["`a` and `b` overlap"]);
     assert!(matches!(overlap, FormatError::Overlap { .. }));
     refused(room.safetensors(&two("[0,8]", "[0,8]", ["a", "b"]), 8), &["overlap"]);
     refused(room.safetensors(&two("[0,8]", "[8,16]", ["a", "a"]), 16), &["`a` stands there twice"]);
@@ -193,7 +202,8 @@ fn lies_of_an_index() {
         index(text);
         refused(open(), &["model.safetensors.index.json", "the index"]);
     }
-    let entry = |from: usize| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":[{from},{}]}}"#, from + 8);
+    let entry =
+        |from: usize| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":[{from},{}]}}"#, from + 8);
     room.write("two.safetensors", &safetensors(&format!(r#"{{"b":{},"a":{}}}"#, entry(0), entry(8)), 16));
     index(r#"{"weight_map":{"a":"one.safetensors","b":"two.safetensors"}}"#);
     let error = refused(open(), &["`a` is also in"]);

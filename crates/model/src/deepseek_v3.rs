@@ -40,7 +40,8 @@ pub fn build_train<'a>(
     let trunk = network.trunk()?;
     let losses = losses::training(&mut network, options, &trunk)?;
 
-    let trained: Vec<_> = parameters(architecture).into_iter().filter(|parameter| parameter.is_trained()).collect();
+    let trained: Vec<_> =
+        parameters(architecture).into_iter().filter(|parameter| parameter.is_trained()).collect();
     let values = network.values_of(&trained)?;
     let gradients = differentiate(&mut network.builder, losses.total, &values, options.recompute)?;
     losses::carry(&mut network, &losses)?;

@@ -66,11 +66,7 @@ impl RopeScaling {
             ));
         }
         if !(self.factor.is_finite() && self.factor >= 1.0) {
-            return Err(key(
-                "rope_scaling.factor",
-                format!("is {}", self.factor),
-                "it must be at least 1",
-            ));
+            return Err(key("rope_scaling.factor", format!("is {}", self.factor), "it must be at least 1"));
         }
         let yarn = [
             self.beta_fast.is_some(),
@@ -82,7 +78,8 @@ impl RopeScaling {
         ];
         let llama3 = [self.low_freq_factor.is_some(), self.high_freq_factor.is_some()];
         let given = YARN_KEYS.into_iter().zip(yarn).map(|(key, given)| (key, "yarn", given));
-        let given = given.chain(LLAMA3_KEYS.into_iter().zip(llama3).map(|(key, given)| (key, "llama3", given)));
+        let given =
+            given.chain(LLAMA3_KEYS.into_iter().zip(llama3).map(|(key, given)| (key, "llama3", given)));
         for (name, kind, given) in given {
             if given && self.kind != kind {
                 let reason = format!("is given, and the kind is \"{}\"", self.kind);
@@ -93,7 +90,11 @@ impl RopeScaling {
             ("linear", _) => return Ok(()),
             (_, Some(positions)) => size(ORIGINAL, positions)?,
             (kind, None) => {
-                return Err(key(ORIGINAL, "is missing", format!("\"{kind}\" needs the pretraining's context")));
+                return Err(key(
+                    ORIGINAL,
+                    "is missing",
+                    format!("\"{kind}\" needs the pretraining's context"),
+                ));
             }
         }
         if self.kind == "llama3" { self.validate_llama3() } else { self.validate_yarn() }
@@ -121,10 +122,9 @@ impl RopeScaling {
                 "the fast end of the ramp has more rotations; exchange them",
             ));
         }
-        for (name, value) in [
-            ("rope_scaling.mscale", self.mscale()),
-            ("rope_scaling.mscale_all_dim", self.mscale_all_dim()),
-        ] {
+        for (name, value) in
+            [("rope_scaling.mscale", self.mscale()), ("rope_scaling.mscale_all_dim", self.mscale_all_dim())]
+        {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(key(name, format!("is {value}"), "it must not be negative"));
             }

@@ -105,7 +105,9 @@ fn logits_are_those_of_transformers_and_an_export_gives_the_same() {
 #[test]
 fn gguf_files_are_evaluated_and_shown() {
     let room = TempDir::new().unwrap();
-    for (name, record) in [("llama", "llama-default"), ("qwen2", "qwen2-default"), ("deepseek2-split", "deepseek-fp8")] {
+    for (name, record) in
+        [("llama", "llama-default"), ("qwen2", "qwen2-default"), ("deepseek2-split", "deepseek-fp8")]
+    {
         let model = golden(&format!("gguf/{name}.gguf"));
         let (_, want) = numbers(&golden("hub").join(record).join("expected.safetensors"), "logits");
         let (_, have) = logits(&model, &tokens(record), "f32", &room.path().join(name));
@@ -148,9 +150,17 @@ fn greedy_text_from_caches_is_that_of_whole_windows() {
     let room = talking(None);
     let model = room.path().to_str().unwrap();
     let said = json(&done(&[
-        "generate", model, "--prompt", "w7 w3 w11", "--max-tokens", "12", "--ignore-end", "--json",
+        "generate",
+        model,
+        "--prompt",
+        "w7 w3 w11",
+        "--max-tokens",
+        "12",
+        "--ignore-end",
+        "--json",
     ]));
-    let made: Vec<u64> = said["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
+    let made: Vec<u64> =
+        said["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
     assert_eq!(said["prompt"], serde_json::json!([7, 3, 11]));
     assert_eq!(made.len(), 12);
     let mut window = vec![7u64, 3, 11];
@@ -161,7 +171,18 @@ fn greedy_text_from_caches_is_that_of_whole_windows() {
         window.push(token);
     }
     let drawn = |seed: &str| {
-        let arguments = ["generate", model, "--prompt", "w7", "--max-tokens", "12", "--temperature", "1.5", "--seed", seed];
+        let arguments = [
+            "generate",
+            model,
+            "--prompt",
+            "w7",
+            "--max-tokens",
+            "12",
+            "--temperature",
+            "1.5",
+            "--seed",
+            seed,
+        ];
         done(&arguments)
     };
     assert_eq!(drawn("4"), drawn("4"));
@@ -188,7 +209,14 @@ fn a_conversation_goes_through_the_template() {
     assert_eq!(messages[2], serde_json::json!({ "role": "user", "content": "w9" }));
     // What it answers first is what it says to the same prompt alone.
     let alone = json(&done(&[
-        "generate", model, "--prompt", "w5 w6 w2", "--max-tokens", "3", "--ignore-end", "--json",
+        "generate",
+        model,
+        "--prompt",
+        "w5 w6 w2",
+        "--max-tokens",
+        "3",
+        "--ignore-end",
+        "--json",
     ]));
     assert_eq!(messages[1]["content"], alone["text"]);
 }
@@ -207,7 +235,8 @@ fn a_text_is_evaluated_as_its_tokens_are() {
     assert!((of_text["bits_per_byte"].as_f64().unwrap() - bits).abs() < 1e-9);
     // Windows of three share a token: each token is predicted once.
     let windows = json(&done(&["eval", model, "--data", text.to_str().unwrap(), "--context", "3", "--json"]));
-    let parts = ["1,2,3", "3,4,5", "5,6,7", "7,8,9"].map(|part| loss(&json(&done(&["eval", model, "--tokens", part, "--json"]))));
+    let parts = ["1,2,3", "3,4,5", "5,6,7", "7,8,9"]
+        .map(|part| loss(&json(&done(&["eval", model, "--tokens", part, "--json"]))));
     assert_eq!(windows["tokens"].as_f64(), Some(8.0));
     assert!((loss(&windows) - parts.iter().sum::<f64>() / 4.0).abs() < 1e-5);
 }
@@ -229,7 +258,12 @@ fn what_does_not_fit_is_one_error() {
     refused(&["chat", room.path().to_str().unwrap()], 3, &["no chat template"]);
     refused(&["generate", room.path().to_str().unwrap(), "--prompt", ""], 2, &["--prompt"]);
     let tokenizer = std::fs::read_to_string(room.path().join("tokenizer.json")).unwrap();
-    std::fs::write(room.path().join("tokenizer.json"), tokenizer.replace("\"w42\":42", "\"w42\":43")).unwrap();
+    std::fs::write(room.path().join("tokenizer.json"), tokenizer.replace("\"w42\":42", "\"w42\":43"))
+        .unwrap();
     let talking = room.path().to_str().unwrap();
-    refused(&["generate", talking, "--prompt", "w1"], 4, &["44 tokens do not fit the model's vocabulary of 43"]);
+    refused(
+        &["generate", talking, "--prompt", "w1"],
+        4,
+        &["44 tokens do not fit the model's vocabulary of 43"],
+    );
 }

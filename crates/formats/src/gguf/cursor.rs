@@ -1,8 +1,8 @@
 //! Reading a header front to back. Whatever a count announces is compared with the bytes that are left before memory is
 //! asked for.
 
-use super::types::stored;
 use super::Value;
+use super::types::stored;
 use crate::error::FormatError;
 use crate::tensors::TensorRecord;
 use std::path::Path;
@@ -95,7 +95,8 @@ impl<'a> Cursor<'a> {
     pub(super) fn text(&mut self, place: &str) -> Result<String, FormatError> {
         let length = self.count(place, 1)?;
         if length > TEXT_BYTES_MAX {
-            let reason = format!("a text of {length} bytes is longer than the {TEXT_BYTES_MAX} that are taken");
+            let reason =
+                format!("a text of {length} bytes is longer than the {TEXT_BYTES_MAX} that are taken");
             return Err(self.malformed(place, reason));
         }
         // Tokens may be cut within a character: what is no text is replaced.
@@ -140,7 +141,9 @@ impl<'a> Cursor<'a> {
     pub(super) fn record(&mut self, place: &str, dimensions_max: u32) -> Result<TensorRecord, FormatError> {
         let dimensions = self.u32(place)?;
         if dimensions > dimensions_max {
-            return Err(self.malformed(place, format!("{dimensions} dimensions are more than {dimensions_max}")));
+            return Err(
+                self.malformed(place, format!("{dimensions} dimensions are more than {dimensions_max}"))
+            );
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
@@ -156,7 +159,10 @@ impl<'a> Cursor<'a> {
         let (elements_block, bytes_block) = stored.block();
         let row = shape.first().copied().unwrap_or(1);
         if !row.is_multiple_of(elements_block) {
-            let reason = format!("its rows of {row} are no whole blocks of {elements_block}, as {} has", stored.name());
+            let reason = format!(
+                "its rows of {row} are no whole blocks of {elements_block}, as {} has",
+                stored.name()
+            );
             return Err(self.malformed(place, reason));
         }
         let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));

@@ -99,7 +99,9 @@ impl Gguf {
         }
         let version = cursor.u32("the version")?;
         if version.swap_bytes() == 3 || version.swap_bytes() == 2 {
-            return Err(cursor.malformed("the version", "the file is big-endian, which is not supported".into()));
+            return Err(
+                cursor.malformed("the version", "the file is big-endian, which is not supported".into())
+            );
         }
         if !(2..=3).contains(&version) {
             return Err(cursor.malformed("the version", format!("is {version}; 2 and 3 are supported")));

@@ -16,11 +16,8 @@ pub struct Published {
 }
 
 /// Architectures that are supported, with their `model_type`.
-const ARCHITECTURES: [(&str, &str); 3] = [
-    ("LlamaForCausalLM", "llama"),
-    ("Qwen2ForCausalLM", "qwen2"),
-    ("DeepseekV3ForCausalLM", "deepseek_v3"),
-];
+const ARCHITECTURES: [(&str, &str); 3] =
+    [("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("DeepseekV3ForCausalLM", "deepseek_v3")];
 
 /// Keys that do not change what is computed.
 const IGNORED: &[&str] = &[
@@ -150,7 +147,9 @@ pub fn parse(bytes: &[u8]) -> Result<Published, ModelError> {
     let syntax = |error: serde_json::Error| ModelError::Syntax { reason: error.to_string() };
     let mut keys: Map<String, Value> = serde_json::from_slice(bytes).map_err(syntax)?;
     let kind = kind(&mut keys)?;
-    for (old, new) in [("num_mtp_layers", "num_nextn_predict_layers"), ("num_local_experts", "n_routed_experts")] {
+    for (old, new) in
+        [("num_mtp_layers", "num_nextn_predict_layers"), ("num_local_experts", "n_routed_experts")]
+    {
         if let Some(value) = keys.remove(old)
             && *keys.entry(new).or_insert_with(|| value.clone()) != value
         {
@@ -202,7 +201,8 @@ fn kind(keys: &mut Map<String, Value>) -> Result<&'static str, ModelError> {
         Some(value) => {
             let name = value.get(0).and_then(Value::as_str).unwrap_or_default().to_string();
             let found = ARCHITECTURES.iter().find(|(known, _)| *known == name);
-            let found = found.ok_or_else(|| key("architectures", format!("names {value}"), supported.clone()))?;
+            let found =
+                found.ok_or_else(|| key("architectures", format!("names {value}"), supported.clone()))?;
             Some(found.1)
         }
     };
@@ -233,7 +233,11 @@ fn fp8_block(keys: &mut Map<String, Value>, deepseek: bool) -> Result<Option<[us
     }
     match said.remove("fmt") {
         Some(Value::String(format)) if format != "e4m3" => {
-            return Err(key("quantization_config.fmt", format!("is \"{format}\""), "only \"e4m3\" is supported"));
+            return Err(key(
+                "quantization_config.fmt",
+                format!("is \"{format}\""),
+                "only \"e4m3\" is supported",
+            ));
         }
         _ => {}
     }
@@ -259,12 +263,20 @@ fn fixed(keys: &mut Map<String, Value>, kind: &str) -> Result<(), ModelError> {
         && kind != "qwen2"
         && !window.is_null()
     {
-        return Err(unknown("sliding_window", format!("is {window}"), "only attention to all tokens is supported"));
+        return Err(unknown(
+            "sliding_window",
+            format!("is {window}"),
+            "only attention to all tokens is supported",
+        ));
     }
     if let Some(types) = keys.remove("layer_types") {
         let full = |value: &Value| value.as_str() == Some("full_attention");
         if !types.is_null() && !types.as_array().is_some_and(|types| types.iter().all(full)) {
-            return Err(unknown("layer_types", format!("is {types}"), "only \"full_attention\" is supported"));
+            return Err(unknown(
+                "layer_types",
+                format!("is {types}"),
+                "only \"full_attention\" is supported",
+            ));
         }
     }
     Ok(())
@@ -272,7 +284,8 @@ fn fixed(keys: &mut Map<String, Value>, kind: &str) -> Result<(), ModelError> {
 
 /// Both spellings of RoPE to the older one: `rope_theta` beside `rope_scaling`.
 fn rope(keys: &mut Map<String, Value>) -> Result<(), ModelError> {
-    let both = ["rope_scaling", "rope_parameters"].map(|name| keys.remove(name).filter(|value| !value.is_null()));
+    let both =
+        ["rope_scaling", "rope_parameters"].map(|name| keys.remove(name).filter(|value| !value.is_null()));
     let said = match both {
         [Some(old), Some(new)] if old != new => {
             return Err(key("rope_scaling", "contradicts rope_parameters", "remove one of them"));
@@ -294,7 +307,11 @@ fn rope(keys: &mut Map<String, Value>) -> Result<(), ModelError> {
     let kinds = ["rope_type", "type"].map(|name| said.remove(name));
     let kind = match kinds {
         [Some(new), Some(old)] if new != old => {
-            return Err(key("rope_scaling.rope_type", format!("is {new}, and type is {old}"), "remove one of them"));
+            return Err(key(
+                "rope_scaling.rope_type",
+                format!("is {new}, and type is {old}"),
+                "remove one of them",
+            ));
         }
         [new, old] => new.or(old).unwrap_or_else(|| "default".into()),
     };

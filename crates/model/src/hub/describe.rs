@@ -93,7 +93,8 @@ impl Hub {
             None => format!("base {base}"),
             Some(scaling) => format!("base {base}, {} by {}", scaling.kind, scaling.factor),
         };
-        let template = if text.chat_template.is_some() { "with a chat template" } else { "without a chat template" };
+        let template =
+            if text.chat_template.is_some() { "with a chat template" } else { "without a chat template" };
         let tokenizer = match (&text.tokenizer, &text.no_tokenizer) {
             (Some((bytes, _)), _) => format!("{} of tokenizer.json, {template}", Bytes(bytes.len() as u64)),
             (None, Some(reason)) => format!("none ({reason}), {template}"),

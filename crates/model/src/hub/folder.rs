@@ -5,9 +5,9 @@ use super::error::HubError;
 use super::{CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, Text};
 use crate::architecture::{Architecture, ModelConfig};
 use crate::checkpoint::{Piece, pieces};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
-use serde_json::Value;
 use toprope_formats::{Stored, Tensors};
 use toprope_world::Files;
 
@@ -47,7 +47,12 @@ impl Source {
     }
 
     fn wrong(&self, name: &str, reason: String, hint: &str) -> HubError {
-        HubError::Tensor { path: self.tensors.root().to_owned(), name: name.into(), reason, hint: hint.into() }
+        HubError::Tensor {
+            path: self.tensors.root().to_owned(),
+            name: name.into(),
+            reason,
+            hint: hint.into(),
+        }
     }
 
     /// Every tensor that the configuration asks for is there with its shape in a format that can be read, and there is
@@ -56,12 +61,18 @@ impl Source {
         let mut known = BTreeSet::new();
         for piece in pieces(architecture) {
             let Some(record) = self.tensors.get(&piece.name) else {
-                let reason = format!("is missing; {} asks for it with shape {:?}", config.display(), piece.shape);
+                let reason =
+                    format!("is missing; {} asks for it with shape {:?}", config.display(), piece.shape);
                 return Err(self.wrong(&piece.name, reason, "get all shards, or mend the configuration"));
             };
             if record.shape != piece.shape {
-                let reason = format!("has shape {:?}; {} asks for {:?}", record.shape, config.display(), piece.shape);
-                return Err(self.wrong(&piece.name, reason, "the configuration is of another model; mend it"));
+                let reason =
+                    format!("has shape {:?}; {} asks for {:?}", record.shape, config.display(), piece.shape);
+                return Err(self.wrong(
+                    &piece.name,
+                    reason,
+                    "the configuration is of another model; mend it",
+                ));
             }
             if !record.stored.is_readable() {
                 let reason = format!("is stored as {}", record.stored.name());
@@ -79,11 +90,19 @@ impl Source {
                         let reason = "is stored as F8_E4M3".to_string();
                         self.wrong(&piece.name, reason, "write quantization_config into config.json")
                     })?;
-                    let want: Vec<usize> =
-                        piece.shape.iter().zip([rows, columns]).map(|(size, block)| size.div_ceil(block)).collect();
+                    let want: Vec<usize> = piece
+                        .shape
+                        .iter()
+                        .zip([rows, columns])
+                        .map(|(size, block)| size.div_ceil(block))
+                        .collect();
                     if piece.shape.len() != 2 || record.shape != want {
                         let reason = format!("has shape {:?}, not {want:?}", record.shape);
-                        return Err(self.wrong(&scales, reason, "quantization_config.weight_block_size is another's"));
+                        return Err(self.wrong(
+                            &scales,
+                            reason,
+                            "quantization_config.weight_block_size is another's",
+                        ));
                     }
                     if !matches!(record.stored, Stored::F32 | Stored::Bf16) {
                         let reason = format!("is stored as {}", record.stored.name());
@@ -92,8 +111,13 @@ impl Source {
                     known.insert(scales);
                 }
                 (_, Some(_)) => {
-                    let reason = format!("is there, and `{}` is stored as {}", piece.name, record.stored.name());
-                    return Err(self.wrong(&scales, reason, "remove the scales, or get the eight-bit weight"));
+                    let reason =
+                        format!("is there, and `{}` is stored as {}", piece.name, record.stored.name());
+                    return Err(self.wrong(
+                        &scales,
+                        reason,
+                        "remove the scales, or get the eight-bit weight",
+                    ));
                 }
                 (_, None) => {}
             }
@@ -102,7 +126,11 @@ impl Source {
         for name in self.tensors.records().keys() {
             if !known.contains(name) && !is_copy(name, architecture) {
                 let reason = "is there, and the configuration has no place for it".to_string();
-                return Err(self.wrong(name, reason, "it would change the computation; mend the configuration"));
+                return Err(self.wrong(
+                    name,
+                    reason,
+                    "it would change the computation; mend the configuration",
+                ));
             }
         }
         Ok(())
@@ -130,14 +158,17 @@ impl Source {
     pub(super) fn read(&self, piece: &Piece) -> Result<Vec<f32>, HubError> {
         let mut numbers = self.tensors.read_f32(&piece.name, 0, piece.elements())?;
         let eight_bits = self.tensors.get(&piece.name).is_some_and(|record| record.stored == Stored::F8E4m3);
-        if let (true, Some([rows, columns]), [_, width]) = (eight_bits, self.fp8_block, piece.shape.as_slice()) {
+        if let (true, Some([rows, columns]), [_, width]) =
+            (eight_bits, self.fp8_block, piece.shape.as_slice())
+        {
             let name = format!("{}{SCALES}", piece.name);
             let count = self.tensors.get(&name).map_or(0, |record| record.elements());
             let scales = self.tensors.read_f32(&name, 0, count)?;
             let across = width.div_ceil(columns);
             for (row, numbers) in numbers.chunks_exact_mut(*width).enumerate() {
                 for (column, number) in numbers.iter_mut().enumerate() {
-                    *number *= scales.get(row / rows * across + column / columns).copied().unwrap_or(f32::NAN);
+                    *number *=
+                        scales.get(row / rows * across + column / columns).copied().unwrap_or(f32::NAN);
                 }
             }
         }
@@ -190,7 +221,8 @@ pub(super) fn text(files: &dyn Files, path: &Path) -> Result<Text, HubError> {
         Some(Value::String(template)) => Some(template.clone()),
         // Several by name; the one without tools or documents is called default.
         Some(Value::Array(templates)) => templates.iter().find_map(|entry| {
-            (entry.get("name")?.as_str()? == "default").then(|| entry.get("template")?.as_str().map(str::to_string))?
+            (entry.get("name")?.as_str()? == "default")
+                .then(|| entry.get("template")?.as_str().map(str::to_string))?
         }),
         _ => None,
     };

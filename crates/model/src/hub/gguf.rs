@@ -35,7 +35,10 @@ enum Place {
 
 impl Source {
     /// Opens a file and checks all of it but the elements.
-    pub(super) fn open(files: &dyn Files, path: &Path) -> Result<(Source, ModelConfig, Vec<String>), HubError> {
+    pub(super) fn open(
+        files: &dyn Files,
+        path: &Path,
+    ) -> Result<(Source, ModelConfig, Vec<String>), HubError> {
         let gguf = Gguf::open(files, path)?;
         let wrong = |source| HubError::Config { path: path.to_owned(), source };
         let (config, notes) = gguf_config::configuration(&gguf).map_err(wrong)?;
@@ -50,11 +53,17 @@ impl Source {
     }
 
     fn wrong(&self, name: &str, reason: String, hint: &str) -> HubError {
-        HubError::Tensor { path: self.tensors().root().to_owned(), name: name.into(), reason, hint: hint.into() }
+        HubError::Tensor {
+            path: self.tensors().root().to_owned(),
+            name: name.into(),
+            reason,
+            hint: hint.into(),
+        }
     }
 
     fn place(&self, piece: &Piece, architecture: Architecture<'_>) -> Result<Place, HubError> {
-        let unknown = || self.wrong(&piece.name, "has no place in GGUF".into(), "take the Hugging Face folder");
+        let unknown =
+            || self.wrong(&piece.name, "has no place in GGUF".into(), "take the Hugging Face folder");
         match piece.name.as_str() {
             "model.embed_tokens.weight" => return Ok(Place::Whole("token_embd.weight".into())),
             "model.norm.weight" => return Ok(Place::Whole("output_norm.weight".into())),
@@ -134,7 +143,8 @@ impl Source {
         known.insert(gguf_config::DIVISORS.into());
         let main = architecture.layers();
         for name in self.tensors().records().keys() {
-            let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+            let layer =
+                name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
             if !known.contains(name) && layer.is_none_or(|layer| layer < main) {
                 let reason = "is there, and the metadata has no place for it".to_string();
                 return Err(self.wrong(name, reason, "it would change the computation; take another file"));
@@ -155,7 +165,8 @@ impl Source {
             }
             Place::Split { keys, values } => {
                 let Architecture::DeepseekV3(config) = architecture else { return Ok(Vec::new()) };
-                let all = |name: &str| tensors.read_f32(name, 0, tensors.get(name).map_or(0, |r| r.elements()));
+                let all =
+                    |name: &str| tensors.read_f32(name, 0, tensors.get(name).map_or(0, |r| r.elements()));
                 expansion(config, &all(&keys)?, &all(&values)?)
             }
         })

@@ -19,7 +19,8 @@ const IGNORED: [&str; 2] = ["rope.scaling.finetuned", "tensor_data_layout"];
 /// The configuration, and what a user should know of it.
 pub(super) fn configuration(gguf: &Gguf) -> Result<(ModelConfig, Vec<String>), ModelError> {
     let name = gguf.metadata.get("general.architecture").and_then(Value::as_text);
-    let name = name.ok_or_else(|| unknown("general.architecture", "is missing".into(), "the file is no model"))?;
+    let name =
+        name.ok_or_else(|| unknown("general.architecture", "is missing".into(), "the file is no model"))?;
     let keys = Keys { gguf, name, read: RefCell::new(BTreeSet::new()) };
     let (config, notes) = match name {
         "llama" | "qwen2" => (ModelConfig::Llama(keys.llama()?), Vec::new()),
@@ -70,15 +71,17 @@ impl Keys<'_> {
     }
 
     fn needed(&self, key: &str) -> Result<usize, ModelError> {
-        self.size(key)?.ok_or_else(|| self.wrong(key, "is missing".into(), "the file is not whole; get it again"))
+        self.size(key)?
+            .ok_or_else(|| self.wrong(key, "is missing".into(), "the file is not whole; get it again"))
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| {
-                self.wrong(key, format!("is {}", shown(value)), "it must be a number")
-            }),
+            Some(value) => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, format!("is {}", shown(value)), "it must be a number")),
         }
     }
 
@@ -177,11 +180,14 @@ impl Keys<'_> {
         let kind = self.get("rope.scaling.type").map(|value| value.as_text().map(str::to_string));
         let factor = self.float("rope.scaling.factor")?;
         let original = self.size("rope.scaling.original_context_length")?;
-        for key in ["rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"] {
+        for key in
+            ["rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"]
+        {
             self.only(key, 1.0)?;
         }
         let weight = self.float("rope.scaling.yarn_log_multiplier")?;
-        let [fast, slow] = ["rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"].map(|key| self.float(key));
+        let [fast, slow] =
+            ["rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"].map(|key| self.float(key));
         let (beta_fast, beta_slow) = (fast?, slow?);
         let kind = match kind {
             None if factor.is_none_or(|factor| factor == 1.0) => return Ok(None),
@@ -218,7 +224,8 @@ impl Keys<'_> {
             return Ok(None);
         }
         let refuse = |reason: String| unknown(DIVISORS, reason, "take the Hugging Face folder");
-        let have = self.gguf.tensors.read_f32(DIVISORS, 0, size / 2).map_err(|error| refuse(error.to_string()))?;
+        let have =
+            self.gguf.tensors.read_f32(DIVISORS, 0, size / 2).map_err(|error| refuse(error.to_string()))?;
         let factor = have.iter().copied().fold(1.0f32, f32::max);
         if factor == 1.0 {
             return Ok(None);
@@ -263,15 +270,24 @@ impl Keys<'_> {
         let (key, value) = (self.size("attention.key_length")?, self.size("attention.value_length")?);
         let key = self.size("attention.key_length_mla")?.or(key);
         let value = self.size("attention.value_length_mla")?.or(value);
-        let absent = |name: &str| self.wrong(name, "is missing".into(), "the file is not whole; get it again");
+        let absent =
+            |name: &str| self.wrong(name, "is missing".into(), "the file is not whole; get it again");
         let key = key.ok_or_else(|| absent("attention.key_length"))?;
         let v_head_dim = value.ok_or_else(|| absent("attention.value_length"))?;
         let qk_nope_head_dim = key.checked_sub(rope).ok_or_else(|| {
-            self.wrong("attention.key_length", format!("is {key}, below the {rope} rotated columns"), "get the file again")
+            self.wrong(
+                "attention.key_length",
+                format!("is {key}, below the {rope} rotated columns"),
+                "get the file again",
+            )
         })?;
         match self.size("attention.head_count_kv")? {
             Some(groups) if groups != heads && groups != 1 => {
-                return Err(self.wrong("attention.head_count_kv", format!("is {groups}"), "latent attention has no groups"));
+                return Err(self.wrong(
+                    "attention.head_count_kv",
+                    format!("is {groups}"),
+                    "latent attention has no groups",
+                ));
             }
             _ => {}
         }
@@ -279,7 +295,11 @@ impl Keys<'_> {
         let predictions = self.size("nextn_predict_layers")?.unwrap_or(0);
         let blocks = self.needed("block_count")?;
         let layers = blocks.checked_sub(predictions).ok_or_else(|| {
-            self.wrong("nextn_predict_layers", format!("is {predictions} of {blocks} blocks"), "get the file again")
+            self.wrong(
+                "nextn_predict_layers",
+                format!("is {predictions} of {blocks} blocks"),
+                "get the file again",
+            )
         })?;
         let normed = match self.get("expert_weights_norm") {
             None => true,
@@ -312,8 +332,8 @@ impl Keys<'_> {
             "rope_scaling": self.scaling(max_position_embeddings)?,
             "max_position_embeddings": max_position_embeddings,
         });
-        let config: DeepseekV3Config = serde_json::from_value(said)
-            .map_err(|error| ModelError::Syntax { reason: error.to_string() })?;
+        let config: DeepseekV3Config =
+            serde_json::from_value(said).map_err(|error| ModelError::Syntax { reason: error.to_string() })?;
         let left_out = format!("{predictions} prediction module(s) of the file are left out");
         Ok((config, if predictions > 0 { vec![left_out] } else { Vec::new() }))
     }

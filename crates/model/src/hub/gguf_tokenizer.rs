@@ -46,7 +46,9 @@ fn tokenizer(gguf: &Gguf) -> Result<Json, String> {
     let get = |key: &str| gguf.metadata.get(&format!("tokenizer.ggml.{key}"));
     let model = get("model").and_then(Value::as_text).ok_or("`tokenizer.ggml.model` is missing")?;
     if model != "gpt2" {
-        return Err(format!("`tokenizer.ggml.model` is \"{model}\"; only \"gpt2\", byte-level BPE, is supported"));
+        return Err(format!(
+            "`tokenizer.ggml.model` is \"{model}\"; only \"gpt2\", byte-level BPE, is supported"
+        ));
     }
     let cut = get("pre").and_then(Value::as_text).unwrap_or("default");
     let pre_tokenizer = pre_tokenizer(cut)
@@ -72,7 +74,8 @@ fn tokenizer(gguf: &Gguf) -> Result<Json, String> {
     let merges: Vec<&str> = merges.iter().filter_map(Value::as_text).collect();
     // A file that says to begin texts with a marker says which.
     let begins = matches!(get("add_bos_token"), Some(Value::Bool(true)));
-    let beginning = get("bos_token_id").and_then(Value::as_usize).and_then(|id| Some((id, tokens.get(id)?.as_text()?)));
+    let beginning =
+        get("bos_token_id").and_then(Value::as_usize).and_then(|id| Some((id, tokens.get(id)?.as_text()?)));
     let post_processor = match beginning.filter(|_| begins) {
         None => Json::Null,
         Some((id, token)) => json!({
@@ -97,12 +100,8 @@ fn tokenizer(gguf: &Gguf) -> Result<Json, String> {
 
 /// How a text is cut into pieces before merging, by the name that GGUF has for it.
 fn pre_tokenizer(name: &str) -> Option<Json> {
-    let bytes = |regex: bool| {
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex })
-    };
-    let split = |regex: &str| {
-        json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false })
-    };
+    let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+    let split = |regex: &str| json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false });
     let all = |steps: Vec<Json>| json!({ "type": "Sequence", "pretokenizers": steps });
     Some(match name {
         "gpt-2" => bytes(true),
@@ -111,9 +110,7 @@ fn pre_tokenizer(name: &str) -> Option<Json> {
         }
         "llama-bpe" | "llama3" | "llama-v3" => all(vec![split(WORDS_BY_THREE), bytes(false)]),
         "qwen2" | "deepseek-r1-qwen" => all(vec![split(WORDS_BY_ONE), bytes(false)]),
-        "deepseek-v3" => {
-            all(DEEPSEEK.into_iter().map(split).chain([bytes(false)]).collect())
-        }
+        "deepseek-v3" => all(DEEPSEEK.into_iter().map(split).chain([bytes(false)]).collect()),
         _ => return None,
     })
 }

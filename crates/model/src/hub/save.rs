@@ -46,7 +46,8 @@ pub fn save<E: From<HubError>>(
             file.sync()?;
         }
         let pieces = pieces(Architecture::from(config));
-        let announced: Vec<_> = pieces.iter().map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
+        let announced: Vec<_> =
+            pieces.iter().map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
         Ok((SafetensorsWriter::create(files, &aside.join(SINGLE_FILE), &announced)?, pieces))
     };
     let (mut writer, pieces) = begun()?;
@@ -107,7 +108,9 @@ fn published(config: &ModelConfig) -> Value {
     if let ModelConfig::Llama(_) = config
         && let Some(keys) = keys.as_object_mut()
     {
-        keys.retain(|name, value| !(value.is_null() && ["head_dim", "num_key_value_heads", "rope_scaling"].contains(&name.as_str())));
+        keys.retain(|name, value| {
+            !(value.is_null() && ["head_dim", "num_key_value_heads", "rope_scaling"].contains(&name.as_str()))
+        });
     }
     keys
 }

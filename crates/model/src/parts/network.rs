@@ -88,7 +88,8 @@ impl<'a> Network<'a> {
                 Kind::Bias | Kind::SelectionBias => Initial::Zeros,
             };
             // The router chooses by weights that are not rounded.
-            let rounded = matches!(kind, Kind::Matrix | Kind::ResidualMatrix) && !name.ends_with(".gate.weight");
+            let rounded =
+                matches!(kind, Kind::Matrix | Kind::ResidualMatrix) && !name.ends_with(".gate.weight");
             let dtype = if rounded { self.kept } else { DType::F32 };
             let id = self.builder.state(&name, Type::new(dtype, shape), initial);
             self.parameters.insert(name, id);

@@ -82,7 +82,10 @@ fn agree(what: &str, have: &[f64], want: &[f64]) {
     let largest = want.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
     for (have, want) in have.iter().zip(want) {
         // Positively: what is no number does not agree.
-        assert!((have - want).abs() <= BOUND * largest, "{what}: {have} is not {want}, the largest is {largest}");
+        assert!(
+            (have - want).abs() <= BOUND * largest,
+            "{what}: {have} is not {want}, the largest is {largest}"
+        );
     }
 }
 
@@ -187,7 +190,8 @@ fn what_is_saved_is_what_was_read() {
         for piece in pieces(hub.config()) {
             assert_eq!(again.read(&piece).unwrap(), hub.read(&piece).unwrap(), "{name}: {}", piece.name);
         }
-        let error = save::<HubError>(world.files(), &to, hub.config(), &[], |piece| hub.read(piece)).unwrap_err();
+        let error =
+            save::<HubError>(world.files(), &to, hub.config(), &[], |piece| hub.read(piece)).unwrap_err();
         assert!(error.to_string().contains("exists already"), "{error}");
     }
 }

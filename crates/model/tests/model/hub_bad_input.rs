@@ -43,8 +43,16 @@ fn every_key_that_changes_the_computation_is_read_or_refused_by_name() {
         ("llama-default", &[("architectures", "[\"MistralForCausalLM\"]")], "MistralForCausalLM"),
         ("llama-default", &[("model_type", "\"qwen2\"")], "`model_type`"),
         ("llama-default", &[("architectures", ""), ("model_type", "")], "`architectures` is missing"),
-        ("llama-default", &[("rope_parameters/rope_type", "\"dynamic\""), ("rope_parameters/factor", "2")], "\"dynamic\""),
-        ("llama-default", &[("rope_parameters/rope_type", "\"longrope\""), ("rope_parameters/factor", "2")], "\"longrope\""),
+        (
+            "llama-default",
+            &[("rope_parameters/rope_type", "\"dynamic\""), ("rope_parameters/factor", "2")],
+            "\"dynamic\"",
+        ),
+        (
+            "llama-default",
+            &[("rope_parameters/rope_type", "\"longrope\""), ("rope_parameters/factor", "2")],
+            "\"longrope\"",
+        ),
         ("llama-default", &[("rope_parameters/factor", "2")], "`rope_scaling.factor`"),
         ("llama-default", &[("rope_parameters/partial_rotary_factor", "0.5")], "partial_rotary_factor"),
         ("llama-default", &[("rope_theta", "1234.0")], "`rope_theta`"),
@@ -53,8 +61,16 @@ fn every_key_that_changes_the_computation_is_read_or_refused_by_name() {
         ("llama-llama3", &[("rope_parameters/mscale", "1")], "mscale"),
         ("llama-llama3", &[("rope_parameters/short_factor", "[1]")], "short_factor"),
         ("llama-linear", &[("rope_scaling/rope_type", "\"yarn\"")], "rope_type"),
-        ("llama-linear", &[("rope_parameters", "{\"rope_type\": \"default\"}")], "contradicts rope_parameters"),
-        ("llama-default", &[("quantization_config", "{\"quant_method\": \"gptq\"}")], "quantization_config.quant_method"),
+        (
+            "llama-linear",
+            &[("rope_parameters", "{\"rope_type\": \"default\"}")],
+            "contradicts rope_parameters",
+        ),
+        (
+            "llama-default",
+            &[("quantization_config", "{\"quant_method\": \"gptq\"}")],
+            "quantization_config.quant_method",
+        ),
         ("deepseek-fp8", &[("quantization_config/fmt", "\"e5m2\"")], "quantization_config.fmt"),
         ("deepseek-fp8", &[("quantization_config/weight_block_size", "null")], "weight_block_size"),
         ("deepseek-yarn", &[("n_group", "")], "`n_group` is missing"),
@@ -105,14 +121,56 @@ fn change(room: &Path, file: &str, from: &str, to: &str) {
 fn a_configuration_that_contradicts_its_tensors_is_refused() {
     let weights = "model.safetensors";
     let cases: [(&str, &str, &str, &str, &[&str]); 8] = [
-        ("qwen2-default", "config.json", "\"vocab_size\": 43", "\"vocab_size\": 44", &["model.embed_tokens.weight", "[43, 16]", "[44, 16]"]),
-        ("qwen2-default", "config.json", "\"intermediate_size\": 22", "\"intermediate_size\": 24", &["mlp.gate_proj.weight", "[22, 16]"]),
-        ("qwen2-default", "config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", &["model.layers.2", "is missing"]),
-        ("qwen2-default", "config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", &["model.layers.1", "no place"]),
-        ("qwen2-default", "config.json", "\"tie_word_embeddings\": true ", "\"tie_word_embeddings\": false", &["lm_head.weight", "is missing"]),
-        ("qwen2-default", weights, "layers.1.mlp.up_proj.weight", "layers.1.mlp.up_qroj.weight", &["layers.1.mlp.up_proj.weight", "is missing"]),
+        (
+            "qwen2-default",
+            "config.json",
+            "\"vocab_size\": 43",
+            "\"vocab_size\": 44",
+            &["model.embed_tokens.weight", "[43, 16]", "[44, 16]"],
+        ),
+        (
+            "qwen2-default",
+            "config.json",
+            "\"intermediate_size\": 22",
+            "\"intermediate_size\": 24",
+            &["mlp.gate_proj.weight", "[22, 16]"],
+        ),
+        (
+            "qwen2-default",
+            "config.json",
+            "\"num_hidden_layers\": 2",
+            "\"num_hidden_layers\": 3",
+            &["model.layers.2", "is missing"],
+        ),
+        (
+            "qwen2-default",
+            "config.json",
+            "\"num_hidden_layers\": 2",
+            "\"num_hidden_layers\": 1",
+            &["model.layers.1", "no place"],
+        ),
+        (
+            "qwen2-default",
+            "config.json",
+            "\"tie_word_embeddings\": true ",
+            "\"tie_word_embeddings\": false",
+            &["lm_head.weight", "is missing"],
+        ),
+        (
+            "qwen2-default",
+            weights,
+            "layers.1.mlp.up_proj.weight",
+            "layers.1.mlp.up_qroj.weight",
+            &["layers.1.mlp.up_proj.weight", "is missing"],
+        ),
         ("deepseek-fp8", "config.json", "\"fp8\"", "\"fp4\"", &["quantization_config.quant_method"]),
-        ("deepseek-fp8", weights, "q_a_proj.weight_scale_inv", "q_a_proj.weight_scale_abc", &["q_a_proj.weight", "F8_E4M3"]),
+        (
+            "deepseek-fp8",
+            weights,
+            "q_a_proj.weight_scale_inv",
+            "q_a_proj.weight_scale_abc",
+            &["q_a_proj.weight", "F8_E4M3"],
+        ),
     ];
     for (record, file, from, to, words) in cases {
         let room = copied(record);

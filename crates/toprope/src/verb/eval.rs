@@ -24,17 +24,19 @@ pub fn run(arguments: &Eval, json: bool) -> Result<Exit, Failure> {
         && world.files().inspect(path).or_exit(Exit::Run)?.is_some()
     {
         let hint = "hint: name a file that is not there yet";
-        return Err(Failure::new(Exit::Run, format!("--logits {}: it exists already\n{hint}", path.display())));
+        return Err(Failure::new(
+            Exit::Run,
+            format!("--logits {}: it exists already\n{hint}", path.display()),
+        ));
     }
     let hub = published::open(&world, &arguments.model)?;
     let config = hub.inference_config();
     match (&arguments.tokens, &arguments.data) {
         (Some(tokens), _) => of_tokens(&world, &hub, &config, tokens, arguments, json),
         (None, Some(path)) => of_text(&world, &hub, &config, path, arguments, json),
-        (None, None) => Err(Failure::new(
-            Exit::Usage,
-            "nothing to evaluate\nhint: give --data FILE, or --tokens 1,2,3",
-        )),
+        (None, None) => {
+            Err(Failure::new(Exit::Usage, "nothing to evaluate\nhint: give --data FILE, or --tokens 1,2,3"))
+        }
     }
 }
 
@@ -47,8 +49,11 @@ fn of_tokens(
     json: bool,
 ) -> Result<Exit, Failure> {
     let vocabulary = Architecture::from(config).vocab_size();
-    if let Some(token) = tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|t| t >= vocabulary) || **token < 0) {
-        let message = format!("--tokens: {token} is none of the {vocabulary} tokens of {}", hub.path().display());
+    if let Some(token) =
+        tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|t| t >= vocabulary) || **token < 0)
+    {
+        let message =
+            format!("--tokens: {token} is none of the {vocabulary} tokens of {}", hub.path().display());
         return Err(Failure::new(Exit::Usage, message));
     }
     let mut device = published::device(&arguments.device, arguments.threads)?;
@@ -77,7 +82,12 @@ fn joined(tokens: &[usize]) -> String {
     tokens.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn write_logits(world: &RealWorld, path: &Path, logits: &[f32], vocabulary: usize) -> Result<(), FormatError> {
+fn write_logits(
+    world: &RealWorld,
+    path: &Path,
+    logits: &[f32],
+    vocabulary: usize,
+) -> Result<(), FormatError> {
     let shape = vec![logits.len() / vocabulary.max(1), vocabulary];
     let mut writer = SafetensorsWriter::create(world.files(), path, &[("logits".into(), shape)])?;
     writer.write(path, "logits", logits)?;
@@ -124,7 +134,10 @@ fn of_text(
     let tokens = tokenizer.encode(&text, true).or_exit(Exit::Data)?;
     let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
     if tokens.len() < 2 {
-        return Err(Failure::new(Exit::Data, format!("{}: too short to predict anything in", path.display())));
+        return Err(Failure::new(
+            Exit::Data,
+            format!("{}: too short to predict anything in", path.display()),
+        ));
     }
     let longest = Architecture::from(config).max_position_embeddings();
     let context = arguments.context.unwrap_or(CONTEXT.min(longest)).min(tokens.len());

@@ -21,7 +21,10 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     if world.files().inspect(&arguments.to).or_exit(Exit::Run)?.is_some() {
         let hint = "hint: name a folder that is not there yet";
-        return Err(Failure::new(Exit::Run, format!("{}: it exists already\n{hint}", arguments.to.display())));
+        return Err(Failure::new(
+            Exit::Run,
+            format!("{}: it exists already\n{hint}", arguments.to.display()),
+        ));
     }
     let is_run = world.files().inspect(&arguments.what.join("recipe.toml")).or_exit(Exit::Run)?.is_some();
     let (from, tensors) = match is_run {
@@ -51,8 +54,10 @@ fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), F
         eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
     }
     // Pieces of one parameter come one after the other, so each is read once.
-    let sizes: std::collections::BTreeMap<String, u64> =
-        parameters(&config).into_iter().map(|parameter| (parameter.name.clone(), parameter.elements())).collect();
+    let sizes: std::collections::BTreeMap<String, u64> = parameters(&config)
+        .into_iter()
+        .map(|parameter| (parameter.name.clone(), parameter.elements()))
+        .collect();
     let mut current: (String, Vec<f32>) = (String::new(), Vec::new());
     let count = write(world, to, &config, &extras, |piece| {
         if current.0 != piece.parameter {

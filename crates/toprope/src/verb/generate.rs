@@ -38,7 +38,10 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
     eprintln!("{} tokens of prompt, {} made in {seconds:.2} s", prompt.len(), made.len());
     if json {
         let text = speaker.tokenizer.decode(&made);
-        println!("{}", serde_json::json!({ "prompt": prompt, "tokens": made, "text": text, "seconds": seconds }));
+        println!(
+            "{}",
+            serde_json::json!({ "prompt": prompt, "tokens": made, "text": text, "seconds": seconds })
+        );
     }
     Ok(Exit::Done)
 }
@@ -104,7 +107,17 @@ impl Speaker {
         let what = Inference::Cached { window: WINDOW };
         let session = published::session(&hub, &config, &mut *device, what, decoding.dtype, capacity)?;
         let decoding = decoding.clone();
-        Ok(Speaker { device, session, tokenizer, text, decoding, capacity, vocabulary, read: Vec::new(), drawn: 0 })
+        Ok(Speaker {
+            device,
+            session,
+            tokenizer,
+            text,
+            decoding,
+            capacity,
+            vocabulary,
+            read: Vec::new(),
+            drawn: 0,
+        })
     }
 
     /// Goes on from a prompt, printing as it does; gives the tokens that were made, without the one that ends.
@@ -173,7 +186,8 @@ impl Speaker {
             return Ok(shown);
         }
         let mut out = std::io::stdout().lock();
-        let written = out.write_all(text.get(shown..).unwrap_or_default().as_bytes()).and_then(|()| out.flush());
+        let written =
+            out.write_all(text.get(shown..).unwrap_or_default().as_bytes()).and_then(|()| out.flush());
         written.or_exit(Exit::Internal)?;
         Ok(text.len())
     }

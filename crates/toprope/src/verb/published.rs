@@ -108,11 +108,7 @@ fn write_weights(
 const PART_ELEMENTS: usize = 1 << 20;
 
 /// The model's tokenizer.
-pub fn tokenizer(
-    world: &dyn World,
-    hub: &Hub,
-    config: &ModelConfig,
-) -> Result<PublishedTokenizer, Failure> {
+pub fn tokenizer(world: &dyn World, hub: &Hub, config: &ModelConfig) -> Result<PublishedTokenizer, Failure> {
     let Text { tokenizer, no_tokenizer, .. } = hub.text(world.files())?;
     let (bytes, path) = tokenizer.ok_or_else(|| {
         let hint = "hint: a text needs the model's tokenizer; `eval --tokens 1,2,3` does without";

@@ -11,7 +11,10 @@ pub struct PublishedTokenizer {
 }
 
 /// Reads a `tokenizer.json`; the library unwraps what it finds inside, so what is no JSON of its shape must not get that far.
-pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<(tokenizers::Tokenizer, serde_json::Value), TokenizerError> {
+pub(super) fn parse(
+    bytes: &[u8],
+    origin: &Path,
+) -> Result<(tokenizers::Tokenizer, serde_json::Value), TokenizerError> {
     let malformed = |reason: String| TokenizerError::Malformed { path: origin.to_owned(), reason };
     let text = std::str::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
     let value: serde_json::Value =
@@ -33,7 +36,11 @@ impl PublishedTokenizer {
     ///
     /// # Errors
     /// They are none, or it has more tokens than the model has rows.
-    pub fn from_json(bytes: &[u8], origin: &Path, vocabulary: usize) -> Result<PublishedTokenizer, TokenizerError> {
+    pub fn from_json(
+        bytes: &[u8],
+        origin: &Path,
+        vocabulary: usize,
+    ) -> Result<PublishedTokenizer, TokenizerError> {
         let (tokenizer, _) = parse(bytes, origin)?;
         let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1);
         if tokens > vocabulary {

@@ -41,7 +41,9 @@ impl Conversation {
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        let raise = |message: String| -> Result<String, Error> { Err(Error::new(ErrorKind::InvalidOperation, message)) };
+        let raise = |message: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        };
         environment.add_function("raise_exception", raise);
         environment.add_template_owned(NAME, template).map_err(|error| failure(&model, &error))?;
         let (beginning, end) = (text.beginning.clone(), text.end.clone());
@@ -68,8 +70,15 @@ impl Conversation {
 
 fn failure(model: &str, error: &Error) -> Failure {
     let place = error.line().map_or(String::new(), |line| format!(", line {line}"));
-    let what = error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
-    Failure::new(Exit::Recipe, format!("{model}: the chat template{place}: {what}\nhint: mend the template, or use `toprope generate`"))
+    let what = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
+    Failure::new(
+        Exit::Recipe,
+        format!(
+            "{model}: the chat template{place}: {what}\nhint: mend the template, or use `toprope generate`"
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -77,17 +86,14 @@ mod tests {
     use super::*;
 
     fn conversation(template: &str) -> Result<Conversation, Failure> {
-        let text = Text {
-            chat_template: Some(template.into()),
-            beginning: Some("<s>".into()),
-            ..Text::default()
-        };
+        let text =
+            Text { chat_template: Some(template.into()), beginning: Some("<s>".into()), ..Text::default() };
         Conversation::new(Path::new("model"), &text)
     }
 
     fn said(template: &str) -> Result<String, Failure> {
-        let messages =
-            [("system", " be brief "), ("user", "hello")].map(|(role, text)| Message { role, content: text.into() });
+        let messages = [("system", " be brief "), ("user", "hello")]
+            .map(|(role, text)| Message { role, content: text.into() });
         conversation(template)?.prompt(&messages)
     }
 
