@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "toprope-conformance",
             "toprope-devices",
             "toprope-diagnose",
+            "toprope-formats",
             "toprope-guard",
             "toprope-model",
             "toprope-program",
@@ -38,7 +39,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("toprope-simulator", &["toprope-guard"]),
-    ("toprope-model", &["toprope-program"]),
+    ("toprope-model", &["toprope-formats", "toprope-program", "toprope-world"]),
+    ("toprope-formats", &["toprope-world"]),
     ("toprope-conformance", &["toprope-program"]),
     (
         "toprope-devices",

@@ -1,7 +1,7 @@
 //! Our tensors to and from the published ones. Stacking is along the outermost axes, so that each published tensor is a
 //! contiguous run of elements of one of ours, whatever the dtype: the mapping is a list of such runs.
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::parameters::parameters;
 use std::collections::BTreeMap;
@@ -28,14 +28,26 @@ impl Piece {
 }
 
 /// Every published tensor of a configuration, in the order of our parameters and of their elements.
-pub fn pieces(config: &DeepseekV3Config) -> Vec<Piece> {
+pub fn pieces<'a>(architecture: impl Into<Architecture<'a>>) -> Vec<Piece> {
+    let architecture = architecture.into();
     let mut pieces = Vec::new();
-    for parameter in parameters(config) {
+    for parameter in parameters(architecture) {
         let (name, shape) = (&parameter.name, &parameter.shape);
-        let names = match (name.strip_suffix("gate_up_proj.weight"), name.strip_suffix("down_proj.weight")) {
-            (Some(prefix), _) => published(prefix, shape, &["gate_proj.weight", "up_proj.weight"]),
-            (_, Some(prefix)) => published(prefix, shape, &["down_proj.weight"]),
-            _ => vec![(name.clone(), shape.clone())],
+        let names = if let Some((prefix, suffix)) = name.split_once("gate_up_proj.") {
+            published(prefix, shape, &[&format!("gate_proj.{suffix}"), &format!("up_proj.{suffix}")])
+        } else if let Some((prefix, suffix)) = name.split_once("down_proj.") {
+            published(prefix, shape, &[&format!("down_proj.{suffix}")])
+        } else if let (Some((prefix, suffix)), Architecture::Llama(config)) =
+            (name.split_once("qkv_proj."), architecture)
+        {
+            let rows = ["q_proj", "k_proj", "v_proj"].into_iter().zip(config.projection_rows());
+            rows.map(|(matrix, rows)| {
+                let shape = [&[rows], &shape[1..]].concat();
+                (format!("{prefix}{matrix}.{suffix}"), shape)
+            })
+            .collect()
+        } else {
+            vec![(name.clone(), shape.clone())]
         };
         let mut offset_elements = 0;
         for (name, shape) in names {
@@ -47,14 +59,16 @@ pub fn pieces(config: &DeepseekV3Config) -> Vec<Piece> {
     pieces
 }
 
-/// Names and shapes of what a stack of experts `[E, rows, columns]` or a matrix `[rows, columns]` consists of.
+/// Names and shapes of what a stack of experts `[E, rows, columns]`, a matrix `[rows, columns]` or a bias `[rows]` consists
+/// of.
 fn published(prefix: &str, shape: &[usize], matrices: &[&str]) -> Vec<(String, Vec<usize>)> {
-    let (experts, rows, columns) = match *shape {
-        [experts, rows, columns] => (Some(experts), rows, columns),
-        [rows, columns] => (None, rows, columns),
+    let parts = matrices.len().max(1);
+    let (experts, each) = match *shape {
+        [experts, rows, columns] => (Some(experts), vec![rows / parts, columns]),
+        [rows, columns] => (None, vec![rows / parts, columns]),
+        [rows] => (None, vec![rows / parts]),
         _ => return Vec::new(),
     };
-    let each = vec![rows / matrices.len().max(1), columns];
     let mut names = Vec::new();
     for expert in 0..experts.unwrap_or(1) {
         let prefix = experts.map_or(prefix.to_string(), |_| format!("{prefix}{expert}."));
@@ -65,14 +79,15 @@ fn published(prefix: &str, shape: &[usize], matrices: &[&str]) -> Vec<(String, V
 
 /// Stacks published tensors into ours. All of a configuration's must be there with their shapes; others are ignored, as
 /// published files carry copies of the embedding and the head with each prediction module.
-pub fn fuse(
-    config: &DeepseekV3Config,
+pub fn fuse<'a>(
+    architecture: impl Into<Architecture<'a>>,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let architecture = architecture.into();
     let mut fused: BTreeMap<String, Tensor> = BTreeMap::new();
     let shapes: BTreeMap<String, Vec<usize>> =
-        parameters(config).into_iter().map(|parameter| (parameter.name, parameter.shape)).collect();
-    for piece in pieces(config) {
+        parameters(architecture).into_iter().map(|parameter| (parameter.name, parameter.shape)).collect();
+    for piece in pieces(architecture) {
         let tensor = checked(tensors, &piece.name, &piece.shape)?;
         let Some(shape) = shapes.get(&piece.parameter) else { continue };
         let whole = fused.entry(piece.parameter).or_insert_with(|| Tensor {
@@ -93,15 +108,16 @@ pub fn fuse(
 }
 
 /// Takes ours apart into published tensors.
-pub fn split(
-    config: &DeepseekV3Config,
+pub fn split<'a>(
+    architecture: impl Into<Architecture<'a>>,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let architecture = architecture.into();
     let mut published = BTreeMap::new();
-    for parameter in parameters(config) {
+    for parameter in parameters(architecture) {
         checked(tensors, &parameter.name, &parameter.shape)?;
     }
-    for piece in pieces(config) {
+    for piece in pieces(architecture) {
         let Some(tensor) = tensors.get(&piece.parameter) else { continue };
         let run = piece.offset_elements..piece.offset_elements.saturating_add(piece.elements());
         let data = tensor.data.get(run).unwrap_or_default().to_vec();

@@ -1,12 +1,13 @@
 //! DeepSeek-V3's configuration with Hugging Face's key names. Keys that would change the computation and are not known
 //! are refused by name; keys that do not matter to it are listed and ignored.
 
-mod validate;
+pub(crate) mod validate;
 
 use crate::error::ModelError;
+use crate::rope_scaling::{RopeScaling, rope};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use toprope_program::constant::{Rope, Yarn, yarn_magnitude};
+use toprope_program::constant::Rope;
 use toprope_program::operator::Scoring;
 
 /// The published `config.json` of a DeepSeek-V3 model.
@@ -91,7 +92,7 @@ pub struct DeepseekV3Config {
     /// Base of the rotary frequencies.
     #[serde(default = "theta")]
     pub rope_theta: f64,
-    /// YaRN, where the context was extended.
+    /// Where the context was extended.
     #[serde(default)]
     pub rope_scaling: Option<RopeScaling>,
     /// Whether neighbouring columns are rotated together, rather than halves.
@@ -147,31 +148,6 @@ pub struct DeepseekV3Config {
 /// A key that is known not to change the computation.
 type Ignored = Option<IgnoredAny>;
 
-/// How the rotary frequencies are stretched.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RopeScaling {
-    /// `yarn`.
-    #[serde(rename = "type", alias = "rope_type")]
-    pub kind: String,
-    /// Context extension factor.
-    pub factor: f64,
-    /// The context length of the pretraining.
-    pub original_max_position_embeddings: usize,
-    /// Rotations above which a frequency is kept.
-    #[serde(default = "beta_fast")]
-    pub beta_fast: f64,
-    /// Rotations below which a frequency is interpolated.
-    #[serde(default = "unit")]
-    pub beta_slow: f64,
-    /// Weight of the magnitude correction on cosines and sines.
-    #[serde(default = "unit")]
-    pub mscale: f64,
-    /// Weight of the magnitude correction on attention's scale.
-    #[serde(default)]
-    pub mscale_all_dim: f64,
-}
-
 fn model_type() -> String {
     "deepseek_v3".into()
 }
@@ -201,9 +177,6 @@ fn theta() -> f64 {
 }
 fn range() -> f64 {
     0.02
-}
-fn beta_fast() -> f64 {
-    32.0
 }
 
 impl DeepseekV3Config {
@@ -242,27 +215,13 @@ impl DeepseekV3Config {
 
     /// What rotary tables hold.
     pub fn rope(&self) -> Rope {
-        let yarn = self.rope_scaling.as_ref().map(|scaling| Yarn {
-            factor: scaling.factor,
-            original_positions: scaling.original_max_position_embeddings as f64,
-            beta_fast: scaling.beta_fast,
-            beta_slow: scaling.beta_slow,
-            mscale: scaling.mscale,
-            mscale_all_dim: scaling.mscale_all_dim,
-        });
-        Rope { base: self.rope_theta, yarn }
+        rope(self.rope_theta, self.rope_scaling.as_ref())
     }
 
     /// What attention scores are multiplied by: `1/√d`, times YaRN's magnitude squared where `mscale_all_dim` is set
     /// (DeepSeek-V3's published modelling code).
     pub fn softmax_scale(&self) -> f64 {
         let plain = (self.query_head_size() as f64).powf(-0.5);
-        let magnitude = match &self.rope_scaling {
-            Some(scaling) if scaling.mscale_all_dim != 0.0 => {
-                yarn_magnitude(scaling.factor, scaling.mscale_all_dim)
-            }
-            _ => 1.0,
-        };
-        plain * magnitude * magnitude
+        plain * self.rope_scaling.as_ref().map_or(1.0, RopeScaling::score_magnitude)
     }
 }

@@ -1,5 +1,5 @@
-//! DeepSeek-V3 (arXiv 2412.19437) as programs: a training step, its evaluation, logits of a window of tokens,
-//! and prefill and decode with caches.
+//! Models as programs: a training step, its evaluation, logits of a window of tokens, and prefill and decode with
+//! caches, of DeepSeek-V3 (arXiv 2412.19437), Llama (arXiv 2302.13971) and Qwen2 (arXiv 2407.10671).
 //!
 //! The main path is [`build_train`]: the forward pass from the parts, the losses, gradients by `autodiff`, the optimizer.
 //! All programs of one configuration declare their state in one order, parameters first: the state of
@@ -16,7 +16,7 @@
 //! f32\[1\] and as it enters `loss`; `counts.<layer>` i32\[experts\] for each layer with experts.
 //! Outputs of the update: `gradient_norm` (before clipping) and `clip_factor`, f32\[1\].
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::cost::SEQUENCES;
 use crate::error::{ModelError, key};
 use crate::parameters::parameters;
@@ -27,19 +27,21 @@ use toprope_program::autodiff::differentiate;
 use toprope_program::{DType, Dim, Phase, Program, Range};
 
 /// The training step. Its update writes every parameter, moment and bias, and `step`.
-pub fn build_train(
-    config: &DeepseekV3Config,
+pub fn build_train<'a>(
+    architecture: impl Into<Architecture<'a>>,
     options: &TrainingOptions,
     name: &str,
 ) -> Result<Program, ModelError> {
-    config.validate()?;
-    options.validate(config)?;
-    let mut network = network(config, name, Phase::Train, options.dtype, &Rows::sequences(options))?;
+    let architecture = architecture.into();
+    architecture.validate()?;
+    options.validate(architecture)?;
+    let mut network = network(architecture, name, Phase::Train, options.dtype, &Rows::sequences(options))?;
     network.declare_parameters(options.depth_scaled_init);
     let trunk = network.trunk()?;
     let losses = losses::training(&mut network, options, &trunk)?;
 
-    let trained: Vec<_> = parameters(config).into_iter().filter(|parameter| parameter.is_trained()).collect();
+    let trained: Vec<_> =
+        parameters(architecture).into_iter().filter(|parameter| parameter.is_trained()).collect();
     let values = network.values_of(&trained)?;
     let gradients = differentiate(&mut network.builder, losses.total, &values, options.recompute)?;
     losses::carry(&mut network, &losses)?;
@@ -54,14 +56,15 @@ pub fn build_train(
 
 /// The loss of the main head without gradients: carried `loss_sum` f32\[1\] over valid targets and their number
 /// `target_count` f32\[1\] (exact up to 2^24 in f32). Inputs `tokens`, `targets`, `positions`, `segment_start`.
-pub fn build_evaluate(
-    config: &DeepseekV3Config,
+pub fn build_evaluate<'a>(
+    architecture: impl Into<Architecture<'a>>,
     options: &TrainingOptions,
     name: &str,
 ) -> Result<Program, ModelError> {
-    config.validate()?;
-    options.validate(config)?;
-    let mut network = network(config, name, Phase::Evaluate, options.dtype, &Rows::sequences(options))?;
+    let architecture = architecture.into();
+    architecture.validate()?;
+    options.validate(architecture)?;
+    let mut network = network(architecture, name, Phase::Evaluate, options.dtype, &Rows::sequences(options))?;
     network.declare_parameters(options.depth_scaled_init);
     let trunk = network.trunk()?;
     losses::evaluation(&mut network, &trunk)?;
@@ -70,62 +73,117 @@ pub fn build_evaluate(
 
 /// Logits of every token of a window: output `logits` f32\[window, vocabulary\] for inputs `tokens`, `positions`,
 /// `segment_start` i32\[window\], with `window` in `1..=sequence`.
-pub fn build_logits(
-    config: &DeepseekV3Config,
+pub fn build_logits<'a>(
+    architecture: impl Into<Architecture<'a>>,
     dtype: DType,
     sequence: usize,
     name: &str,
 ) -> Result<Program, ModelError> {
-    config.validate()?;
+    let architecture = architecture.into();
+    architecture.validate()?;
     let options =
         TrainingOptions { sequence, micro_batch_sequences: 1, dtype, mtp_weight: 1.0, ..Default::default() };
-    options.validate(config)?;
+    options.validate(architecture)?;
     let rows = Rows { symbol: "window", bound: sequence, each: 1, positions: sequence };
-    let mut network = network(config, name, Phase::Prefill, dtype, &rows)?;
+    let mut network = network(architecture, name, Phase::Prefill, dtype, &rows)?;
     network.declare_parameters(false);
     let trunk = network.trunk()?;
     network.logits("logits", trunk.normed)?;
     Ok(network.builder.finish())
 }
 
+/// What inference computes of a window of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inference {
+    /// Logits of every token, as [`build_logits`].
+    Logits,
+    /// The sum of losses and the number of targets, as [`build_evaluate`]; the symbol is `window`.
+    Losses,
+    /// Logits of a window behind what caches hold, as [`build_prefill`]: of a prompt in parts, or of one more token.
+    Cached {
+        /// The longest window.
+        window: usize,
+    },
+}
+
+/// A program for a model that is not trained: its matrices are kept in the dtype of activations, so that no run rounds them
+/// again. `tokens` is the longest window, and the rows of the caches.
+pub fn build_inference<'a>(
+    architecture: impl Into<Architecture<'a>>,
+    what: Inference,
+    dtype: DType,
+    tokens: usize,
+    name: &str,
+) -> Result<Program, ModelError> {
+    let architecture = architecture.into();
+    architecture.validate()?;
+    let options = TrainingOptions {
+        sequence: tokens,
+        micro_batch_sequences: 1,
+        dtype,
+        mtp_weight: 1.0,
+        ..Default::default()
+    };
+    options.validate(architecture)?;
+    let (phase, bound) = match what {
+        Inference::Logits => (Phase::Prefill, tokens),
+        Inference::Losses => (Phase::Evaluate, tokens),
+        Inference::Cached { window } => (Phase::Prefill, window.clamp(1, tokens)),
+    };
+    let rows = Rows { symbol: "window", bound, each: 1, positions: tokens };
+    let mut network = network(architecture, name, phase, dtype, &rows)?;
+    network.kept = dtype;
+    if matches!(what, Inference::Cached { .. }) {
+        network.cache_rows = Some(tokens);
+    }
+    network.declare_parameters(false);
+    let trunk = network.trunk()?;
+    match what {
+        Inference::Losses => losses::evaluation(&mut network, &trunk)?,
+        _ => network.logits("logits", trunk.normed)?,
+    }
+    Ok(network.builder.finish())
+}
+
 /// Logits of a prompt, whose keys and values go into caches: output `logits` f32\[window, vocabulary\] for inputs `tokens`,
 /// `positions`, `segment_start` i32\[window\], with `window` in `1..=capacity`; `position` i32\[1\], the row of the caches
 /// that the window begins at, and `cache_length` i32\[1\], the rows that count, the window's among them. Caches:
-/// `cache.<part>.latent` \[capacity, kv_lora_rank\] and `cache.<part>.key` \[capacity, qk_rope_head_dim\] of each layer.
-pub fn build_prefill(
-    config: &DeepseekV3Config,
+/// `cache.<part>.latent` \[capacity, kv_lora_rank\] and `cache.<part>.key` \[capacity, qk_rope_head_dim\] of each layer of
+/// DeepSeek-V3, `cache.<part>.key` and `cache.<part>.value` \[capacity, key heads, head size\] of the others.
+pub fn build_prefill<'a>(
+    architecture: impl Into<Architecture<'a>>,
     dtype: DType,
     capacity: usize,
     name: &str,
 ) -> Result<Program, ModelError> {
     let rows = Rows { symbol: "window", bound: capacity, each: 1, positions: capacity };
-    cached(config, dtype, rows, Phase::Prefill, name)
+    cached(architecture.into(), dtype, rows, Phase::Prefill, name)
 }
 
 /// Logits of one token behind what the caches hold: [`build_prefill`] with a window of one, and the same caches.
-pub fn build_decode(
-    config: &DeepseekV3Config,
+pub fn build_decode<'a>(
+    architecture: impl Into<Architecture<'a>>,
     dtype: DType,
     capacity: usize,
     name: &str,
 ) -> Result<Program, ModelError> {
     let rows = Rows { symbol: "window", bound: 1, each: 1, positions: capacity };
-    cached(config, dtype, rows, Phase::Decode, name)
+    cached(architecture.into(), dtype, rows, Phase::Decode, name)
 }
 
 fn cached(
-    config: &DeepseekV3Config,
+    architecture: Architecture<'_>,
     dtype: DType,
     rows: Rows,
     phase: Phase,
     name: &str,
 ) -> Result<Program, ModelError> {
-    config.validate()?;
+    architecture.validate()?;
     let sequence = rows.positions;
     let options =
         TrainingOptions { sequence, micro_batch_sequences: 1, dtype, mtp_weight: 1.0, ..Default::default() };
-    options.validate(config)?;
-    let mut network = network(config, name, phase, dtype, &rows)?;
+    options.validate(architecture)?;
+    let mut network = network(architecture, name, phase, dtype, &rows)?;
     network.cache_rows = Some(sequence);
     network.declare_parameters(false);
     let trunk = network.trunk()?;
@@ -149,7 +207,7 @@ impl Rows {
 }
 
 fn network<'a>(
-    config: &'a DeepseekV3Config,
+    architecture: Architecture<'a>,
     name: &str,
     phase: Phase,
     dtype: DType,
@@ -165,5 +223,5 @@ fn network<'a>(
     }
     let mut builder = toprope_program::Builder::new(name, phase);
     let symbol = builder.symbol(rows.symbol, rows.bound);
-    Ok(Network::new(config, builder, dtype, Dim::symbolic(symbol, rows.each), rows.positions))
+    Ok(Network::new(architecture, builder, dtype, Dim::symbolic(symbol, rows.each), rows.positions))
 }

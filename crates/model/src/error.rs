@@ -15,8 +15,18 @@ pub enum ModelError {
         /// What to do.
         mend: String,
     },
+    /// A key of a published configuration that changes the computation and is not supported, or is missing.
+    #[error("`{key}` {reason}: {mend}")]
+    Published {
+        /// The key as it is written in the file.
+        key: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        mend: String,
+    },
     /// The configuration is not what its schema says; names the key and the place.
-    #[error("not a DeepSeek-V3 configuration: {reason}")]
+    #[error("not a model's configuration: {reason}")]
     Syntax {
         /// The parser's message.
         reason: String,
@@ -37,4 +47,9 @@ pub enum ModelError {
 /// An error about a key.
 pub(crate) fn key(key: &'static str, reason: impl Into<String>, mend: impl Into<String>) -> ModelError {
     ModelError::Key { key, reason: reason.into(), mend: mend.into() }
+}
+
+/// An error about a key of a published configuration.
+pub(crate) fn unknown(key: &str, reason: String, mend: &str) -> ModelError {
+    ModelError::Published { key: key.into(), reason, mend: mend.into() }
 }

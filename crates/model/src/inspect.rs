@@ -5,7 +5,7 @@ mod memory; // bytes by part
 
 pub use memory::PartMemory;
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::cost::packed_cost;
 use crate::error::ModelError;
 use crate::totals::{Totals, group, totals};
@@ -111,13 +111,13 @@ pub struct LargeOperator {
 const LARGEST: usize = 8;
 
 /// Looks at a program that was built for a configuration.
-pub fn summarize(
-    config: &DeepseekV3Config,
+pub fn summarize<'a>(
+    architecture: impl Into<Architecture<'a>>,
     validated: &Validated,
     layout: StateLayout,
 ) -> Result<Summary, ModelError> {
     let program = validated.program();
-    let totals = totals(config)?;
+    let totals = totals(architecture)?;
     let mut parts: Vec<PartSummary> =
         totals.parts.iter().map(|total| PartSummary::new(&total.part, total.parameters)).collect();
     let (mut ranges, mut largest) = (Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
 //! How many parameters a configuration has, without building anything.
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::parameters::parameters;
 use serde::Serialize;
@@ -45,16 +45,18 @@ pub fn group(part: &str) -> &str {
 }
 
 /// Counts the parameters of a configuration.
-pub fn totals(config: &DeepseekV3Config) -> Result<Totals, ModelError> {
-    config.validate()?;
+pub fn totals<'a>(architecture: impl Into<Architecture<'a>>) -> Result<Totals, ModelError> {
+    let architecture = architecture.into();
+    architecture.validate()?;
     let mut totals = Totals { main: 0, activated: 0, mtp: 0, mtp_published: 0, parts: Vec::new() };
     let mut shared = 0u64;
-    for parameter in parameters(config) {
+    for parameter in parameters(architecture) {
         let count = parameter.elements();
         let activated = match parameter.shape.as_slice() {
             // Only experts are stacked.
-            [experts, _, _] => count / *experts as u64 * config.num_experts_per_tok as u64,
-            _ if parameter.part == "embedding" => 0,
+            [experts, _, _] => count / *experts as u64 * architecture.experts_per_token() as u64,
+            // A tied table is the head too, which every token reads.
+            _ if parameter.part == "embedding" && !architecture.tied() => 0,
             _ => count,
         };
         if parameter.name == "model.embed_tokens.weight" || parameter.name == "lm_head.weight" {
@@ -77,6 +79,6 @@ pub fn totals(config: &DeepseekV3Config) -> Result<Totals, ModelError> {
             }
         }
     }
-    totals.mtp_published = totals.mtp + shared * config.num_nextn_predict_layers as u64;
+    totals.mtp_published = totals.mtp + shared * architecture.prediction_layers() as u64;
     Ok(totals)
 }

@@ -1,6 +1,6 @@
 //! What a training step needs beside the model's configuration.
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::error::{ModelError, key};
 use serde::{Deserialize, Serialize};
 use toprope_program::DType;
@@ -79,7 +79,8 @@ fn not_negative(name: &'static str, value: f64) -> Result<(), ModelError> {
 
 impl TrainingOptions {
     /// Checks the options, and that they fit the configuration.
-    pub fn validate(&self, config: &DeepseekV3Config) -> Result<(), ModelError> {
+    pub fn validate<'a>(&self, architecture: impl Into<Architecture<'a>>) -> Result<(), ModelError> {
+        let architecture = architecture.into();
         if !self.dtype.is_float() {
             return Err(key("dtype", format!("is {}", self.dtype), "choose f32 or bf16"));
         }
@@ -90,14 +91,14 @@ impl TrainingOptions {
                 return Err(key(name, "is 0", "give it a size of at least 1"));
             }
         }
-        if self.sequence > config.max_position_embeddings {
+        if self.sequence > architecture.max_position_embeddings() {
             return Err(key(
                 "sequence",
                 format!("is {}", self.sequence),
-                format!("max_position_embeddings allows {}", config.max_position_embeddings),
+                format!("max_position_embeddings allows {}", architecture.max_position_embeddings()),
             ));
         }
-        let choices = if config.experts() > 0 { config.num_experts_per_tok } else { 1 };
+        let choices = architecture.experts_per_token().max(1);
         let rows =
             self.sequence.checked_mul(self.micro_batch_sequences).and_then(|rows| rows.checked_mul(choices));
         if rows.is_none_or(|rows| rows > i32::MAX as usize) {
@@ -107,7 +108,7 @@ impl TrainingOptions {
                 "rows are counted in 32 bits; lower it and accumulate more micro-batches",
             ));
         }
-        if config.num_nextn_predict_layers > 0 && self.mtp_weight <= 0.0 {
+        if architecture.prediction_layers() > 0 && self.mtp_weight <= 0.0 {
             return Err(key(
                 "mtp_weight",
                 format!("is {}, so the prediction modules would not learn", self.mtp_weight),

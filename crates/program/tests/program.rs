@@ -168,7 +168,10 @@ fn the_program_of_the_worker_protocols_page_is_one() {
     assert_eq!(again, told);
     assert_eq!(text::parse(&text::print(&program)).unwrap(), program);
     // The page names every role and every way to begin.
-    for role in ["state", "next", "constant", "input", "carried", "scratch", "output", "cache", "zeros", "ones", "normal"] {
+    for role in [
+        "state", "next", "constant", "input", "carried", "scratch", "output", "cache", "zeros", "ones",
+        "normal",
+    ] {
         assert!(page.contains(&format!("\"{role}\"")), "{role}");
     }
 }

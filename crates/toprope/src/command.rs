@@ -27,8 +27,16 @@ pub enum Verb {
     Diagnose(Diagnose),
     /// Write the evidence on a wrong operator as one archive that runs without Toprope, to send to whoever can mend it.
     Report(Report),
-    /// Show what a recipe or a model configuration is: operators, FLOPs, bytes, memory, parameters.
+    /// Show what a recipe, a model configuration or a published model is: operators, FLOPs, bytes, memory, parameters.
     Inspect(Inspect),
+    /// What a published model makes of a text or of tokens: loss, perplexity, bits per byte, logits.
+    Eval(Eval),
+    /// Write a run's model, or a published one, as a folder that transformers opens.
+    Export(Export),
+    /// Go on from a text in a published model's words.
+    Generate(Generate),
+    /// Talk with a published model.
+    Chat(Chat),
     /// Show how a run stands, live or ended: steps, devices, faults, and the proof that each batch was counted once.
     Status(Status),
     /// Find out whether a device is fit to train or to infer on, and say why. Without arguments: what is there.
@@ -321,7 +329,7 @@ pub struct Rehearse {
 /// Arguments of `inspect`.
 #[derive(Args, Debug)]
 pub struct Inspect {
-    /// A recipe (file or built-in name), or a Hugging Face config.json.
+    /// A recipe (file or built-in name), a Hugging Face folder or config.json, or a GGUF file.
     pub what: String,
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -329,4 +337,99 @@ pub struct Inspect {
     /// Print the whole training program in its printed form instead.
     #[arg(long)]
     pub program: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Clone, Debug)]
+pub struct Eval {
+    /// A Hugging Face folder, or a GGUF file.
+    pub model: PathBuf,
+    /// A text, of which loss, perplexity and bits per byte are told.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub data: Option<PathBuf>,
+    /// Tokens to evaluate instead of a text, as in 1,2,3.
+    #[arg(long, value_name = "TOKEN,TOKEN", value_delimiter = ',')]
+    pub tokens: Option<Vec<i32>>,
+    /// Write the logits of --tokens as `logits` [tokens, vocabulary] to this safetensors file.
+    #[arg(long, value_name = "FILE", requires = "tokens")]
+    pub logits: Option<PathBuf>,
+    /// f32 or bf16: the dtype of weights and activations.
+    #[arg(long, default_value = "f32", value_parser = crate::verb::published::dtype)]
+    pub dtype: toprope_program::DType,
+    /// Tokens of a window of --data; default 512, or what the model allows.
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// The device that computes.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the device; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Clone, Debug)]
+pub struct Export {
+    /// A run's folder, a Hugging Face folder, or a GGUF file.
+    pub what: PathBuf,
+    /// The folder to write, which must not be there.
+    pub to: PathBuf,
+}
+
+/// How text is made.
+#[derive(Args, Clone, Debug)]
+pub struct Decoding {
+    /// The most tokens of an answer.
+    #[arg(long, default_value_t = 256, value_name = "TOKENS")]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token; above it tokens are drawn.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Draw from the likeliest tokens alone that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// What draws follow from.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Go on where the model would end.
+    #[arg(long)]
+    pub ignore_end: bool,
+    /// f32 or bf16: the dtype of weights and activations.
+    #[arg(long, default_value = "f32", value_parser = crate::verb::published::dtype)]
+    pub dtype: toprope_program::DType,
+    /// Tokens of prompt and answer together; default 2048, or what the model allows.
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// The device that computes.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the device; default all cores.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Arguments of `generate`.
+#[derive(Args, Clone, Debug)]
+pub struct Generate {
+    /// A Hugging Face folder, or a GGUF file.
+    pub model: PathBuf,
+    /// The text to go on from.
+    #[arg(long)]
+    pub prompt: String,
+    /// How text is made.
+    #[command(flatten)]
+    pub decoding: Decoding,
+}
+
+/// Arguments of `chat`.
+#[derive(Args, Clone, Debug)]
+pub struct Chat {
+    /// A Hugging Face folder, or a GGUF file.
+    pub model: PathBuf,
+    /// What the model is told before the first message.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// How text is made.
+    #[command(flatten)]
+    pub decoding: Decoding,
 }

@@ -12,7 +12,7 @@ pub enum Exit {
     Internal,
     /// The command line was not understood (clap's code).
     Usage,
-    /// A recipe or a model's configuration is wrong.
+    /// A recipe or a published model is wrong.
     Recipe,
     /// Data or a tokenizer is wrong.
     Data,
@@ -97,7 +97,7 @@ impl Exit {
             Exit::Done => "done",
             Exit::Internal => "something that should not happen; please report it",
             Exit::Usage => "the command line was not understood",
-            Exit::Recipe => "a recipe or a model's configuration is wrong",
+            Exit::Recipe => "a recipe or a published model is wrong",
             Exit::Data => "data or a tokenizer is wrong",
             Exit::Run => "a run folder or a checkpoint is wrong, in use, in the way, or cannot be written",
             Exit::Device => "a device is unknown, cannot run the program, or failed",

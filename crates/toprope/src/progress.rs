@@ -2,7 +2,7 @@
 
 use crate::memory;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
 use std::rc::Rc;
 use std::time::Duration;
@@ -131,6 +131,50 @@ impl Observer for Progress {
 
     fn warning(&mut self, text: &str) {
         self.line(&format!("warning: {text}"));
+    }
+}
+
+/// Shows how much of something is done: a bar on a terminal, about ten lines in a pipe.
+pub struct Counted {
+    bar: Option<ProgressBar>,
+    what: &'static str,
+    all: u64,
+    next_line: Cell<u64>,
+}
+
+impl Counted {
+    /// Begins to show so many of `what`.
+    pub fn new(what: &'static str, all: u64) -> Counted {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(all);
+            if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Counted { bar, what, all, next_line: Cell::new(all / 10) }
+    }
+
+    /// Says how many are done, and what came of them so far.
+    pub fn set(&self, done: u64, message: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(message.to_string());
+                bar.set_position(done);
+            }
+            None if done >= self.next_line.get() && done < self.all => {
+                eprintln!("{done}/{} {}  {message}", self.all, self.what);
+                self.next_line.set(done + self.all / 10);
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

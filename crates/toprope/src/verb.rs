@@ -3,9 +3,13 @@
 mod devices; // what is there
 mod diagnose; // which operator is wrong
 mod docs; // generated pages
+mod eval; // what a published model makes of a text
+mod export; // a folder that transformers opens
+mod generate; // text in a published model's words
 mod inspect; // what a recipe is
 mod oracle; // what devices are judged by
 mod prepare; // a recipe's data
+pub mod published; // published models on a device
 mod qualify; // whether a device is fit
 pub mod recipe; // finding one
 mod rehearse; // every class of fault, on purpose
@@ -24,6 +28,10 @@ pub fn run(command: Command) -> Result<Exit, Failure> {
     match command.verb {
         Verb::Train(arguments) => train::run(&arguments, command.json),
         Verb::Inspect(arguments) => inspect::run(&arguments, command.json),
+        Verb::Export(arguments) => export::run(&arguments, command.json),
+        Verb::Generate(arguments) => generate::generate(&arguments, command.json),
+        Verb::Chat(arguments) => generate::chat(&arguments, command.json),
+        Verb::Eval(arguments) => eval::run(&arguments, command.json),
         Verb::Diagnose(arguments) => diagnose::run(&arguments, command.json),
         Verb::Report(arguments) => report::run(&arguments, command.json),
         Verb::Rehearse(arguments) => rehearse::run(&arguments, command.json),

@@ -37,7 +37,7 @@ pub fn continue_text(
 }
 
 /// The index that `uniform` in (0, 1) falls on under a softmax at `temperature`; the largest where that is 0.
-fn choose(logits: &[f32], temperature: f64, uniform: f64) -> Option<usize> {
+pub fn choose(logits: &[f32], temperature: f64, uniform: f64) -> Option<usize> {
     let (best, largest) = logits
         .iter()
         .enumerate()

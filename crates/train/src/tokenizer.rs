@@ -1,15 +1,16 @@
 //! Text to tokens and back: bytes, byte-level BPE trained on the corpus, or a Hugging Face `tokenizer.json`.
 
 mod encoder; // many texts, fast
+mod published; // a published model's, with markers
 mod train; // byte-level BPE from documents
 
 pub use encoder::Encoder;
 pub(crate) use encoder::parts;
+pub use published::PublishedTokenizer;
 
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 /// The recipe's `[tokenizer]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,19 @@ pub enum TokenizerError {
         "tokenizer: its {tokens} tokens do not fit the model's vocabulary of {vocabulary}\nhint: set model.vocab_size to {tokens} or more"
     )]
     TooLarge {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// The model's `vocab_size`.
+        vocabulary: usize,
+    },
+    /// More tokens than a published model has rows for.
+    #[error(
+        "tokenizer {}: its {tokens} tokens do not fit the model's vocabulary of {vocabulary}\nhint: it is another model's tokenizer",
+        path.display()
+    )]
+    LargerThanModel {
+        /// The file.
+        path: PathBuf,
         /// Tokens of the tokenizer.
         tokens: usize,
         /// The model's `vocab_size`.
@@ -184,21 +198,9 @@ impl Tokenizer {
     /// # Errors
     /// They are none, or have no such end of a document.
     pub fn from_json(bytes: &[u8], origin: &Path, end: Option<&str>) -> Result<Tokenizer, TokenizerError> {
-        let malformed = |reason: String| TokenizerError::Malformed { path: origin.to_owned(), reason };
-        let text = std::str::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
-        // The library unwraps what it finds inside; JSON that is cut off or of another shape must not get that far.
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        if value.get("model").is_none_or(|model| !model.is_object()) {
-            return Err(malformed("it has no `model`".into()));
-        }
-        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text));
-        let parsed = parsed.map_err(|_| malformed("the library gave up on it".into()))?;
-        let mut tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
-        // A document is neither cut nor padded, and what looks like a marker in it is text: otherwise the sources of a
-        // tokenizer would end documents where they name the token that does.
-        tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
-        tokenizer.with_padding(None);
+        let (mut tokenizer, value) = published::parse(bytes, origin)?;
+        // What looks like a marker in a document is text: otherwise the sources of a tokenizer would end documents where
+        // they name the token that does.
         tokenizer.set_encode_special_tokens(true);
         let found = match end {
             Some(token) => tokenizer.token_to_id(token),
@@ -210,7 +212,7 @@ impl Tokenizer {
         };
         let pieces_known = train::cuts_alike(&value);
         let kind = Kind::Library { tokenizer: Box::new(tokenizer), end, pieces_known };
-        Ok(Tokenizer { kind, json: Some(text.to_string()) })
+        Ok(Tokenizer { kind, json: Some(String::from_utf8_lossy(bytes).into_owned()) })
     }
 
     /// The `tokenizer.json`, where there is one.

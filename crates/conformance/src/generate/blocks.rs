@@ -46,7 +46,7 @@ pub fn attention_block(d: &mut Draft) -> Result<ValueId, BuildError> {
         (1 + d.random.below(2), 1 + d.random.below(3), 1 + d.random.below(4), 1 + d.random.below(6));
     let (heads, head) = (key_heads * group, 2 * half + d.random.below(3));
     let start = head - 2 * half;
-    let content = Content::Rope(RopeTable { base: 10000.0, yarn: None });
+    let content = Content::Rope(RopeTable { base: 10000.0, stretch: None });
     let table = d.builder.constant("rope", Type::new(DType::F32, [16, 2, half]), content);
     let positions = d.integers("positions", &[rows]);
     let interleaved = d.random.chance(0.5);

@@ -2,7 +2,7 @@
 //! has no wildcard arm: a new operator does not compile until it is here.
 
 use super::draft::Draft;
-use toprope_program::constant::{Content, Rope as RopeTable, Yarn};
+use toprope_program::constant::{Content, Rope as RopeTable, Stretch, Yarn};
 use toprope_program::operator::*;
 use toprope_program::{BuildError, DType, Dim, Operand, Role, Shape, Type, ValueId, View};
 
@@ -532,15 +532,18 @@ fn rope(d: &mut Draft) -> Outcome {
     let (rows, heads, half, start) =
         (d.rows(), 1 + d.random.below(3), 1 + d.random.below(17), d.random.below(4));
     let positions_max = 1 + d.random.below(40);
-    let yarn = d.random.chance(0.3).then_some(Yarn {
+    let yarn = Yarn {
         factor: 4.0,
         original_positions: 16.0,
         beta_fast: 32.0,
         beta_slow: 1.0,
         mscale: 1.0,
         mscale_all_dim: 0.5,
-    });
-    let content = Content::Rope(RopeTable { base: 10000.0, yarn });
+        magnitude: None,
+        truncate: true,
+    };
+    let stretch = d.random.chance(0.3).then_some(Stretch::Yarn(yarn));
+    let content = Content::Rope(RopeTable { base: 10000.0, stretch });
     let table = d.builder.constant("table", Type::new(DType::F32, [positions_max, 2, half]), content);
     let dtype = d.float_dtype();
     let x = d.float("x", dtype, &[rows, heads.into(), (start + 2 * half).into()]);

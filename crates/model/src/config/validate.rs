@@ -1,6 +1,7 @@
 //! What a configuration must satisfy before anything is computed from it. Each error names the key and the mend.
 
 use super::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::error::{ModelError, key};
 use toprope_program::operator::Scoring;
 
@@ -11,7 +12,7 @@ const LAYERS_MAX: usize = 4096;
 /// The most elements of one tensor, as the program's validator has it.
 const ELEMENTS_MAX: u128 = 1 << 46;
 
-fn size(name: &'static str, value: usize) -> Result<(), ModelError> {
+pub(crate) fn size(name: &'static str, value: usize) -> Result<(), ModelError> {
     match value {
         0 => Err(key(name, "is 0", "give it a size of at least 1")),
         _ if value > SIZE_MAX => {
@@ -21,18 +22,44 @@ fn size(name: &'static str, value: usize) -> Result<(), ModelError> {
     }
 }
 
-fn only(name: &'static str, have: &str, want: &str) -> Result<(), ModelError> {
+pub(crate) fn only(name: &'static str, have: &str, want: &str) -> Result<(), ModelError> {
     if have == want {
         return Ok(());
     }
     Err(key(name, format!("is \"{have}\""), format!("only \"{want}\" is supported")))
 }
 
-fn positive(name: &'static str, value: f64) -> Result<(), ModelError> {
+pub(crate) fn positive(name: &'static str, value: f64) -> Result<(), ModelError> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }
     Err(key(name, format!("is {value}"), "give a positive number"))
+}
+
+/// Refuses tensors with more elements than a tensor has.
+pub(crate) fn elements(architecture: Architecture<'_>) -> Result<(), ModelError> {
+    for parameter in crate::parameters::parameters(architecture) {
+        let elements = parameter.shape.iter().fold(1u128, |product, size| product * *size as u128);
+        if elements > ELEMENTS_MAX {
+            return Err(key(
+                parameter.key,
+                format!("makes `{}` hold {elements} elements", parameter.name),
+                format!("a tensor has at most {ELEMENTS_MAX}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a number of layers that is none, or more than are supported.
+pub(crate) fn layers(name: &'static str, layers: usize) -> Result<(), ModelError> {
+    match layers {
+        0 => Err(key(name, "is 0", "a model has at least one layer")),
+        _ if layers > LAYERS_MAX => {
+            Err(key(name, format!("is {layers}"), format!("at most {LAYERS_MAX} layers are supported")))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl DeepseekV3Config {
@@ -67,17 +94,7 @@ impl DeepseekV3Config {
         }
         positive("rms_norm_eps", self.rms_norm_eps)?;
         positive("initializer_range", self.initializer_range)?;
-        for parameter in crate::parameters::parameters(self) {
-            let elements = parameter.shape.iter().fold(1u128, |product, size| product * *size as u128);
-            if elements > ELEMENTS_MAX {
-                return Err(key(
-                    parameter.key,
-                    format!("makes `{}` hold {elements} elements", parameter.name),
-                    format!("a tensor has at most {ELEMENTS_MAX}"),
-                ));
-            }
-        }
-        Ok(())
+        elements(self.into())
     }
 
     fn sizes(&self) -> Result<(), ModelError> {
@@ -96,19 +113,11 @@ impl DeepseekV3Config {
         if dense_layers {
             size("intermediate_size", self.intermediate_size)?;
         }
-        if self.num_hidden_layers == 0 {
-            return Err(key("num_hidden_layers", "is 0", "a model has at least one layer"));
+        layers("num_hidden_layers", self.num_hidden_layers)?;
+        match self.num_nextn_predict_layers {
+            0 => Ok(()),
+            depth => layers("num_nextn_predict_layers", depth),
         }
-        for (name, layers) in [
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_nextn_predict_layers", self.num_nextn_predict_layers),
-        ] {
-            if layers > LAYERS_MAX {
-                let mend = format!("at most {LAYERS_MAX} layers are supported");
-                return Err(key(name, format!("is {layers}"), mend));
-            }
-        }
-        Ok(())
     }
 
     fn attention(&self) -> Result<(), ModelError> {
@@ -134,37 +143,7 @@ impl DeepseekV3Config {
                 "columns are rotated in pairs; make it even",
             ));
         }
-        positive("rope_theta", self.rope_theta)?;
-        if self.rope_theta <= 1.0 {
-            return Err(key("rope_theta", format!("is {}", self.rope_theta), "it must be above 1"));
-        }
-        let Some(scaling) = &self.rope_scaling else { return Ok(()) };
-        only("rope_scaling.type", &scaling.kind, "yarn")?;
-        size("rope_scaling.original_max_position_embeddings", scaling.original_max_position_embeddings)?;
-        if !(scaling.factor.is_finite() && scaling.factor >= 1.0) {
-            return Err(key(
-                "rope_scaling.factor",
-                format!("is {}", scaling.factor),
-                "it must be at least 1",
-            ));
-        }
-        positive("rope_scaling.beta_slow", scaling.beta_slow)?;
-        positive("rope_scaling.beta_fast", scaling.beta_fast)?;
-        if scaling.beta_fast < scaling.beta_slow {
-            return Err(key(
-                "rope_scaling.beta_fast",
-                format!("is {}, below beta_slow {}", scaling.beta_fast, scaling.beta_slow),
-                "the fast end of the ramp has more rotations; exchange them",
-            ));
-        }
-        for (name, value) in
-            [("rope_scaling.mscale", scaling.mscale), ("rope_scaling.mscale_all_dim", scaling.mscale_all_dim)]
-        {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(key(name, format!("is {value}"), "it must not be negative"));
-            }
-        }
-        Ok(())
+        crate::rope_scaling::validate(self.rope_theta, self.rope_scaling.as_ref())
     }
 
     fn routing(&self) -> Result<(), ModelError> {

@@ -2,6 +2,7 @@
 
 use super::mtp;
 use super::network::{Network, Trunk};
+use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::training_options::TrainingOptions;
 use toprope_program::constant::Content;
@@ -23,7 +24,7 @@ pub(crate) fn training(
     trunk: &Trunk,
 ) -> Result<Losses, ModelError> {
     let main = mean(network, trunk.normed, "targets", "loss_scale")?;
-    let depths = network.config.num_nextn_predict_layers;
+    let depths = network.architecture.prediction_layers();
     let mut previous = trunk.normed;
     let mut sum = None;
     for depth in 1..=depths {
@@ -73,7 +74,7 @@ pub(crate) fn evaluation(network: &mut Network<'_>, trunk: &Trunk) -> Result<(),
     network.builder.accumulate("loss_sum", sum)?;
     // A gather from a column of ones gives 1 for each target within the vocabulary and 0 for the others: exactly the
     // targets that have a loss.
-    let vocabulary = network.config.vocab_size.into();
+    let vocabulary = network.architecture.vocab_size().into();
     let column = network.builder.seen(ones, |view| view.repeat(0, vocabulary))?;
     let valid = network.builder.one("loss.valid", Gather { output: DType::F32 }, [column, targets.into()])?;
     let valid = network.builder.seen(valid, |view| view.drop_axis(1))?;
@@ -88,7 +89,7 @@ fn repeated(network: &Network<'_>, scalar: ValueId, dim: Dim) -> Result<Operand,
 }
 
 fn token_losses(network: &mut Network<'_>, normed: ValueId, targets: ValueId) -> Result<ValueId, ModelError> {
-    let head = network.weight("lm_head.weight")?;
+    let head = network.weight(network.architecture.head())?;
     let name = network.local("losses");
     let operands = [normed.into(), head.into(), targets.into()];
     Ok(network.builder.apply(&name, LinearCrossEntropy {}, operands)?[0])
@@ -111,7 +112,7 @@ fn mean(
 
 /// α times the sum over layers of the mean over sequences; none without experts.
 fn balance(network: &mut Network<'_>, options: &TrainingOptions) -> Result<Option<ValueId>, ModelError> {
-    let config = network.config;
+    let Architecture::DeepseekV3(config) = network.architecture else { return Ok(None) };
     if network.routed.is_empty() {
         return Ok(None);
     }
@@ -132,7 +133,7 @@ fn balance(network: &mut Network<'_>, options: &TrainingOptions) -> Result<Optio
     for index in 0..network.routed.len() {
         let routed = &network.routed[index];
         let (layer, logits, scores) = (routed.layer, routed.logits, routed.scores);
-        let part = crate::parameters::layer_part(config, layer);
+        let part = crate::parameters::layer_part(network.architecture, layer);
         network.builder.set_part(format!("{part}.router"));
         let name = network.local("affinity");
         let best = network.builder.apply(&name, affinity.clone(), [logits.into(), no_bias.into()])?[1];

@@ -1,5 +1,6 @@
-//! The parts that a DeepSeek-V3 program is built from.
+//! The parts that programs are built from.
 
+mod grouped; // grouped-query attention
 pub(crate) mod losses; // heads and what is minimised
 mod mla; // multi-head latent attention
 mod mlp; // the gated feed-forward layer

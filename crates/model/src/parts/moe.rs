@@ -2,15 +2,20 @@
 
 use super::mlp;
 use super::network::{Network, Routed};
+use crate::config::DeepseekV3Config;
 use crate::error::ModelError;
 use crate::parameters::layer_part;
 use toprope_program::operator::{Combine, ExpertSort, Gather, GroupedMatmul, Router, Swiglu};
 use toprope_program::{DType, ValueId};
 
 /// The weighted sum of the chosen experts of normed rows `x` \[T, hidden\], plus the shared ones (equation 12).
-pub(super) fn experts(network: &mut Network<'_>, x: ValueId, layer: usize) -> Result<ValueId, ModelError> {
-    let config = network.config;
-    let (prefix, part) = (format!("model.layers.{layer}.mlp"), layer_part(config, layer));
+pub(super) fn experts(
+    network: &mut Network<'_>,
+    config: &DeepseekV3Config,
+    x: ValueId,
+    layer: usize,
+) -> Result<ValueId, ModelError> {
+    let (prefix, part) = (format!("model.layers.{layer}.mlp"), layer_part(config.into(), layer));
 
     // Router logits in f32 from weights that are not rounded, as in DeepSeek's published code: a choice must not hang
     // on a bf16 rounding.

@@ -15,9 +15,8 @@ pub(super) fn module(
     previous: ValueId,
     depth: usize,
 ) -> Result<ValueId, ModelError> {
-    let config = network.config;
-    let layer = config.num_hidden_layers + depth - 1;
-    let (prefix, part) = (format!("model.layers.{layer}"), layer_part(config, layer));
+    let layer = network.architecture.layers() + depth - 1;
+    let (prefix, part) = (format!("model.layers.{layer}"), layer_part(network.architecture, layer));
 
     network.builder.set_part(format!("{part}.projection"));
     let tokens = network.input(&format!("mtp_tokens.{depth}"), DType::I32, network.rows);
@@ -34,7 +33,7 @@ pub(super) fn module(
 
 /// Two values side by side, \[T, 2 · hidden\].
 fn beside(network: &mut Network<'_>, left: ValueId, right: ValueId) -> Result<ValueId, ModelError> {
-    let width = network.config.hidden_size;
+    let width = network.architecture.hidden_size();
     let shape = vec![network.rows, (2 * width).into()];
     let whole = network.whole(&shape)?;
     let views = vec![whole.clone().narrow(1, 0, width), whole.narrow(1, width, width)];

@@ -1,7 +1,7 @@
 //! What every part builds with: parameters by name, weights rounded once, linear maps and norms; and the trunk.
 
-use super::{mla, mlp, moe};
-use crate::config::DeepseekV3Config;
+use super::{grouped, mla, mlp, moe};
+use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::parameters::{Kind, Parameter, layer_part, parameters};
 use std::collections::HashMap;
@@ -11,10 +11,12 @@ use toprope_program::{BuildError, Builder, DType, Dim, Initial, Operand, Role, S
 
 /// A network under construction.
 pub(crate) struct Network<'a> {
-    pub config: &'a DeepseekV3Config,
+    pub architecture: Architecture<'a>,
     pub builder: Builder,
     /// The dtype of activations and of the weights that products read.
     pub dtype: DType,
+    /// The dtype that matrices are kept in: f32 where they are trained.
+    pub kept: DType,
     /// Tokens of a micro-batch.
     pub rows: Dim,
     positions: usize,
@@ -49,16 +51,17 @@ pub(crate) struct Trunk {
 impl<'a> Network<'a> {
     /// An empty network over `rows` tokens at positions below `positions`.
     pub fn new(
-        config: &'a DeepseekV3Config,
+        architecture: Architecture<'a>,
         builder: Builder,
         dtype: DType,
         rows: Dim,
         positions: usize,
     ) -> Network<'a> {
         Network {
-            config,
+            architecture,
             builder,
             dtype,
+            kept: DType::F32,
             rows,
             positions,
             cache_rows: None,
@@ -72,19 +75,23 @@ impl<'a> Network<'a> {
 
     /// Declares every parameter as state, in the order of the table.
     pub fn declare_parameters(&mut self, depth_scaled: bool) {
-        let std = self.config.initializer_range;
+        let std = self.architecture.initializer_range();
         let residual = match depth_scaled {
-            true => std / (2.0 * self.config.num_hidden_layers as f64).sqrt(),
+            true => std / (2.0 * self.architecture.layers() as f64).sqrt(),
             false => std,
         };
-        for Parameter { name, shape, kind, .. } in parameters(self.config) {
+        for Parameter { name, shape, kind, .. } in parameters(self.architecture) {
             let initial = match kind {
                 Kind::Matrix => Initial::Normal { std },
                 Kind::ResidualMatrix => Initial::Normal { std: residual },
                 Kind::Norm => Initial::Ones,
-                Kind::SelectionBias => Initial::Zeros,
+                Kind::Bias | Kind::SelectionBias => Initial::Zeros,
             };
-            let id = self.builder.state(&name, Type::new(DType::F32, shape), initial);
+            // The router chooses by weights that are not rounded.
+            let rounded =
+                matches!(kind, Kind::Matrix | Kind::ResidualMatrix) && !name.ends_with(".gate.weight");
+            let dtype = if rounded { self.kept } else { DType::F32 };
+            let id = self.builder.state(&name, Type::new(dtype, shape), initial);
             self.parameters.insert(name, id);
         }
     }
@@ -105,7 +112,7 @@ impl<'a> Network<'a> {
     /// A matrix in the dtype that products read: rounded once for a whole micro-batch.
     pub fn weight(&mut self, name: &str) -> Result<ValueId, ModelError> {
         let master = self.parameter(name)?;
-        if self.dtype == DType::F32 {
+        if self.builder.program().value(master).dtype == self.dtype {
             return Ok(master);
         }
         if let Some(rounded) = self.rounded.get(&master) {
@@ -132,8 +139,9 @@ impl<'a> Network<'a> {
         if let Some(id) = self.rope_table {
             return id;
         }
-        let shape = [self.positions, 2, self.config.qk_rope_head_dim / 2];
-        let content = Content::Rope(self.config.rope());
+        let (rope, columns) = self.architecture.rope();
+        let shape = [self.positions, 2, columns / 2];
+        let content = Content::Rope(rope);
         let id = self.builder.constant("rope_table", Type::new(DType::F32, shape), content);
         self.rope_table = Some(id);
         id
@@ -166,8 +174,15 @@ impl<'a> Network<'a> {
     /// RMSNorm with a parameter as weight.
     pub fn norm(&mut self, name: &str, x: impl Into<Operand>, weight: &str) -> Result<ValueId, ModelError> {
         let (name, weight) = (self.local(name), self.parameter(weight)?);
-        let epsilon = self.config.rms_norm_eps;
+        let epsilon = self.architecture.rms_norm_eps();
         Ok(self.builder.apply(&name, RmsNorm { epsilon }, [x.into(), weight.into()])?[0])
+    }
+
+    /// A linear map's result with its bias added to each row.
+    pub fn biased(&mut self, name: &str, x: ValueId, bias: &str) -> Result<ValueId, ModelError> {
+        let (name, bias, rows) = (self.local(name), self.parameter(bias)?, self.rows);
+        let repeated = self.builder.seen(bias, |view| view.repeat(0, rows))?;
+        Ok(self.builder.one(&name, Add { output: self.dtype }, [x.into(), repeated])?)
     }
 
     /// A sum in the dtype of activations.
@@ -198,16 +213,22 @@ impl<'a> Network<'a> {
 
     /// One layer: attention and feed-forward, each behind a norm and beside the residual stream (V3, figure 2).
     pub fn layer(&mut self, x: ValueId, layer: usize) -> Result<ValueId, ModelError> {
-        let (prefix, part) = (format!("model.layers.{layer}"), layer_part(self.config, layer));
+        let (prefix, part) = (format!("model.layers.{layer}"), layer_part(self.architecture, layer));
         self.builder.set_part(format!("{part}.attention"));
         let normed = self.norm("input", x, &format!("{prefix}.input_layernorm.weight"))?;
-        let attended = mla::attention(self, normed, &format!("{prefix}.self_attn"))?;
+        let attention = format!("{prefix}.self_attn");
+        let attended = match self.architecture {
+            Architecture::DeepseekV3(config) => mla::attention(self, config, normed, &attention)?,
+            Architecture::Llama(config) => grouped::attention(self, config, normed, &attention)?,
+        };
         let x = self.sum("residual", x, attended)?;
         let norm = format!("{prefix}.post_attention_layernorm.weight");
-        if self.config.has_experts(layer) {
+        if let Architecture::DeepseekV3(config) = self.architecture
+            && config.has_experts(layer)
+        {
             self.builder.set_part(format!("{part}.router"));
             let normed = self.norm("input", x, &norm)?;
-            let mixed = moe::experts(self, normed, layer)?;
+            let mixed = moe::experts(self, config, normed, layer)?;
             return self.sum("residual", x, mixed);
         }
         self.builder.set_part(format!("{part}.mlp"));
@@ -221,7 +242,7 @@ impl<'a> Network<'a> {
         self.builder.set_part("embedding");
         let tokens = self.input("tokens", DType::I32, self.rows);
         let mut x = self.embedding("tokens", tokens)?;
-        for layer in 0..self.config.num_hidden_layers {
+        for layer in 0..self.architecture.layers() {
             x = self.layer(x, layer)?;
         }
         self.builder.set_part("head");
@@ -231,9 +252,9 @@ impl<'a> Network<'a> {
 
     /// Logits of the main head as an output value.
     pub fn logits(&mut self, name: &str, normed: ValueId) -> Result<(), ModelError> {
-        let head = self.weight("lm_head.weight")?;
+        let head = self.weight(self.architecture.head())?;
         let transposed = self.builder.seen(head, |view| view.transpose(0, 1))?;
-        let shape = [self.rows, self.config.vocab_size.into()];
+        let shape = [self.rows, self.architecture.vocab_size().into()];
         let logits = self.builder.declare(name, Type::new(DType::F32, shape), Role::Output);
         let operator = Matmul { output: DType::F32, row_sums: false };
         self.builder.apply_to(operator, vec![normed.into(), transposed], vec![logits])?;

@@ -2,7 +2,7 @@
 
 use super::network::Network;
 use crate::error::ModelError;
-use crate::parameters::{Kind, Parameter};
+use crate::parameters::Parameter;
 use crate::training_options::TrainingOptions;
 use toprope_program::constant::Content;
 use toprope_program::operator::{Adamw, BiasUpdate, GlobalNorm, Increment, Operator};
@@ -32,7 +32,7 @@ pub(crate) fn carry_gradients(
     }
     for index in 0..network.routed.len() {
         let (layer, counts) = (network.routed[index].layer, network.routed[index].counts);
-        let part = crate::parameters::layer_part(network.config, layer);
+        let part = crate::parameters::layer_part(network.architecture, layer);
         network.builder.set_part(format!("{part}.router"));
         let carried = network.builder.accumulate(&format!("counts.{layer}"), counts)?;
         let bias = format!("model.layers.{layer}.mlp.gate.e_score_correction_bias");
@@ -73,7 +73,7 @@ pub(crate) fn update(
             beta1: options.adamw.beta1,
             beta2: options.adamw.beta2,
             epsilon: options.adamw.epsilon,
-            weight_decay: if parameter.kind == Kind::Norm { 0.0 } else { options.adamw.weight_decay },
+            weight_decay: if parameter.kind.is_vector() { 0.0 } else { options.adamw.weight_decay },
             digests: false,
         };
         let operands =

@@ -50,7 +50,7 @@ fn keys_that_do_not_fit_are_named() {
         ("rope_theta", 1.into()),
         ("routed_scaling_factor", (-1).into()),
         ("initializer_range", 0.into()),
-        ("rope_scaling.type", "linear".into()),
+        ("rope_scaling.type", "dynamic".into()),
         ("rope_scaling.factor", 0.5.into()),
         ("rope_scaling.beta_fast", 0.5.into()),
         ("rope_scaling.mscale", (-1).into()),

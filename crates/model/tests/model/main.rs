@@ -5,6 +5,8 @@
 mod bad_input;
 mod cached;
 mod golden;
+mod hub; // published folders beside transformers
+mod hub_bad_input; // what is refused of them
 mod programs;
 mod run;
 mod steps;

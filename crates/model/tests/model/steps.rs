@@ -16,6 +16,7 @@ fn write_parameters(run: &mut Run, config: &DeepseekV3Config) {
         let columns = parameter.shape[parameter.shape.len() - 1] as f64;
         let (mean, std) = match parameter.kind {
             Kind::Norm => (1.0, 0.2),
+            Kind::Bias => (0.0, 0.2),
             Kind::SelectionBias => (0.0, 0.1),
             Kind::Matrix | Kind::ResidualMatrix => (0.0, columns.powf(-0.5)),
         };

@@ -1,16 +1,23 @@
-//! `toprope inspect`: what a recipe or a model's configuration is, before anything is allocated.
+//! `toprope inspect`: what a recipe, a model's configuration or a published model is, before anything is allocated.
 
 use crate::command::Inspect;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::recipe;
 use crate::verb::validated::validated;
+use std::path::Path;
+use toprope_model::hub::Hub;
 use toprope_model::{DeepseekV3Config, deepseek_v3, inspect, totals};
 use toprope_program::text;
+use toprope_world::{RealWorld, World};
 
 /// Shows it.
 pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
     if arguments.what.ends_with(".json") {
         return configuration(&arguments.what, json);
+    }
+    let path = Path::new(&arguments.what);
+    if path.is_dir() || arguments.what.ends_with(".gguf") {
+        return published(path, json);
     }
     let recipe = recipe::load(&arguments.what, &arguments.sets)?;
     let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name)
@@ -26,6 +33,19 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
     print!("{summary}");
     if json {
         println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
+    }
+    Ok(Exit::Done)
+}
+
+/// A published model, from its headers alone.
+fn published(path: &Path, json: bool) -> Result<Exit, Failure> {
+    let world = RealWorld::new();
+    let hub = Hub::open(world.files(), path)?;
+    let text = hub.text(world.files())?;
+    let description = hub.describe(&text).or_exit(Exit::Recipe)?;
+    print!("{description}");
+    if json {
+        println!("{}", serde_json::to_string(&description).or_exit(Exit::Internal)?);
     }
     Ok(Exit::Done)
 }

@@ -118,10 +118,11 @@ fn diagnosed(folder: &Path, defect: &str, shows: Shows) -> Option<(String, Strin
         arguments.extend(["--repeat", repeat, "--json"]);
         arguments.extend(sets);
         let summary = json(&toprope(folder, defect, &arguments));
-        let first = &summary["first_wrong"];
-        if let Some(operator) = first["operator"].as_str() {
-            let kind = first["defect_guess"]["kind"].as_str().unwrap_or("none");
-            return Some((operator.into(), what.into(), kind.into()));
+        for first in [&summary["first_wrong"], &summary["not_deterministic"]] {
+            if let Some(operator) = first["operator"].as_str() {
+                let kind = first["defect_guess"]["kind"].as_str().unwrap_or("none");
+                return Some((operator.into(), what.into(), kind.into()));
+            }
         }
     }
     None

@@ -4,7 +4,7 @@ use crate::numbers::{floats, integers};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
-use toprope_program::constant::{self, Yarn};
+use toprope_program::constant::{self, Stretch, Yarn};
 use toprope_program::operator::*;
 use toprope_program::shape::Concrete;
 use toprope_program::{DType, Operator, Tensor, Width};
@@ -184,14 +184,16 @@ fn rope(c: &Case) {
 fn rope_frequencies(c: &Case) {
     let rope = constant::Rope {
         base: c.number("rope_theta"),
-        yarn: Some(Yarn {
+        stretch: Some(Stretch::Yarn(Yarn {
             factor: c.number("factor"),
             original_positions: c.number("original_max_position_embeddings"),
             beta_fast: c.number("beta_fast"),
             beta_slow: c.number("beta_slow"),
             mscale: c.number("mscale"),
             mscale_all_dim: c.number("mscale_all_dim"),
-        }),
+            magnitude: None,
+            truncate: true,
+        })),
     };
     // transformers computes the frequencies in f32: a power and six operations, each within some units.
     let frequencies = rope.frequencies(c.count("rope_size"));

@@ -1,0 +1,138 @@
+//! `toprope export`: a run or a published model as a folder that transformers opens.
+
+use crate::command::Export;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::progress::Counted;
+use crate::verb::prepare::TOKENIZER_FILE;
+use crate::verb::{published, recipe};
+use std::path::Path;
+use toprope_model::ModelConfig;
+use toprope_model::checkpoint::{Piece, pieces};
+use toprope_model::hub::{Extra, save};
+use toprope_model::parameters::parameters;
+use toprope_train::checkpoint::{self, CHECKPOINTS_FOLDER, Loaded};
+use toprope_world::{RealWorld, World};
+
+/// The largest tokenizer that is copied.
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+
+/// Exports.
+pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
+    let world = RealWorld::new();
+    if world.files().inspect(&arguments.to).or_exit(Exit::Run)?.is_some() {
+        let hint = "hint: name a folder that is not there yet";
+        return Err(Failure::new(
+            Exit::Run,
+            format!("{}: it exists already\n{hint}", arguments.to.display()),
+        ));
+    }
+    let is_run = world.files().inspect(&arguments.what.join("recipe.toml")).or_exit(Exit::Run)?.is_some();
+    let (from, tensors) = match is_run {
+        true => of_run(&world, &arguments.what, &arguments.to)?,
+        false => of_model(&world, &arguments.what, &arguments.to)?,
+    };
+    println!("{tensors} tensors of {from} in {}", arguments.to.display());
+    if json {
+        println!("{}", serde_json::json!({ "from": from, "to": arguments.to, "tensors": tensors }));
+    }
+    Ok(Exit::Done)
+}
+
+/// The newest intact checkpoint of a run.
+fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), Failure> {
+    let recipe = recipe::load(&run.join("recipe.toml").to_string_lossy(), &[])?;
+    let loaded = newest(world, &run.join(CHECKPOINTS_FOLDER))?;
+    let config = ModelConfig::DeepseekV3(recipe.model);
+    let mut extras = Vec::new();
+    let tokenizer = run.join(TOKENIZER_FILE);
+    if world.files().inspect(&tokenizer).or_exit(Exit::Run)?.is_some() {
+        let bytes = world.files().read(&tokenizer, TOKENIZER_BYTES_MAX).or_exit(Exit::Run)?;
+        extras.push(Extra { name: "tokenizer.json", bytes });
+        let said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+        extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
+    } else {
+        eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
+    }
+    // Pieces of one parameter come one after the other, so each is read once.
+    let sizes: std::collections::BTreeMap<String, u64> = parameters(&config)
+        .into_iter()
+        .map(|parameter| (parameter.name.clone(), parameter.elements()))
+        .collect();
+    let mut current: (String, Vec<f32>) = (String::new(), Vec::new());
+    let count = write(world, to, &config, &extras, |piece| {
+        if current.0 != piece.parameter {
+            let elements = sizes.get(&piece.parameter).copied().unwrap_or(0);
+            let mut bytes = vec![0; elements as usize * 4];
+            loaded.read_tensor(&piece.parameter, &mut bytes).or_exit(Exit::Run)?;
+            let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            current = (piece.parameter.clone(), numbers.collect());
+        }
+        let run = piece.offset_elements..piece.offset_elements.saturating_add(piece.elements());
+        let numbers = current.1.get(run).ok_or_else(|| {
+            Failure::new(Exit::Run, format!("`{}` of the checkpoint is too short", piece.parameter))
+        })?;
+        Ok(numbers.to_vec())
+    })?;
+    Ok((format!("{} behind {} steps", run.display(), loaded.manifest().header.step), count))
+}
+
+fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
+    let mut found: Vec<_> = match world.files().inspect(folder).or_exit(Exit::Run)? {
+        Some(_) => world.files().list(folder).or_exit(Exit::Run)?,
+        None => Vec::new(),
+    };
+    // Names sort by step.
+    found.sort_by(|a, b| b.name.cmp(&a.name));
+    for entry in found {
+        match checkpoint::open(world, &folder.join(&entry.name)) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => eprintln!("warning: passed over {error}"),
+        }
+    }
+    let hint = "hint: a run writes one every checkpoint.every steps, and at its end";
+    Err(Failure::new(Exit::Run, format!("{}: there is no intact checkpoint\n{hint}", folder.display())))
+}
+
+fn of_model(world: &dyn World, path: &Path, to: &Path) -> Result<(String, usize), Failure> {
+    let hub = published::open(world, path)?;
+    let text = hub.text(world.files())?;
+    let mut extras = Vec::new();
+    match text.tokenizer {
+        Some((bytes, _)) => extras.push(Extra { name: "tokenizer.json", bytes }),
+        None => eprintln!("note: no tokenizer: {}", text.no_tokenizer.unwrap_or_default()),
+    }
+    let mut said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    for (name, value) in
+        [("bos_token", text.beginning), ("eos_token", text.end), ("chat_template", text.chat_template)]
+    {
+        if let Some(value) = value {
+            said[name] = value.into();
+        }
+    }
+    extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
+    if !text.ends.is_empty() {
+        let generation = serde_json::json!({ "eos_token_id": text.ends });
+        extras.push(Extra { name: "generation_config.json", bytes: generation.to_string().into_bytes() });
+    }
+    let count = write(world, to, hub.config(), &extras, |piece| Ok(hub.read(piece)?))?;
+    Ok((path.display().to_string(), count))
+}
+
+fn write(
+    world: &dyn World,
+    to: &Path,
+    config: &ModelConfig,
+    extras: &[Extra],
+    mut tensor: impl FnMut(&Piece) -> Result<Vec<f32>, Failure>,
+) -> Result<usize, Failure> {
+    let count = pieces(config).len();
+    let progress = Counted::new("tensors", count as u64);
+    let mut done = 0;
+    save::<Failure>(world.files(), to, config, extras, |piece| {
+        done += 1;
+        progress.set(done, &piece.name);
+        tensor(piece)
+    })?;
+    progress.finish();
+    Ok(count)
+}

@@ -1,0 +1,135 @@
+//! Published models on a device: opening one, and its programs with their weights.
+
+use crate::exit::{Exit, Failure, OrExit};
+use crate::progress::bytes;
+use crate::verb::validated::validated;
+use std::path::Path;
+use toprope_devices::OpenOptions;
+use toprope_model::deepseek_v3::{Inference, build_inference};
+use toprope_model::hub::{Hub, HubError, Text};
+use toprope_model::{Architecture, ModelConfig};
+use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Tensor, Width};
+use toprope_train::tokenizer::PublishedTokenizer;
+use toprope_world::World;
+
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Failure {
+        Failure::new(Exit::Recipe, error)
+    }
+}
+
+/// Opens a model and says what a user should know of it.
+pub fn open(world: &dyn World, path: &Path) -> Result<Hub, Failure> {
+    let hub = Hub::open(world.files(), path)?;
+    for note in hub.notes() {
+        eprintln!("note: {note}");
+    }
+    Ok(hub)
+}
+
+/// The dtypes that can be asked for.
+pub fn dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        _ => Err("choose f32 or bf16".into()),
+    }
+}
+
+/// A device in this process, or the worker of one that is not.
+pub fn device(name: &str, threads: Option<usize>) -> Result<Box<dyn Device>, Failure> {
+    let options = OpenOptions { threads, ..OpenOptions::default() };
+    toprope_devices::open(name, &options).or_exit(Exit::Device)
+}
+
+/// What inference computes of a model, prepared on a device with the weights written.
+pub fn session(
+    hub: &Hub,
+    config: &ModelConfig,
+    device: &mut dyn Device,
+    what: Inference,
+    dtype: DType,
+    tokens: usize,
+) -> Result<Session, Failure> {
+    let name = hub.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let printable = |c: char| if c.is_control() || c == '"' || c == '\\' { '_' } else { c };
+    let name: String = name.chars().map(printable).collect();
+    let program = build_inference(config, what, dtype, tokens, &name)
+        .map_err(|error| Failure::new(Exit::Recipe, format!("{}: {error}", hub.path().display())))?;
+    let program = validated(program)?;
+    let plan = MemoryPlan::new(&program, Width::Native, StateLayout::InPlace);
+    let description = device.describe();
+    let needed = plan.total_bytes() as u64;
+    if let Some(there) = description.memory_bytes.filter(|there| needed > *there) {
+        return Err(Failure::new(
+            Exit::Memory,
+            format!(
+                "{} needs {} for {tokens} tokens and {} has {}\nhint: ask for fewer tokens, or for --dtype bf16",
+                hub.path().display(),
+                bytes(needed),
+                description.name,
+                bytes(there)
+            ),
+        ));
+    }
+    let session =
+        Session::open(device, program, Width::Native, StateLayout::InPlace).or_exit(Exit::Device)?;
+    write_weights(hub, config.into(), device, &session)?;
+    Ok(session)
+}
+
+/// Writes every weight to its place, one published tensor at a time.
+fn write_weights(
+    hub: &Hub,
+    architecture: Architecture<'_>,
+    device: &mut dyn Device,
+    session: &Session,
+) -> Result<(), Failure> {
+    let program = session.program().program();
+    hub.each(architecture, |piece, numbers| {
+        let found = program.find(&piece.parameter).and_then(|id| Some((id, session.plan().place(id)?)));
+        let (id, location) = found.ok_or_else(|| {
+            Failure::new(Exit::Internal, format!("the program has no value `{}`", piece.parameter))
+        })?;
+        let dtype = program.value(id).dtype;
+        let size = dtype.size_bytes(Width::Native);
+        let mut offset = location.offset_bytes + piece.offset_elements * size;
+        for part in numbers.chunks(PART_ELEMENTS) {
+            let tensor = Tensor::rounded(dtype, &[part.len()], part.iter().map(|x| f64::from(*x)));
+            let stored = tensor.to_bytes(Width::Native);
+            device.write(session.buffer(location), offset, &stored).or_exit(Exit::Device)?;
+            offset += stored.len();
+        }
+        Ok(())
+    })
+}
+
+/// Elements that are converted at once, so that a large tensor is not in memory in a second form.
+const PART_ELEMENTS: usize = 1 << 20;
+
+/// The model's tokenizer.
+pub fn tokenizer(world: &dyn World, hub: &Hub, config: &ModelConfig) -> Result<PublishedTokenizer, Failure> {
+    let Text { tokenizer, no_tokenizer, .. } = hub.text(world.files())?;
+    let (bytes, path) = tokenizer.ok_or_else(|| {
+        let hint = "hint: a text needs the model's tokenizer; `eval --tokens 1,2,3` does without";
+        Failure::new(Exit::Data, format!("{}\n{hint}", no_tokenizer.unwrap_or_default()))
+    })?;
+    PublishedTokenizer::from_json(&bytes, &path, Architecture::from(config).vocab_size()).or_exit(Exit::Data)
+}
+
+/// Writes a window of tokens that begins a sequence at `from`.
+pub fn write_window(
+    device: &mut dyn Device,
+    session: &mut Session,
+    tokens: &[i32],
+    from: usize,
+) -> Result<(), Failure> {
+    session.bind(tokens.len());
+    let positions: Vec<i32> = (from..from + tokens.len()).map(|place| place as i32).collect();
+    for (name, numbers) in
+        [("tokens", tokens), ("positions", &positions), ("segment_start", &vec![0; tokens.len()])]
+    {
+        session.write_i32(device, name, numbers).or_exit(Exit::Device)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The tokenizer of a published model: as its makers use it, with markers.
+
+use super::TokenizerError;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A published `tokenizer.json`. Unlike [`super::Tokenizer`], which reads documents for training, it knows markers in a text
+/// and puts those around it that the model was trained with.
+pub struct PublishedTokenizer {
+    tokenizer: Box<tokenizers::Tokenizer>,
+}
+
+/// Reads a `tokenizer.json`; the library unwraps what it finds inside, so what is no JSON of its shape must not get that far.
+pub(super) fn parse(
+    bytes: &[u8],
+    origin: &Path,
+) -> Result<(tokenizers::Tokenizer, serde_json::Value), TokenizerError> {
+    let malformed = |reason: String| TokenizerError::Malformed { path: origin.to_owned(), reason };
+    let text = std::str::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+    if value.get("model").is_none_or(|model| !model.is_object()) {
+        return Err(malformed("it has no `model`".into()));
+    }
+    let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text));
+    let parsed = parsed.map_err(|_| malformed("the library gave up on it".into()))?;
+    let mut tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
+    // A text is neither cut nor padded.
+    tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
+    tokenizer.with_padding(None);
+    Ok((tokenizer, value))
+}
+
+impl PublishedTokenizer {
+    /// The tokenizer of the bytes of a `tokenizer.json`; `origin` is for messages.
+    ///
+    /// # Errors
+    /// They are none, or it has more tokens than the model has rows.
+    pub fn from_json(
+        bytes: &[u8],
+        origin: &Path,
+        vocabulary: usize,
+    ) -> Result<PublishedTokenizer, TokenizerError> {
+        let (tokenizer, _) = parse(bytes, origin)?;
+        let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1);
+        if tokens > vocabulary {
+            return Err(TokenizerError::LargerThanModel { path: origin.to_owned(), tokens, vocabulary });
+        }
+        Ok(PublishedTokenizer { tokenizer: Box::new(tokenizer) })
+    }
+
+    /// The tokens of a text; with `framed`, the markers around it that the model was trained with.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn encode(&self, text: &str, framed: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.tokenizer.encode_fast(text, framed);
+        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens, without markers; a character that is cut is replaced.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    /// The number of a token that is written so.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(text)
+    }
+}
