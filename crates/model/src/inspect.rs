@@ -117,6 +117,7 @@ pub fn summarize<'a>(
     layout: StateLayout,
 ) -> Result<Summary, ModelError> {
     let program = validated.program();
+    let architecture = architecture.into();
     let totals = totals(architecture)?;
     let mut parts: Vec<PartSummary> =
         totals.parts.iter().map(|total| PartSummary::new(&total.part, total.parameters)).collect();
@@ -165,7 +166,7 @@ pub fn summarize<'a>(
     largest.truncate(LARGEST);
     let plan = MemoryPlan::new(validated, Width::Native, layout);
     let names = parts.iter().map(|part| part.part.as_str());
-    let memory_parts = memory::by_part(config, program, &plan, names);
+    let memory_parts = memory::by_part(architecture, program, &plan, names);
     Ok(Summary {
         name: program.name.clone(),
         phase: program.phase.name().into(),

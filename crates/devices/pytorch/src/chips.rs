@@ -44,7 +44,7 @@ const BYTES_MAX: u64 = 1 << 16;
 pub fn chips(world: &dyn World, python: Option<&Path>, limit: Duration) -> Result<Vec<Chip>, PyTorchError> {
     let program = interpreter::find(python)?;
     let lost = |reason: String| PyTorchError::Fault {
-        fault: Box::new(Fault::new("pytorch", FaultKind::Lost { reason })),
+        fault: Box::new(Fault::new("pytorch", FaultKind::Lost { reason, for_good: false })),
     };
     let launch = Launch {
         program: program.clone(),

@@ -1,6 +1,6 @@
 //! Whose memory it is: the bytes of each value go to the part of the model that it belongs to.
 
-use crate::config::DeepseekV3Config;
+use crate::architecture::Architecture;
 use crate::parameters::parameters;
 use crate::totals::group;
 use serde::Serialize;
@@ -36,13 +36,13 @@ impl PartMemory {
 
 /// The plan's bytes by part, parts in the order of `names`; they add up to the plan's total.
 pub(super) fn by_part<'a>(
-    config: &DeepseekV3Config,
+    architecture: Architecture<'_>,
     program: &Program,
     plan: &MemoryPlan,
     names: impl Iterator<Item = &'a str>,
 ) -> Vec<PartMemory> {
     let mut parts: Vec<PartMemory> = names.map(PartMemory::new).collect();
-    let owners = Owners::new(config, program);
+    let owners = Owners::new(architecture, program);
     let halves = if plan.layout == StateLayout::Double { 2 } else { 1 };
     let mut add = |name: &str, write: &mut dyn FnMut(&mut PartMemory)| {
         let at = parts.iter().position(|part| part.part == name).unwrap_or_else(|| {
@@ -116,9 +116,9 @@ struct Owners {
 }
 
 impl Owners {
-    fn new(config: &DeepseekV3Config, program: &Program) -> Owners {
+    fn new(architecture: Architecture<'_>, program: &Program) -> Owners {
         let parameters =
-            parameters(config).into_iter().map(|parameter| (parameter.name, parameter.part)).collect();
+            parameters(architecture).into_iter().map(|parameter| (parameter.name, parameter.part)).collect();
         let mut instructions = HashMap::new();
         let all = || program.accumulate.iter().chain(&program.update);
         for instruction in all() {
