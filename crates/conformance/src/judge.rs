@@ -154,6 +154,19 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// With room for an error of `allowance` times the magnitude beside what the contract allows: a setting's own.
+    pub(crate) fn allowing(mut self, allowance: f64, tolerances: &[Tolerance]) -> Measured {
+        for magnitudes in [&mut self.whole, &mut self.finite] {
+            for (output, tolerance) in magnitudes.iter_mut().zip(tolerances) {
+                if tolerance.accumulated > 0.0 {
+                    let factor = 1.0 + allowance / tolerance.accumulated;
+                    output.iter_mut().for_each(|magnitude| *magnitude *= factor);
+                }
+            }
+        }
+        self
+    }
+
     /// As [`judge`] takes them.
     pub fn borrowed(&self) -> Magnitudes<'_> {
         Magnitudes { whole: &self.whole, finite: &self.finite }

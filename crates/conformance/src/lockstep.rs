@@ -10,8 +10,8 @@ use std::sync::Arc;
 use toprope_program::shape::{dense_strides, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
-    Device, Fault, FaultKind, Instruction, Location, Operand, Program, Range, Role, Span, Tensor, Validated,
-    Width,
+    Concrete, Device, Fault, FaultKind, Instruction, Location, Operand, Program, Range, Role, Span, Tensor,
+    Validated, Width,
 };
 
 /// What came of one instruction.
@@ -40,6 +40,7 @@ pub struct Lockstep {
     held: Values,
     symbols: Vec<usize>,
     by_class: bool,
+    allowance: f64,
 }
 
 /// Why a comparison could not be made.
@@ -78,12 +79,17 @@ impl Lockstep {
         let subject = Session::open(subject, program, Width::Native).map_err(Obstacle::Subject)?;
         let oracle = Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
         let (program, symbols) = (program.clone(), symbols.to_vec());
-        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: false })
+        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: false, allowance: 0.0 })
     }
 
     /// From now on outputs are judged by [`judge_classes`].
     pub fn judge_by_class(&mut self) {
         self.by_class = true;
+    }
+
+    /// From now on an error of so many times the magnitude is allowed beside the contract's bound.
+    pub fn allow(&mut self, allowance: f64) {
+        self.allowance = allowance;
     }
 
     /// Gives the buffers back.
@@ -154,7 +160,15 @@ impl Lockstep {
                     .ok_or_else(|| Obstacle::Place(program.value(operand.value).name.clone()))
             })
             .collect::<Result<_, _>>()?;
-        let measured = measure(oracle.magnitudes, &instruction.operator, &operands, &want, first);
+        let mut measured = measure(oracle.magnitudes, &instruction.operator, &operands, &want, first);
+        if self.allowance > 0.0 {
+            let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
+                tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
+            };
+            let tolerances =
+                instruction.operator.definition().tolerances(&concrete(&operands), &concrete(&want));
+            measured = measured.allowing(self.allowance, &tolerances);
+        }
         let judge = if self.by_class { judge_classes } else { judge };
         let mut judgement = judge(&instruction.operator, &operands, &want, &got, measured.borrowed());
         let places: Vec<Location> =

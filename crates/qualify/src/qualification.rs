@@ -188,7 +188,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     let level = run.bench.describe().level;
     let mut operators: Vec<OperatorResult> = asked.iter().map(|(result, _)| result.clone()).collect();
     operators.extend(findings.results(&level));
-    run.explain(request, &settings, &mut operators)?;
+    run.explain(request, &settings, &mut operators, &whole.part(0.3, most(300)))?;
     let mut evidence = gathered(&run, request, &findings, &asked, &operators);
     evidence.settings.clone_from(&settings);
     // What is wrong is worth a closer look than a minute leaves.
@@ -613,6 +613,7 @@ impl<'b> Run<'_, 'b> {
         request: &Request<'b>,
         settings: &[Setting],
         operators: &mut [OperatorResult],
+        whole: &Deadline<'_>,
     ) -> Result<(), QualifyError> {
         for setting in settings {
             let began = (self.bench.clock)();
@@ -634,19 +635,39 @@ impl<'b> Run<'_, 'b> {
                 }
             }
         }
-        let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
-        for result in operators.iter_mut().filter(wrong) {
-            let product = PRODUCTS.contains(&result.name.as_str());
-            for setting in settings {
-                let explains = match setting {
-                    Setting::OperandBits { .. } => product && result.dtype == Some(DType::F32),
-                    Setting::ReducedSums => product && result.dtype == Some(DType::Bf16),
-                    Setting::Saturates => self.only_beyond_range(result)?,
-                    Setting::BitsMayDiffer => false,
-                };
-                if explains {
+        for setting in settings {
+            let Some((dtype, allowance)) = setting.allowance() else { continue };
+            let concerned = |r: &OperatorResult| {
+                r.passed == Some(false)
+                    && r.setting.is_none()
+                    && r.dtype == Some(dtype)
+                    && PRODUCTS.contains(&r.name.as_str())
+            };
+            let names: BTreeSet<String> =
+                operators.iter().filter(|r| concerned(r)).map(|r| r.name.clone()).collect();
+            // Everything once more with room for the setting's own errors: what is wrong even so, it does not explain.
+            let asked = names.iter().map(String::as_str).collect();
+            let findings = cases::of_operators(self.bench, &asked, whole, ROUNDS, allowance)?;
+            let right = |name: &str| {
+                let all: Vec<_> = findings
+                    .results("")
+                    .into_iter()
+                    .filter(|r| r.name == name && r.dtype == Some(dtype))
+                    .collect();
+                all.iter().any(|r| r.passed == Some(true)) && all.iter().all(|r| r.passed != Some(false))
+            };
+            let explained: BTreeSet<&str> = asked.iter().copied().filter(|name| right(name)).collect();
+            for result in operators.iter_mut().filter(|r| concerned(r)) {
+                if explained.contains(result.name.as_str()) {
                     result.setting = Some(setting.told());
-                    break;
+                }
+            }
+        }
+        if settings.contains(&Setting::Saturates) {
+            let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
+            for result in operators.iter_mut().filter(wrong) {
+                if self.only_beyond_range(result)? {
+                    result.setting = Some(Setting::Saturates.told());
                 }
             }
         }
@@ -795,7 +816,7 @@ impl<'b> Run<'_, 'b> {
         request: &Request<'b>,
         deadline: &Deadline<'_>,
     ) -> Result<bool, QualifyError> {
-        let findings = cases::of_operators(self.bench, names, deadline, ROUNDS)?;
+        let findings = cases::of_operators(self.bench, names, deadline, ROUNDS, 0.0)?;
         let shapes: Vec<Shape> =
             request.shapes.iter().filter(|shape| names.contains(shape.operator)).cloned().collect();
         let asked = shapes::run(self.bench, &shapes, deadline)?;
@@ -957,8 +978,8 @@ fn weigh(
     evidence.inference = ended(inference.iter().map(|proof| &proof.outcome).collect());
     evidence.gone = run.bench.is_gone();
     let mut rate: Option<f64> = None;
-    // A setting, or an operator that is wrong, explains what its products give.
-    let explained = !evidence.settings.is_empty()
+    // A setting of products, or an operator that is wrong, explains what its products give.
+    let explained = evidence.settings.iter().any(|setting| setting.allowance().is_some())
         || !evidence.wrong_for_inference.is_empty()
         || !evidence.wrong_for_training.is_empty();
     if let Some(wrong) = soak.wrong.as_ref().filter(|_| !explained) {

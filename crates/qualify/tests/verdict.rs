@@ -7,7 +7,7 @@ use std::time::Duration;
 use support::{bench, cpu, mutant, proofs, reference};
 use toprope_conformance::mutant::Mutant;
 use toprope_program::{DType, Device};
-use toprope_qualify::result::Stage;
+use toprope_qualify::result::{OperatorResult, Stage};
 use toprope_qualify::setting::Setting;
 use toprope_qualify::verdict::Change;
 use toprope_qualify::{Alternative, Qualification, Request, Tier, Verdict, qualify};
@@ -120,6 +120,28 @@ fn rounded_operands_are_a_setting() {
     let wrong = qualification.operators.iter().filter(|result| result.passed == Some(false));
     assert!(wrong.clone().count() > 0);
     assert!(wrong.clone().all(|result| result.setting.is_some()), "{:#?}", wrong.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_setting_excuses_no_more_than_its_own_errors() {
+    for mutant in [Mutant::DroppedTailColumns, Mutant::DroppedLastTerms] {
+        let qualification = qualified(&|| Ok(support::rounding_of(support::mutant(mutant), 10)), Vec::new());
+        assert_eq!(qualification.settings, [Setting::OperandBits { bits: 10 }], "{mutant:?}");
+        let blamed =
+            |r: &&OperatorResult| r.name == "matmul" && r.passed == Some(false) && r.setting.is_none();
+        assert!(qualification.operators.iter().any(|r| blamed(&r)), "{mutant:?} was excused");
+        let others = |r: &&OperatorResult| r.name != "matmul" && r.passed == Some(false);
+        let others: Vec<_> = qualification.operators.iter().filter(others).collect();
+        assert!(others.iter().all(|r| r.setting.is_some()), "{others:#?}");
+    }
+}
+
+#[test]
+fn sums_in_bf16_are_no_setting() {
+    let qualification = qualified(&|| Ok(support::mutant(Mutant::BfloatAccumulation)), Vec::new());
+    assert!(qualification.settings.is_empty(), "{:?}", qualification.settings);
+    let blamed = |r: &&OperatorResult| r.name == "matmul" && r.passed == Some(false) && r.setting.is_none();
+    assert!(qualification.operators.iter().any(|r| blamed(&r)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ pub mod troubled; // devices that are right and in trouble
 mod wrapped; // devices that differ from a right one in a known way
 
 #[allow(unused_imports, reason = "each test file uses its part")]
-pub use wrapped::{refusing, rounding, wide_column};
+pub use wrapped::{refusing, rounding, rounding_of, wide_column};
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -12,12 +12,12 @@ use toprope_program::{
 
 /// A device that rounds the operands of f32 products to so many bits behind the leading one.
 pub fn rounding(bits: u32) -> Box<dyn Device> {
-    Box::new(Wrapped {
-        inner: super::reference(),
-        rounded: Some(bits),
-        refused: None,
-        prepared: HashMap::new(),
-    })
+    rounding_of(super::reference(), bits)
+}
+
+/// The same around a device that may be wrong besides.
+pub fn rounding_of(inner: Box<dyn Device>, bits: u32) -> Box<dyn Device> {
+    Box::new(Wrapped { inner, rounded: Some(bits), refused: None, prepared: HashMap::new() })
 }
 
 /// A device that lacks an operator.
