@@ -45,8 +45,8 @@ fn outputs(device: &mut dyn Device, case: &Reproducer) -> Vec<Vec<f64>> {
 /// What one device gives for the case of this name, in f32.
 fn of(device: &mut dyn Device, name: &str) -> Vec<Vec<f64>> {
     let mut cases = exemplars().into_iter().flat_map(|operator| special(&operator).unwrap());
-    let case = cases.find(|case| case.program.name == name).unwrap_or_else(|| panic!("no case {name:?}"));
-    outputs(device, &case)
+    let case = cases.find(|case| case.whole.program.name == name);
+    outputs(device, &case.unwrap_or_else(|| panic!("no case {name:?}")).whole)
 }
 
 /// The oracle itself must say what the formulas do: which elements are no numbers is written down here by hand.
