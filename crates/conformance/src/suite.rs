@@ -24,7 +24,8 @@ pub struct Options {
     pub cases_per_operator: u64,
     /// The operators whose cases run; all where not given.
     pub operators: Option<Vec<&'static str>>,
-    /// Whether operators are given what is no ordinary number, where their formulas say what comes of it.
+    /// Whether operators are given what is no ordinary number, where their formulas say what comes of it. Not by default: a
+    /// device that multiplies masked pairs by 0 differs, and whoever tests it says where.
     pub special: bool,
     /// Random programs.
     pub programs: u64,
@@ -42,7 +43,7 @@ impl Default for Options {
             seed: 1,
             cases_per_operator: 24,
             operators: None,
-            special: true,
+            special: false,
             programs: 200,
             stop_at_first: false,
             shrink: true,

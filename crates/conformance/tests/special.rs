@@ -15,7 +15,7 @@ use toprope_program::{Device, Range, Span, Width};
 /// Every case of every operator, and nothing else.
 fn only_special() -> Options {
     let floor = Floor { agree: 0, ..Floor::default() };
-    Options { cases_per_operator: 0, programs: 0, floor, ..Options::default() }
+    Options { cases_per_operator: 0, special: true, programs: 0, floor, ..Options::default() }
 }
 
 /// What a case gives, output by output.
