@@ -39,7 +39,8 @@ pub struct Lockstep {
     oracle: Session,
     held: Values,
     symbols: Vec<usize>,
-    by_class: bool,
+    /// Outputs that are left open, where values are judged by what they are.
+    by_class: Option<&'static [usize]>,
     allowance: f64,
 }
 
@@ -79,12 +80,12 @@ impl Lockstep {
         let subject = Session::open(subject, program, Width::Native).map_err(Obstacle::Subject)?;
         let oracle = Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
         let (program, symbols) = (program.clone(), symbols.to_vec());
-        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: false, allowance: 0.0 })
+        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: None, allowance: 0.0 })
     }
 
-    /// From now on outputs are judged by [`judge_classes`].
-    pub fn judge_by_class(&mut self) {
-        self.by_class = true;
+    /// From now on outputs are judged by [`judge_classes`], but for those that are left open.
+    pub fn judge_by_class(&mut self, open: &'static [usize]) {
+        self.by_class = Some(open);
     }
 
     /// From now on an error of so many times the magnitude is allowed beside the contract's bound.
@@ -169,8 +170,11 @@ impl Lockstep {
                 instruction.operator.definition().tolerances(&concrete(&operands), &concrete(&want));
             measured = measured.allowing(self.allowance, &tolerances);
         }
-        let judge = if self.by_class { judge_classes } else { judge };
-        let mut judgement = judge(&instruction.operator, &operands, &want, &got, measured.borrowed());
+        let (operator, magnitudes) = (&instruction.operator, measured.borrowed());
+        let mut judgement = match self.by_class {
+            None => judge(operator, &operands, &want, &got, magnitudes),
+            Some(open) => judge_classes(operator, &operands, &want, &got, magnitudes, open),
+        };
         let places: Vec<Location> =
             instruction.outputs.iter().filter_map(|id| self.subject.plan.place(*id)).collect();
         if let Some((region, at)) = after.stray_write(&before, &places) {

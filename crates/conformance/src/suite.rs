@@ -2,7 +2,7 @@
 
 use crate::generate::cases::{Case, case};
 use crate::generate::exemplars::exemplars;
-use crate::generate::special::special;
+use crate::generate::special::{Special, special};
 use crate::generate::{GenerateError, programs};
 use crate::lockstep::{Lockstep, Obstacle, Step};
 use crate::memory::{self, Trial};
@@ -24,7 +24,8 @@ pub struct Options {
     pub cases_per_operator: u64,
     /// The operators whose cases run; all where not given.
     pub operators: Option<Vec<&'static str>>,
-    /// Whether operators are given what is no ordinary number, where their formulas say what comes of it.
+    /// Whether operators are given what is no ordinary number, where their formulas say what comes of it. Not by default: a
+    /// device that multiplies masked pairs by 0 differs, and whoever tests it says where.
     pub special: bool,
     /// Random programs.
     pub programs: u64,
@@ -42,7 +43,7 @@ impl Default for Options {
             seed: 1,
             cases_per_operator: 24,
             operators: None,
-            special: true,
+            special: false,
             programs: 200,
             stop_at_first: false,
             shrink: true,
@@ -154,8 +155,9 @@ impl Suite<'_> {
         self.close(lockstep)
     }
 
-    /// One operator with values that are no ordinary numbers, judged by what they are.
-    fn special(&mut self, whole: &Reproducer) -> Result<(), SuiteError> {
+    /// An operator with values that are no ordinary numbers, judged by what they are.
+    fn special(&mut self, special: &Special) -> Result<(), SuiteError> {
+        let whole = &special.whole;
         let invalid = |defects| GenerateError::Invalid { seed: 0, defects };
         let program = std::sync::Arc::new(validate(whole.program.clone()).map_err(invalid)?);
         let case = Case { name: whole.program.name.clone(), program, symbols: Vec::new(), seed: 0 };
@@ -168,29 +170,29 @@ impl Suite<'_> {
             }
         }
         let Some(mut lockstep) = self.open(&case, values)? else { return Ok(()) };
-        lockstep.judge_by_class();
-        let operator = whole.program.accumulate[0].operator.name();
-        match lockstep.step(self.subject, self.oracle, Range::Accumulate, 0, true) {
-            Ok(step) => match &step.judgement.verdict {
-                Verdict::Differ(finding) => {
-                    self.report.tally(operator).differ += 1;
-                    let mut text = whole.clone();
-                    text.devices = vec![self.report.device.name.clone()];
-                    text.level.clone_from(&self.report.device.level);
-                    text.found.clone_from(finding);
-                    self.report.differences.push(Difference {
-                        operator: operator.into(),
-                        case: case.name.clone(),
-                        finding: finding.clone(),
-                        text: text.to_string(),
-                    });
-                }
-                Verdict::Agree | Verdict::Incomparable(_) => self.report.tally(operator).agree += 1,
-            },
-            Err(obstacle) => {
-                self.obstacle(obstacle, operator, &case.name)?;
-                return Ok(());
-            }
+        lockstep.judge_by_class(special.open);
+        for (index, instruction) in whole.program.accumulate.iter().enumerate() {
+            let operator = instruction.operator.name();
+            let step = match lockstep.step(self.subject, self.oracle, Range::Accumulate, index, true) {
+                Ok(step) => step,
+                Err(obstacle) => return self.obstacle(obstacle, operator, &case.name),
+            };
+            let tally = self.report.tally(operator);
+            let Verdict::Differ(finding) = step.judgement.verdict else {
+                tally.agree += 1;
+                continue;
+            };
+            tally.differ += 1;
+            let mut text = whole.clone();
+            text.devices = vec![self.report.device.name.clone()];
+            text.level.clone_from(&self.report.device.level);
+            text.found = format!("{operator}: {finding}");
+            self.report.differences.push(Difference {
+                operator: operator.into(),
+                case: case.name.clone(),
+                finding,
+                text: text.to_string(),
+            });
         }
         self.close(lockstep)
     }

@@ -42,13 +42,8 @@ fn every_mutant_is_caught_by_name() {
 fn random_programs_find_mutants_and_shrink_them() {
     for mutant in [Mutant::MaskOffByOne, Mutant::DroppedTailColumns, Mutant::StuckLane, Mutant::RopeSign] {
         let mut subject = MutantDevice::new(Box::new(support::reference()), mutant);
-        let options = Options {
-            cases_per_operator: 0,
-            special: false,
-            programs: 60,
-            stop_at_first: true,
-            ..Options::default()
-        };
+        let options =
+            Options { cases_per_operator: 0, programs: 60, stop_at_first: true, ..Options::default() };
         let report = run_suite(&mut subject, &mut support::oracle(), &options).unwrap();
         let first = report.differences.first().unwrap_or_else(|| panic!("{} is not found", mutant.name()));
         assert_eq!(first.operator, mutant.operator());

@@ -15,7 +15,7 @@ use toprope_program::{Device, Range, Span, Width};
 /// Every case of every operator, and nothing else.
 fn only_special() -> Options {
     let floor = Floor { agree: 0, ..Floor::default() };
-    Options { cases_per_operator: 0, programs: 0, floor, ..Options::default() }
+    Options { cases_per_operator: 0, special: true, programs: 0, floor, ..Options::default() }
 }
 
 /// What a case gives, output by output.
@@ -45,8 +45,8 @@ fn outputs(device: &mut dyn Device, case: &Reproducer) -> Vec<Vec<f64>> {
 /// What one device gives for the case of this name, in f32.
 fn of(device: &mut dyn Device, name: &str) -> Vec<Vec<f64>> {
     let mut cases = exemplars().into_iter().flat_map(|operator| special(&operator).unwrap());
-    let case = cases.find(|case| case.program.name == name).unwrap_or_else(|| panic!("no case {name:?}"));
-    outputs(device, &case)
+    let case = cases.find(|case| case.whole.program.name == name);
+    outputs(device, &case.unwrap_or_else(|| panic!("no case {name:?}")).whole)
 }
 
 /// The oracle itself must say what the formulas do: which elements are no numbers is written down here by hand.

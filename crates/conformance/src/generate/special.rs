@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::reproducer::Reproducer;
 use crate::values::Regime;
 use toprope_program::operator::*;
-use toprope_program::{Builder, DType, Operand, Phase, Role, validate};
+use toprope_program::{BuildError, Builder, DType, Operand, Phase, Role, ValueId, validate};
 
 const NAN: f64 = f64::NAN;
 const INFINITY: f64 = f64::INFINITY;
@@ -17,7 +17,25 @@ fn largest(dtype: DType) -> f64 {
     f64::from(if dtype == DType::Bf16 { f32::from_bits(0x7F7F_0000) } else { f32::MAX })
 }
 
-/// An operand under construction: its elements are to be changed one by one.
+/// A program with its values.
+#[derive(Clone, Debug)]
+pub struct Special {
+    /// Both, as text.
+    pub whole: Reproducer,
+    /// Outputs of its instruction of which the formula does not say what they are.
+    pub open: &'static [usize],
+}
+
+impl Special {
+    /// Leaves outputs open.
+    fn open(self, open: &'static [usize]) -> Special {
+        Special { open, ..self }
+    }
+}
+
+type Outcome = Result<Special, GenerateError>;
+
+/// Operands under construction: their elements are to be changed one by one.
 #[derive(Clone, Debug)]
 struct Operands {
     random: Random,
@@ -52,30 +70,41 @@ impl Operands {
         self
     }
 
-    fn finish(self, name: &str, operator: impl Into<Operator>) -> Result<Reproducer, GenerateError> {
+    /// One operator on all operands.
+    fn finish(self, name: &str, operator: impl Into<Operator>) -> Outcome {
+        self.build(name, |builder, operands| builder.apply_all("y", operator, operands.to_vec()).map(drop))
+    }
+
+    /// What `make` adds on these operands. A gradient comes behind its forward operator, which it may repeat.
+    fn build(
+        self,
+        name: &str,
+        make: impl FnOnce(&mut Builder, &[Operand]) -> Result<(), BuildError>,
+    ) -> Outcome {
         let mut builder = Builder::new(name, Phase::Evaluate);
         let operands: Vec<Operand> = self
             .list
             .iter()
             .map(|(name, dtype, sizes, _)| builder.input(name, *dtype, sizes.iter().copied()).into())
             .collect();
-        let outputs = builder.apply_all("y", operator, operands)?;
+        make(&mut builder, &operands)?;
         let mut program = builder.program().clone();
+        let outputs: Vec<ValueId> = program.accumulate.iter().flat_map(|i| i.outputs.clone()).collect();
         for id in outputs {
             program.values[id.0 as usize].role = Role::Output;
         }
         if let Err(defects) = validate(program.clone()) {
             return Err(GenerateError::Invalid { seed: 0, defects });
         }
-        let mut special = Reproducer::new(program, Vec::new(), 0, Regime::Normal);
-        special.values = self.list.into_iter().map(|(name, _, _, data)| (name.to_string(), data)).collect();
-        Ok(special)
+        let mut whole = Reproducer::new(program, Vec::new(), 0, Regime::Normal);
+        whole.values = self.list.into_iter().map(|(name, _, _, data)| (name.to_string(), data)).collect();
+        Ok(Special { whole, open: &[] })
     }
 }
 
 /// The cases of an operator; none where any value may stand anywhere in [`super::cases`], or where it takes no floats that
 /// may be anything but numbers. A new operator is a decision: there is no wildcard.
-pub fn special(operator: &Operator) -> Result<Vec<Reproducer>, GenerateError> {
+pub fn special(operator: &Operator) -> Result<Vec<Special>, GenerateError> {
     let both = [DType::F32, DType::Bf16];
     let mut cases = Vec::new();
     match operator {
@@ -174,7 +203,7 @@ pub fn special(operator: &Operator) -> Result<Vec<Reproducer>, GenerateError> {
     Ok(cases)
 }
 
-fn activation(kind: ActivationKind, dtype: DType) -> Result<Reproducer, GenerateError> {
+fn activation(kind: ActivationKind, dtype: DType) -> Outcome {
     let most = largest(dtype);
     let mut x =
         vec![(0, 0.0), (1, -0.0), (2, NAN), (3, INFINITY), (4, most), (5, -most), (17, NAN), (39, NAN)];
@@ -188,7 +217,7 @@ fn activation(kind: ActivationKind, dtype: DType) -> Result<Reproducer, Generate
         .finish(&format!("activation: {kind:?} of what is no ordinary number"), Activation { kind })
 }
 
-fn activation_gradient(kind: ActivationKind, dtype: DType) -> Result<Reproducer, GenerateError> {
+fn activation_gradient(kind: ActivationKind, dtype: DType) -> Outcome {
     let mut x = vec![(5, NAN), (6, 0.0), (33, NAN)];
     // The slope of gelu's inner function leaves f32 there.
     if kind != ActivationKind::Gelu {
@@ -202,7 +231,7 @@ fn activation_gradient(kind: ActivationKind, dtype: DType) -> Result<Reproducer,
         .finish(&format!("activation_gradient: {kind:?}, NaN and infinities"), ActivationGradient { kind })
 }
 
-fn swiglu(dtype: DType) -> Result<Reproducer, GenerateError> {
+fn swiglu(dtype: DType) -> Outcome {
     let half = 35;
     let (gate, up) = (|at: usize| at, |at: usize| half + at);
     let most = largest(dtype);
@@ -225,7 +254,7 @@ fn swiglu(dtype: DType) -> Result<Reproducer, GenerateError> {
         .finish("swiglu: NaN, infinities and the largest numbers in gates and values", Swiglu {})
 }
 
-fn swiglu_gradient(dtype: DType) -> Result<Reproducer, GenerateError> {
+fn swiglu_gradient(dtype: DType) -> Outcome {
     let half = 35;
     Operands::new("swiglu_gradient")
         .with("x", dtype, &[3, 2 * half])
@@ -235,7 +264,7 @@ fn swiglu_gradient(dtype: DType) -> Result<Reproducer, GenerateError> {
         .finish("swiglu_gradient: NaN and infinities", SwigluGradient {})
 }
 
-fn rms_norm(dtype: DType) -> Result<[Reproducer; 3], GenerateError> {
+fn rms_norm(dtype: DType) -> Result<[Special; 3], GenerateError> {
     let columns = 37;
     let operands =
         || Operands::new("rms_norm").with("x", dtype, &[3, columns]).with("weight", dtype, &[columns]);
@@ -256,19 +285,20 @@ fn rms_norm(dtype: DType) -> Result<[Reproducer; 3], GenerateError> {
     ])
 }
 
-fn rms_norm_gradient(dtype: DType) -> Result<Reproducer, GenerateError> {
+fn rms_norm_gradient(dtype: DType) -> Outcome {
     let columns = 37;
     Operands::new("rms_norm_gradient")
         .with("x", dtype, &[3, columns])
         .with("weight", dtype, &[columns])
-        .with("rstd", DType::F32, &[3])
         .with("dy", dtype, &[3, columns])
         .put("dy", &[(5, NAN)])
         .put("x", &[(2 * columns + 7, INFINITY)])
-        .finish(
-            "rms_norm_gradient: a NaN and an infinity, each in its row",
-            RmsNormGradient { weight_output: DType::F32 },
-        )
+        .build("rms_norm_gradient: a NaN and an infinity, each in its row", |builder, operands| {
+            let [x, weight, dy] = [0, 1, 2].map(|at: usize| operands[at].clone());
+            let made = builder.apply("y", RmsNorm { epsilon: 1e-6 }, [x.clone(), weight.clone()])?;
+            let gradient = RmsNormGradient { weight_output: DType::F32 };
+            builder.apply("dx", gradient, [x, weight, made[1].into(), dy]).map(drop)
+        })
 }
 
 /// Rows of both attentions: more than a block, in two documents.
@@ -282,7 +312,7 @@ fn borders() -> Vec<f64> {
     (0..ROWS).map(|row| if row < BORDER { 0.0 } else { BORDER as f64 }).collect()
 }
 
-fn attention(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
+fn attention(dtype: DType) -> Result<Vec<Special>, GenerateError> {
     let (d, dv) = COLUMNS;
     let operands = || {
         Operands::new("attention")
@@ -292,6 +322,7 @@ fn attention(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
             .given("segment_start", DType::I32, &[ROWS], borders())
     };
     let it = || Attention { scale: 0.5 };
+    // The logarithm of an infinite sum is infinite by the formula, and NaN where the largest score was taken out before.
     let cases = [
         operands()
             .put("k", &[(10 * d + 2, NAN)])
@@ -307,8 +338,12 @@ fn attention(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
             .finish("attention: infinities that meet are NaN", it()),
         operands()
             .put("k", &[(15 * d, -INFINITY), (BORDER * d, -INFINITY)])
-            .finish("attention: a score of -inf has no weight, and alone no meaning", it()),
-        operands().put("k", &[(30 * d + 1, INFINITY)]).finish("attention: a score of +inf is NaN", it()),
+            .finish("attention: a score of -inf has no weight, and alone no meaning", it())
+            .map(|case| case.open(&[1])),
+        operands()
+            .put("k", &[(30 * d + 1, INFINITY)])
+            .finish("attention: a score of +inf is NaN", it())
+            .map(|case| case.open(&[1])),
         operands()
             .put("k", &[(50 * d, -INFINITY)])
             .put("v", &[(50 * dv, INFINITY)])
@@ -317,32 +352,35 @@ fn attention(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
     cases.into_iter().collect()
 }
 
-fn attention_gradient(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
+fn attention_gradient(dtype: DType) -> Result<Vec<Special>, GenerateError> {
     let (d, dv) = COLUMNS;
     let operands = || {
         Operands::new("attention_gradient")
             .with("q", dtype, &[ROWS, 2, d])
             .with("k", dtype, &[ROWS, 1, d])
             .with("v", dtype, &[ROWS, 1, dv])
-            .with("out", dtype, &[ROWS, 2, dv])
-            .with("lse", DType::F32, &[ROWS, 2])
-            .with("dout", dtype, &[ROWS, 2, dv])
             .given("segment_start", DType::I32, &[ROWS], borders())
+            .with("dout", dtype, &[ROWS, 2, dv])
     };
-    let it = || AttentionGradient { scale: 0.5, sums: false };
     let cases = [
-        operands().put("dout", &[(12 * 2 * dv, NAN)]).finish("attention_gradient: a NaN in dout", it()),
-        operands().put("k", &[(10 * d + 2, NAN)]).finish("attention_gradient: a NaN key", it()),
-        operands().put("q", &[((12 * 2 + 1) * d, NAN)]).finish("attention_gradient: a NaN query", it()),
-        operands().put("v", &[(20 * dv + 1, INFINITY)]).finish("attention_gradient: an infinite value", it()),
-        operands().put("lse", &[(33 * 2, INFINITY)]).finish("attention_gradient: a row without weight", it()),
-        operands().put("lse", &[(33 * 2, NAN)]).finish("attention_gradient: a row whose sum is NaN", it()),
-        operands()
-            .put("dout", &[(44 * 2 * dv, INFINITY)])
-            .finish("attention_gradient: an infinity in dout", it()),
-        operands().put("k", &[(15 * d, -INFINITY)]).finish("attention_gradient: a score of -inf", it()),
+        ("a NaN in dout", operands().put("dout", &[(12 * 2 * dv, NAN)])),
+        ("an infinity in dout", operands().put("dout", &[(44 * 2 * dv, INFINITY)])),
+        ("a NaN key", operands().put("k", &[(10 * d + 2, NAN)])),
+        ("a NaN query", operands().put("q", &[((12 * 2 + 1) * d, NAN)])),
+        ("an infinite value", operands().put("v", &[(20 * dv + 1, INFINITY)])),
+        ("a NaN value", operands().put("v", &[(20 * dv + 1, NAN)])),
+        ("a score of -inf", operands().put("k", &[(15 * d, -INFINITY)])),
     ];
-    cases.into_iter().collect()
+    let build = |(what, operands): (&str, Operands)| {
+        operands.build(&format!("attention_gradient: {what}"), |builder, operands| {
+            let [q, k, v, starts, dout] = [0, 1, 2, 3, 4].map(|at: usize| operands[at].clone());
+            let forward = [q.clone(), k.clone(), v.clone(), starts.clone()];
+            let made = builder.apply("out", Attention { scale: 0.5 }, forward)?;
+            let gradient = AttentionGradient { scale: 0.5, sums: false };
+            builder.apply("dq", gradient, [q, k, v, made[0].into(), made[1].into(), dout, starts]).map(drop)
+        })
+    };
+    cases.into_iter().map(build).collect()
 }
 
 /// Rows, words and columns of the head.
@@ -353,7 +391,7 @@ fn targets(other: f64) -> Vec<f64> {
     vec![1.0, 2.0, other, 3.0, 69.0]
 }
 
-fn linear_cross_entropy(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
+fn linear_cross_entropy(dtype: DType) -> Result<Vec<Special>, GenerateError> {
     let (rows, words, columns) = HEAD;
     let operands = || {
         Operands::new("linear_cross_entropy")
@@ -374,7 +412,7 @@ fn linear_cross_entropy(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> 
     cases.into_iter().collect()
 }
 
-fn linear_cross_entropy_gradient(dtype: DType) -> Result<Vec<Reproducer>, GenerateError> {
+fn linear_cross_entropy_gradient(dtype: DType) -> Result<Vec<Special>, GenerateError> {
     let (rows, words, columns) = HEAD;
     let operands = || {
         Operands::new("linear_cross_entropy_gradient")
@@ -393,9 +431,6 @@ fn linear_cross_entropy_gradient(dtype: DType) -> Result<Vec<Reproducer>, Genera
         operands()
             .put("weight", &[(69 * columns + 3, -INFINITY)])
             .finish("linear_cross_entropy_gradient: a word that cannot be, and is a target", it()),
-        operands()
-            .put("dloss", &[(1, INFINITY)])
-            .finish("linear_cross_entropy_gradient: an infinite dloss", it()),
         operands().put("dloss", &[(3, NAN)]).finish("linear_cross_entropy_gradient: a NaN dloss", it()),
     ];
     cases.into_iter().collect()
@@ -406,7 +441,7 @@ fn logits(rows: usize, experts: usize) -> Vec<f64> {
     (0..rows * experts).map(|at| ((at % experts * 3 + at / experts) % experts) as f64 * 0.5 - 1.5).collect()
 }
 
-fn router() -> Result<[Reproducer; 2], GenerateError> {
+fn router() -> Result<[Special; 2], GenerateError> {
     let (rows, experts) = (4, 8);
     let operands =
         || {
@@ -425,23 +460,30 @@ fn router() -> Result<[Reproducer; 2], GenerateError> {
     ])
 }
 
-fn router_gradient() -> Result<[Reproducer; 2], GenerateError> {
-    let operands = || {
+fn router_gradient() -> Result<[Special; 2], GenerateError> {
+    let (rows, experts) = (4, 8);
+    let build = |name: &str, normalize: bool| {
         Operands::new("router_gradient")
-            .with("scores", DType::F32, &[3, 6])
-            .given("indices", DType::I32, &[3, 2], vec![0.0, 3.0, 5.0, 1.0, 2.0, 4.0])
-            .with("weights", DType::F32, &[3, 2])
-            .with("dweights", DType::F32, &[3, 2])
+            .given("logits", DType::F32, &[rows, experts], logits(rows, experts))
+            .given("bias", DType::F32, &[experts], vec![0.0; experts])
+            .with("dweights", DType::F32, &[rows, 2])
             .put("dweights", &[(1, NAN), (2, INFINITY)])
+            .build(name, |builder, operands| {
+                let scoring = Scoring::Sigmoid;
+                let router = Router { scoring, top_k: 2, groups: 1, top_groups: 1, normalize, scale: 1.5 };
+                let made = builder.apply("scores", router, [operands[0].clone(), operands[1].clone()])?;
+                let gradient = RouterGradient { scoring, normalize, scale: 1.5 };
+                let operands = [made[0].into(), made[1].into(), made[2].into(), operands[2].clone()];
+                builder.apply("dlogits", gradient, operands).map(drop)
+            })
     };
-    let it = |normalize| RouterGradient { scoring: Scoring::Sigmoid, normalize, scale: 1.5 };
     Ok([
-        operands().finish("router_gradient: NaN and infinity in the chosen of their rows", it(true))?,
-        operands().finish("router_gradient: NaN and infinity in their own places", it(false))?,
+        build("router_gradient: NaN and infinity in the chosen of their rows", true)?,
+        build("router_gradient: NaN and infinity in their own places", false)?,
     ])
 }
 
-fn balance_loss() -> Result<[Reproducer; 2], GenerateError> {
+fn balance_loss() -> Result<[Special; 2], GenerateError> {
     let operands = || {
         Operands::new("balance_loss").with("scores", DType::F32, &[8, 6]).given(
             "indices",
@@ -457,7 +499,7 @@ fn balance_loss() -> Result<[Reproducer; 2], GenerateError> {
     ])
 }
 
-fn balance_loss_gradient() -> Result<Reproducer, GenerateError> {
+fn balance_loss_gradient() -> Outcome {
     Operands::new("balance_loss_gradient")
         .with("scores", DType::F32, &[8, 6])
         .given("indices", DType::I32, &[8, 2], (0..16).map(|at| f64::from(at * 5 % 6)).collect())
@@ -470,7 +512,7 @@ fn balance_loss_gradient() -> Result<Reproducer, GenerateError> {
         )
 }
 
-fn global_norm() -> Result<[Reproducer; 3], GenerateError> {
+fn global_norm() -> Result<[Special; 3], GenerateError> {
     let operands =
         || Operands::new("global_norm").with("a", DType::F32, &[37]).with("b", DType::F32, &[3, 5]);
     let it = || GlobalNorm { clip: 1.0 };
@@ -486,7 +528,7 @@ fn global_norm() -> Result<[Reproducer; 3], GenerateError> {
     ])
 }
 
-fn adamw() -> Result<Reproducer, GenerateError> {
+fn adamw() -> Outcome {
     let operands = ["weight", "gradient", "m", "v"]
         .into_iter()
         .fold(Operands::new("adamw"), |operands, name| operands.with(name, DType::F32, &[40]));
@@ -513,8 +555,11 @@ mod tests {
         for operator in exemplars() {
             for case in super::special(&operator).expect("a valid program") {
                 let special = |x: &f64| !x.is_finite() || *x == 0.0;
-                assert!(case.values.values().flatten().any(special), "{}", case.program.name);
-                assert!(case.program.name.starts_with(operator.name()), "{}", case.program.name);
+                let program = &case.whole.program;
+                assert!(case.whole.values.values().flatten().any(special), "{}", program.name);
+                assert!(program.name.starts_with(operator.name()), "{}", program.name);
+                let last = program.accumulate.last().map(|instruction| instruction.operator.name());
+                assert_eq!(last, Some(operator.name()), "{}", program.name);
                 count += 1;
             }
         }
