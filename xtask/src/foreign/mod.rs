@@ -106,6 +106,7 @@ pub fn run(root: &Path, asked: &Asked) -> Result<(), String> {
     let table = suite::Table::new(&listed, &outcomes, asked.all);
     print!("{}", table.text());
     let mut wrong = findings::judge(&outcomes);
+    wrong.extend(findings::witnesses(&place)?);
     if table.kinds_passed() < KINDS_MIN {
         wrong.push(format!("{} kinds of operators passed, {KINDS_MIN} must", table.kinds_passed()));
     }

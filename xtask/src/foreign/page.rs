@@ -30,7 +30,7 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
     if !table.all {
         return Err("docs/foreign.md is written from all cases: give --all".into());
     }
-    let Count { run, passed, in_pool } = table.cases();
+    let Count { run, passed, in_pool, not_compared } = table.cases();
     let mut text = format!(
         "# A foreign client\n\n\
          Written by `cargo xtask foreign --all --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
@@ -45,22 +45,26 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
         table.kinds_passed(),
         table.kinds.len(),
     );
-    for (name, Count { run, passed, in_pool }) in &table.kinds {
+    for (name, Count { run, passed, in_pool, .. }) in &table.kinds {
         let _ = writeln!(text, "| {name} | {run} | {passed} | {in_pool} |");
     }
     text.push_str(
         "\n## What the client does wrong\n\n\
          Defects of the client's that the emulator shows; the command fails if one does not show. Memory for intermediate\n\
-         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen. From the client's own\n\
-         pool such a write falls into a neighbour, as on a chip, and the case passes.\n\n\
+         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen; pieces are used\n\
+         again, so that a case may also pass after larger ones. From the client's own pool such a write falls into a\n\
+         neighbour, as on a chip.\n\n\
          | kind | cases | shown by | why |\n| --- | --- | --- | --- |\n",
     );
     for known in KNOWN {
-        let with = if known.with.is_empty() { "all".to_string() } else { known.with.join(", ") };
-        let shown = match known.shown {
+        let mut with: Vec<String> = known.with.iter().map(|part| format!("`{part}`")).collect();
+        with.extend(known.without.iter().map(|part| format!("not `{part}`")));
+        let with = if with.is_empty() { "all".to_string() } else { with.join(", ") };
+        let shown = match &known.shown {
             Shown::Differs => "other results".to_string(),
-            Shown::Always(shown) => format!("write past the end: `{shown}`"),
-            Shown::AfterOthers(shown) => format!("write past the end, after smaller cases: `{shown}`"),
+            Shown::WritesPast { message, witness } => {
+                format!("a write past the end, `{message}`: `{}`", witness.join("` then `"))
+            }
         };
         let _ = writeln!(text, "| {} | {with} | {shown} | {} |", known.operator, known.why);
     }
@@ -68,7 +72,7 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
     let refused: Vec<String> = table.refused.iter().cloned().collect();
     let _ = write!(
         text,
-        "\n## What was not run\n\nIn bf16 or quantised types, which this page does not count:\n\n{}\n\n\
+        "\n## What was not run\n\n{not_compared} cases that the client's CPU backend does not take: there is nothing to compare with. In bf16 or quantised types, which this page does not count:\n\n{}\n\n\
          Kinds that the client's CANN backend does not take:\n\n{}\n",
         wrapped(&others),
         wrapped(&refused)
