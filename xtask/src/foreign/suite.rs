@@ -277,7 +277,7 @@ impl Table {
     /// For a terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for (name, Count { run, passed, in_pool }) in &self.kinds {
+        for (name, Count { run, passed, in_pool, .. }) in &self.kinds {
             let pool =
                 if *in_pool > 0 { format!(" + {in_pool} from the client's own pool") } else { String::new() };
             let _ = writeln!(text, "{name:<22} {passed:>5} of {run:>5}{pool}");
