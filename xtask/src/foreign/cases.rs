@@ -39,7 +39,7 @@ impl Case {
 }
 
 /// How many cases of a kind a sample has.
-const SAMPLE: usize = 16;
+pub const SAMPLE: usize = 16;
 
 /// Fields of a line of CSV whose every field is in quotes.
 fn fields(line: &str) -> Vec<String> {

@@ -24,7 +24,7 @@ pub struct Asked {
     pub all: bool,
     /// Greedy decoding too.
     pub decode: bool,
-    /// Write `docs/foreign.md`; needs all cases.
+    /// Write `docs/foreign.md`, of what was run.
     pub write: bool,
 }
 
