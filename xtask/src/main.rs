@@ -113,7 +113,7 @@ enum Chore {
         /// Greedy decoding of SmolLM2 on the emulated NPU beside the CPU, too.
         #[arg(long)]
         decode: bool,
-        /// Write docs/foreign.md (with --all).
+        /// Write docs/foreign.md, of what was run.
         #[arg(long)]
         write: bool,
     },

@@ -61,8 +61,10 @@ fn layout(place: &Place) -> Result<(), String> {
     }
     for library in LIBRARIES {
         let file = format!("lib{library}.so");
-        let from = place.release.join(&file);
-        std::fs::copy(&from, lib.join(file)).map_err(|error| format!("{}: {error}", from.display()))?;
+        let (from, part) = (place.release.join(&file), lib.join(format!("{file}.part")));
+        // In two steps: a client that runs keeps the library that it has mapped.
+        std::fs::copy(&from, &part).map_err(|error| format!("{}: {error}", from.display()))?;
+        std::fs::rename(&part, lib.join(file)).map_err(|error| format!("{}: {error}", part.display()))?;
     }
     // The client's link line names it; it uses no symbol of it.
     let empty = lib.join("libacl_op_compiler.so");

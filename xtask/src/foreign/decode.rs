@@ -3,7 +3,9 @@
 use super::{Place, fetch, must};
 
 const TOKENS: usize = 64;
-const PROMPT: &str = "The capital of France is";
+/// A question in the model's own form, whose answer is long.
+const PROMPT: &str =
+    "<|im_start|>user\nWhat is a rope good for in the mountains?<|im_end|>\n<|im_start|>assistant\n";
 
 /// Tokens of one device.
 pub struct Decoded {

@@ -24,7 +24,7 @@ pub struct Asked {
     pub all: bool,
     /// Greedy decoding too.
     pub decode: bool,
-    /// Write `docs/foreign.md`; needs all cases.
+    /// Write `docs/foreign.md`, of what was run.
     pub write: bool,
 }
 
@@ -106,6 +106,7 @@ pub fn run(root: &Path, asked: &Asked) -> Result<(), String> {
     let table = suite::Table::new(&listed, &outcomes, asked.all);
     print!("{}", table.text());
     let mut wrong = findings::judge(&outcomes);
+    wrong.extend(findings::witnesses(&place)?);
     if table.kinds_passed() < KINDS_MIN {
         wrong.push(format!("{} kinds of operators passed, {KINDS_MIN} must", table.kinds_passed()));
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::cases::SAMPLE;
 use super::decode::Both;
 use super::findings::{KNOWN, Shown};
 use super::suite::{Count, Table};
@@ -27,40 +28,48 @@ fn wrapped(words: &[String]) -> String {
 
 /// Writes the page.
 pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), String> {
-    if !table.all {
-        return Err("docs/foreign.md is written from all cases: give --all".into());
-    }
-    let Count { run, passed, in_pool } = table.cases();
+    let Count { run, passed, in_pool, not_compared } = table.cases();
+    let all = if table.all { " --all" } else { "" };
+    let what = if table.all {
+        "all cases in f32 and f16 that the backend takes".to_string()
+    } else {
+        format!("of each kind at most {SAMPLE} of the cases in f32 and f16 that the backend takes")
+    };
     let mut text = format!(
         "# A foreign client\n\n\
-         Written by `cargo xtask foreign --all --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
+         Written by `cargo xtask foreign{all} --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
          PyPI (pinned by hash), builds llama.cpp's ggml with its CANN backend, unchanged, against the emulator's libraries and\n\
          the header that `cann-emulator-header` prints, and runs ggml's own operator tests (`test-backend-ops`) on the backend\n\
          CANN0 against its CPU backend. Nothing fetched or built is committed. What passes here is *emulated*: it shows that\n\
          the emulator speaks the interface as a client that we did not write does; it shows nothing about a chip.\n\n\
          **{} of {} kinds of operators passed wholly; {passed} of {run} cases, {in_pool} more from the client's own pool of\n\
-         memory**: all cases in f32 and f16 that the backend takes. CI runs a sample of each kind (`cargo xtask foreign`).\n\n\
+         memory**: {what}. `--all` runs every case; CI runs a\n\
+         sample of each kind (`cargo xtask foreign`).\n\n\
          | kind | cases | passed | from the client's own pool |\n| --- | --- | --- | --- |\n",
         fetch::VERSION,
         table.kinds_passed(),
         table.kinds.len(),
     );
-    for (name, Count { run, passed, in_pool }) in &table.kinds {
+    for (name, Count { run, passed, in_pool, .. }) in &table.kinds {
         let _ = writeln!(text, "| {name} | {run} | {passed} | {in_pool} |");
     }
     text.push_str(
         "\n## What the client does wrong\n\n\
          Defects of the client's that the emulator shows; the command fails if one does not show. Memory for intermediate\n\
-         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen. From the client's own\n\
-         pool such a write falls into a neighbour, as on a chip, and the case passes.\n\n\
+         results is given in single pieces (`GGML_CANN_MEM_POOL=leg`), so that a write past one is seen; pieces are used\n\
+         again, so that a case may also pass after larger ones. From the client's own pool such a write falls into a\n\
+         neighbour, as on a chip.\n\n\
          | kind | cases | shown by | why |\n| --- | --- | --- | --- |\n",
     );
     for known in KNOWN {
-        let with = if known.with.is_empty() { "all".to_string() } else { known.with.join(", ") };
-        let shown = match known.shown {
+        let mut with: Vec<String> = known.with.iter().map(|part| format!("`{part}`")).collect();
+        with.extend(known.without.iter().map(|part| format!("not `{part}`")));
+        let with = if with.is_empty() { "all".to_string() } else { with.join(", ") };
+        let shown = match &known.shown {
             Shown::Differs => "other results".to_string(),
-            Shown::Always(shown) => format!("write past the end: `{shown}`"),
-            Shown::AfterOthers(shown) => format!("write past the end, after smaller cases: `{shown}`"),
+            Shown::WritesPast { message, witness } => {
+                format!("a write past the end, `{message}`: `{}`", witness.join("` then `"))
+            }
         };
         let _ = writeln!(text, "| {} | {with} | {shown} | {} |", known.operator, known.why);
     }
@@ -68,7 +77,8 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
     let refused: Vec<String> = table.refused.iter().cloned().collect();
     let _ = write!(
         text,
-        "\n## What was not run\n\nIn bf16 or quantised types, which this page does not count:\n\n{}\n\n\
+        "\n## What was not run\n\nNothing to compare with, for the client's CPU backend does not take them: {not_compared} cases. In bf16 or quantised\n\
+         types, which this page does not count (the emulator has no quantised products):\n\n{}\n\n\
          Kinds that the client's CANN backend does not take:\n\n{}\n",
         wrapped(&others),
         wrapped(&refused)

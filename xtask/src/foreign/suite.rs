@@ -1,7 +1,7 @@
 //! Runs cases in processes of ggml's test program. The client ends its process where a call fails; then the case that it
 //! was at is put down with the emulator's message, and the others go on in a new process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::process::Command;
 
@@ -20,6 +20,8 @@ pub enum Verdict {
     Differs(String),
     /// The process ended; the message that it ended with.
     Ended(String),
+    /// The client's CPU backend does not take it: there is nothing to compare with.
+    NotCompared,
 }
 
 /// Where the client's memory for intermediate results comes from.
@@ -72,10 +74,14 @@ fn verdicts(stdout: &str) -> BTreeMap<String, Verdict> {
         let Some((name, said)) = line.trim().split_once("): ") else { continue };
         let verdict = if said.ends_with("OK") {
             Verdict::Passed
-        } else if said.ends_with("FAIL") {
-            Verdict::Differs(said.trim_end_matches("FAIL").trim().to_string())
-        } else {
+        } else if said == "not supported [CPU]" {
+            Verdict::NotCompared
+        } else if said.starts_with("not supported") || said.starts_with("skipping") {
             Verdict::Ended(said.to_string())
+        } else {
+            // What is printed before FAIL may be no text.
+            let measured = if said.starts_with('[') { said.trim_end_matches("FAIL").trim() } else { "" };
+            Verdict::Differs(measured.to_string())
         };
         found.insert(format!("{name})"), verdict);
     }
@@ -91,49 +97,73 @@ fn ending(stderr: &str, status: &std::process::ExitStatus) -> String {
     said.map_or_else(|| format!("{status}: {}", stderr.lines().last().unwrap_or_default()), str::to_string)
 }
 
-/// Runs cases in as few processes as it takes.
+/// One process; what it printed of each case, and the message where it ended before its end.
+fn process(
+    place: &Place,
+    names: &[String],
+    pool: Pool,
+) -> Result<(BTreeMap<String, Verdict>, Option<String>, bool), String> {
+    let test = place.program("test-backend-ops");
+    let mut command = Command::new("timeout");
+    command.arg(LIMIT).arg(test.get_program());
+    command.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if matches!(pool, Pool::Single) {
+        command.env("GGML_CANN_MEM_POOL", "leg");
+    }
+    command.args(["test", "-b", "CANN0", "-o", &names.join(",")]);
+    let output = command.output().map_err(|error| format!("cannot start the tests: {error}"))?;
+    let found = verdicts(&plain(&String::from_utf8_lossy(&output.stdout)));
+    // 1 says that a case differed.
+    let message = (!matches!(output.status.code(), Some(0 | 1)))
+        .then(|| plain(&ending(&String::from_utf8_lossy(&output.stderr), &output.status)));
+    Ok((found, message, output.status.code() == Some(LATE)))
+}
+
+/// Runs cases in as few processes as it takes. They are given in the order of the client's list, which is that in which
+/// it runs them.
 fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, String> {
     let mut outcomes = Vec::new();
-    let mut left = cases;
+    let mut left: VecDeque<&Case> = cases.iter().collect();
     while !left.is_empty() {
         let mut bytes = 0;
-        let fits = |case: &&Case| {
+        let fits = |case: &&&Case| {
             bytes += case.name().len() + 1;
             bytes <= BYTES_MAX
         };
         let count = left.iter().take(CASES_MAX).take_while(fits).count().max(1);
-        let names: Vec<String> = left[..count].iter().map(Case::name).collect();
-        let test = place.program("test-backend-ops");
-        let mut command = Command::new("timeout");
-        command.arg(LIMIT).arg(test.get_program());
-        command.envs(test.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        if matches!(pool, Pool::Single) {
-            command.env("GGML_CANN_MEM_POOL", "leg");
-        }
-        command.args(["test", "-b", "CANN0", "-o", &names.join(",")]);
-        let output = command.output().map_err(|error| format!("cannot start the tests: {error}"))?;
-        let found = verdicts(&plain(&String::from_utf8_lossy(&output.stdout)));
-        let mut ended = false;
-        let mut again = 0;
-        for case in &left[..count] {
-            let verdict = match found.get(&case.name()) {
-                Some(verdict) => verdict.clone(),
+        let chunk: Vec<&Case> = left.drain(..count).collect();
+        let names: Vec<String> = chunk.iter().map(|case| case.name()).collect();
+        let (found, message, late) = process(place, &names, pool)?;
+        let (mut ended, mut again) = (message.clone(), Vec::new());
+        for (case, name) in chunk.into_iter().zip(&names) {
+            let verdict = match (found.get(name), &message) {
+                (Some(verdict), _) => verdict.clone(),
+                (None, None) => Verdict::Ended("the client's tests said nothing about it".into()),
                 // The first one without a verdict is the one that ended the process; where the time was used up by
                 // those before it, it is tried again.
-                None if !ended && (output.status.code() != Some(LATE) || found.is_empty()) => {
-                    ended = true;
-                    Verdict::Ended(plain(&ending(&String::from_utf8_lossy(&output.stderr), &output.status)))
-                }
-                None => {
-                    again += 1;
-                    continue;
-                }
+                (None, Some(_)) => match ended.take_if(|_| !late || found.is_empty()) {
+                    Some(why) => Verdict::Ended(why),
+                    None => {
+                        again.push(case);
+                        continue;
+                    }
+                },
             };
             outcomes.push(Outcome { case: case.clone(), verdict });
         }
-        left = &left[count - again..];
+        // It ended after its last case.
+        if let (Some(why), true, Some(last)) = (ended, again.is_empty(), outcomes.last_mut()) {
+            last.verdict = Verdict::Ended(why);
+        }
+        again.into_iter().rev().for_each(|case| left.push_front(case));
     }
     Ok(outcomes)
+}
+
+/// Runs cases in one process from single allocations; the message that it ended with, if it did.
+pub fn end(place: &Place, names: &[&str]) -> Result<Option<String>, String> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_string()).collect();
+    Ok(process(place, &names, Pool::Single)?.1)
 }
 
 /// Runs all of them; those that ended their process again, alone, and then from the client's own pool.
@@ -164,6 +194,8 @@ pub struct Count {
     pub passed: usize,
     /// Only from the client's own pool.
     pub in_pool: usize,
+    /// That the client's CPU backend has nothing to compare with; not among those that were run.
+    pub not_compared: usize,
 }
 
 impl Count {
@@ -195,6 +227,11 @@ impl Table {
             let count = table.kinds.entry(outcome.case.operator.clone()).or_default();
             count.run += 1;
             let said = match &outcome.verdict {
+                Verdict::NotCompared => {
+                    count.run -= 1;
+                    count.not_compared += 1;
+                    continue;
+                }
                 Verdict::Passed => {
                     count.passed += 1;
                     continue;
@@ -235,13 +272,14 @@ impl Table {
             run: sum.run + count.run,
             passed: sum.passed + count.passed,
             in_pool: sum.in_pool + count.in_pool,
+            not_compared: sum.not_compared + count.not_compared,
         })
     }
 
     /// For a terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for (name, Count { run, passed, in_pool }) in &self.kinds {
+        for (name, Count { run, passed, in_pool, .. }) in &self.kinds {
             let pool =
                 if *in_pool > 0 { format!(" + {in_pool} from the client's own pool") } else { String::new() };
             let _ = writeln!(text, "{name:<22} {passed:>5} of {run:>5}{pool}");
@@ -249,7 +287,7 @@ impl Table {
         for (name, why) in &self.remarks {
             let _ = writeln!(text, "  {name}: {why}");
         }
-        let Count { run, passed, in_pool } = self.cases();
+        let Count { run, passed, in_pool, not_compared } = self.cases();
         let what = if self.all { "all cases" } else { "a sample of the cases" };
         let _ = writeln!(
             text,
@@ -257,6 +295,8 @@ impl Table {
             self.kinds_passed(),
             self.kinds.len()
         );
+        let _ =
+            writeln!(text, "not run, nothing to compare with on the client's CPU backend: {not_compared}");
         let others: Vec<String> = self.other_types.iter().map(|(name, n)| format!("{name} {n}")).collect();
         let _ = writeln!(text, "not run, bf16 or quantised: {}", others.join(", "));
         let refused: Vec<&str> = self.refused.iter().map(String::as_str).collect();
@@ -272,12 +312,15 @@ mod tests {
     #[test]
     fn verdicts_are_read_from_what_the_client_prints() {
         let text = "Testing 2 devices\n  ADD(type=f32,ne=[1,2]): \u{1b}[1;32mOK\u{1b}[0m\n  \
-                    MUL(a=(1)): [MUL] ERR = 0.5 > 0.1 \u{1b}[1;31mFAIL\u{1b}[0m\n  SUB(x=1): not supported [CANN0]\n";
+                    MUL(a=(1)): [MUL] ERR = 0.5 > 0.1 \u{1b}[1;31mFAIL\u{1b}[0m\n  SUB(x=1): not supported [CANN0]\n  \
+                    SET(x=1): \u{fffd}N\nFAIL\n  DIV(x=1): not supported [CPU]\n";
         let found = verdicts(&plain(text));
         assert_eq!(found["ADD(type=f32,ne=[1,2])"], Verdict::Passed);
         assert_eq!(found["MUL(a=(1))"], Verdict::Differs("[MUL] ERR = 0.5 > 0.1".into()));
         assert_eq!(found["SUB(x=1)"], Verdict::Ended("not supported [CANN0]".into()));
-        assert_eq!(found.len(), 3);
+        assert_eq!(found["SET(x=1)"], Verdict::Differs(String::new()));
+        assert_eq!(found["DIV(x=1)"], Verdict::NotCompared);
+        assert_eq!(found.len(), 5);
     }
 
     #[test]

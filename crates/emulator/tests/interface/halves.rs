@@ -105,3 +105,34 @@ fn halves_compute_in_f32_and_round_once() {
         },
     );
 }
+
+/// f32 activations with f16 or bf16 weights: the weights count as the f32 values that they stand for.
+#[test]
+fn products_of_two_types_are_promoted() {
+    begin();
+    let (rows, inner, columns) = (3, 40, 5);
+    let left = numbers(rows * inner, 1);
+    for dtype in [F16, BF16] {
+        let right = words(dtype, &numbers(inner * columns, 2));
+        let bytes: Vec<u8> = right.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let (x, _) = floats(&[rows as i64, inner as i64], &left);
+        let (half, _) = dense(dtype, &[inner as i64, columns as i64], &bytes);
+        let (wide, _) = floats(&[inner as i64, columns as i64], &widened(dtype, &right));
+        let shape = [rows as i64, columns as i64];
+        let ((mixed, mixed_at), (same, same_at)) = (room(&shape), room(&shape));
+        run!("Mm", x, half, mixed, 0i8);
+        run!("Mm", x, wide, same, 0i8);
+        assert_eq!(read(mixed_at, rows * columns), read(same_at, rows * columns), "type {dtype}");
+    }
+}
+
+#[test]
+fn a_full_sum_may_go_to_one_place() {
+    begin();
+    let (x, _) = floats(&[4], &[1.0, 2.0, 3.0, 4.0]);
+    for shape in [&[][..], &[1]] {
+        let (out, at) = room(shape);
+        run!("ReduceSum", x, ints(&[0]), 0u8, F32, out);
+        assert_eq!(read(at, 1), [10.0]);
+    }
+}
