@@ -144,7 +144,7 @@ fn qualified(folder: &Path, defect: &str) -> (Option<String>, Vec<String>) {
     }
     let verdict = summary["verdict"].as_str().unwrap_or_default();
     let found = match verdict {
-        "train" | "inconclusive" => None,
+        "train" | "inconclusive" if names.is_empty() => None,
         _ if names.is_empty() => Some(format!("{verdict}: {}", first_reason(&told))),
         _ => {
             let mut names: Vec<&str> = names.into_iter().collect();
