@@ -153,6 +153,9 @@ pub struct Qualification {
     pub rates: BTreeMap<String, f64>,
 }
 
+/// What a proof may take in any case: on a busy machine a minute is over before it, and without it there is no verdict.
+const PROOF: Duration = Duration::from_secs(20);
+
 /// Time beyond a quick run's, where an operator is wrong: for other variants, and for the kind of defect.
 const CLOSER_LOOK: Duration = Duration::from_secs(20);
 
@@ -181,8 +184,13 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     }
     let whole = whole.later(std::mem::take(&mut run.bench.opening));
     run.memory(request, &whole.part(0.1, most(if quick { 3 } else { 120 })));
-    let inference = run.inference(request, &whole.part(0.4, most(300)));
-    let training = run.training(request, &whole.part(if quick { 0.8 } else { 0.6 }, most(900)));
+    let clock = run.bench.clock;
+    let proof = |part: Deadline<'b>| match part.left() < PROOF {
+        true => Deadline::within(clock, PROOF),
+        false => part,
+    };
+    let inference = run.inference(request, &proof(whole.part(0.4, most(300))));
+    let training = run.training(request, &proof(whole.part(if quick { 0.8 } else { 0.6 }, most(900))));
     let speed = run.speed(request, &asked, &whole.part(0.25, most(if quick { 5 } else { 120 })))?;
 
     let level = run.bench.describe().level;

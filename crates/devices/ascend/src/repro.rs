@@ -107,8 +107,10 @@ fn head(text: &mut String, name: &str, operator: &str, remark: &str, calls: &[Ca
     );
     line!(text, "// {}", remark.replace('\n', "\n// "));
     line!(text, "//");
-    line!(text, "//   g++ -std=c++17 -O1 repro_aclnn.cpp -o repro_aclnn -I$ASCEND_HOME_PATH/include \\");
-    line!(text, "//       -L$ASCEND_HOME_PATH/lib64 -lascendcl -lnnopbase -lopapi");
+    line!(
+        text,
+        "//   g++ -std=c++17 -O1 repro_aclnn.cpp -o repro_aclnn -I$ASCEND_HOME_PATH/include -L$ASCEND_HOME_PATH/lib64 -lascendcl -lnnopbase -lopapi"
+    );
     line!(text, "//   ./repro_aclnn [RUNS [DEVICE]]");
     line!(text, "//");
     line!(text, "// In place of -lopapi, CANN 8.5 and newer: -lopapi_math -lopapi_nn -lopapi_transformer.");

@@ -77,10 +77,9 @@ fn compiled(folder: &Path, source: &str) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let lines = source.lines().skip_while(|line| !line.contains("g++ "));
-    let line: String =
-        lines.take(2).map(|line| line.trim_start_matches('/').trim_end_matches('\\')).collect();
+    let line = source.lines().find(|line| line.contains("g++ ")).unwrap();
     let line = line
+        .trim_start_matches('/')
         .replace("$ASCEND_HOME_PATH/include", include.to_str().unwrap())
         .replace("$ASCEND_HOME_PATH/lib64", library().to_str().unwrap());
     let mut words = line.split_whitespace();
