@@ -50,7 +50,7 @@ pub(super) fn parts(operator: &Operator, operands: &[&Tensor], random: &mut Rand
         Operator::Adamw(adamw) if !adamw.digests => {
             let rows = choose(random, row_count(operands[0]), ROWS);
             let mut part: Vec<Tensor> = operands[..4].iter().map(|x| axis(x, 0, &rows)).collect();
-            part.extend(operands[4..].iter().map(|x| Tensor::clone(x)));
+            part.extend(operands[4..].iter().copied().cloned());
             let taken = elements(&rows, row_size(operands[0]));
             vec![by_rows(operands[0], &rows, part, vec![Some(taken); 3])]
         }
