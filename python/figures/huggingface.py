@@ -1,6 +1,7 @@
 """Figures on models of Hugging Face: calls, share checked, false alarms, cost with and without lockstep.
 
     python figures/huggingface.py [--steps 20] [--models llama,qwen2,deepseek_v3,gpt2] [--dtypes float32,bfloat16]
+        [--attention eager,sdpa] [--optimizers for-loop,foreach,fused]
 
 Tiny configurations, made here, random weights, AdamW in all its forms. Needs transformers. Exits with 1 where a right
 machine was called wrong, or less than 98 % of the calls were checked.
@@ -113,6 +114,8 @@ def main(arguments: List[str]) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--attention", default="eager,sdpa")
+    parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="of the Llama; the others take foreach")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -122,9 +125,9 @@ def main(arguments: List[str]) -> int:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     worst = 1.0
     for name in options.models.split(","):
-        for attention in ("eager", "sdpa"):
+        for attention in options.attention.split(","):
             for dtype in options.dtypes.split(","):
-                for optimizer in OPTIMIZERS if name == "llama" else ("foreach",):
+                for optimizer in options.optimizers.split(",") if name == "llama" else ("foreach",):
                     report, without = measure(name, attention, getattr(torch, dtype), optimizer, options.steps)
                     totals["calls"] += report.calls
                     totals["wrong"] += report.wrong_calls

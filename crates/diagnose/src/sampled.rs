@@ -62,7 +62,7 @@ impl Sampled {
     ) -> Result<Option<(Probe, Sampled)>, ConsistentError> {
         let Operator::AttentionGradient(gradient) = probe.operator() else { return Ok(None) };
         let forward = Attention { scale: gradient.scale }.into();
-        let mut probe = probe.dense()?;
+        let mut probe = if probe.has_views() { probe.dense()? } else { probe };
         let seen = probe.seen();
         let operands: Vec<&Tensor> = seen.iter().map(AsRef::as_ref).collect();
         let Some(attended) = Attended::choose(&operands, &mut Random::new(seed, "sample")) else {

@@ -26,7 +26,7 @@ pub struct Cut {
 /// Down to these sizes a dimension is cut, by the name that the operator's record has for it. Others are left: they are what
 /// is summed over, or a part of what the operator means.
 fn least(operator: &Operator, name: &str) -> Option<usize> {
-    let router = matches!(operator, Operator::Router(_) | Operator::RouterGradient(_));
+    let grouped = matches!(operator, Operator::GroupedMatmul(_) | Operator::GroupedOuter(_));
     let product =
         matches!(operator, Operator::Matmul(_) | Operator::GroupedMatmul(_) | Operator::GroupedOuter(_));
     match name {
@@ -46,7 +46,7 @@ fn least(operator: &Operator, name: &str) -> Option<usize> {
         "N" if product => Some(32),
         "N" if matches!(operator, Operator::Gather(_) | Operator::ScatterAdd(_)) => Some(64),
         "V" => Some(256),
-        "E" if !router => Some(4),
+        "E" if grouped => Some(4),
         "C" => Some(128),
         "Hk" => Some(2),
         "rows" => Some(128),

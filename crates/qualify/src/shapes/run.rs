@@ -26,7 +26,7 @@ use toprope_program::{
 };
 
 /// What every shape is run at first.
-const SMALL: Limits = Limits { elements: 1 << 20, flops: 1 << 26 };
+const SMALL: Limits = Limits { elements: 1 << 19, flops: 1 << 24 };
 
 /// What a shape is run at where all of it is too much.
 const MIDDLE: Limits = Limits { elements: 1 << 24, flops: 1 << 33 };
@@ -49,6 +49,8 @@ struct Course<'s> {
     tally: Tally,
     /// The largest that was run: its cost and the device's seconds.
     run: Option<Cost>,
+    /// Whether it has come to its end: the device refused it or failed.
+    ended: bool,
 }
 
 /// What a run cost.
@@ -66,8 +68,10 @@ pub fn run(
     shapes: &[Shape],
     deadline: &Deadline<'_>,
 ) -> Result<Vec<(OperatorResult, Need)>, QualifyError> {
-    let mut courses: Vec<Course<'_>> =
-        shapes.iter().map(|shape| Course { shape, tally: Tally::default(), run: None }).collect();
+    let mut courses: Vec<Course<'_>> = shapes
+        .iter()
+        .map(|shape| Course { shape, tally: Tally::default(), run: None, ended: false })
+        .collect();
     for course in &mut courses {
         if deadline.passed() {
             course.tally.refused = Some("not run: no time was left in this tier".into());
@@ -102,6 +106,9 @@ const VARIETIES: usize = 5;
 
 /// Seconds that drawing, copying and judging take for each element, until they are measured.
 const HOST_SECONDS: f64 = 1e-7;
+
+/// Seconds that the oracle may take for a sample that needs whole rows of a vocabulary or of keys.
+const LONG_SAMPLE_SECONDS: f64 = 2.0;
 
 impl Course<'_> {
     fn result(&self, level: &str) -> OperatorResult {
@@ -178,10 +185,7 @@ impl Course<'_> {
             .map_err(|error| self.defect(&error.to_string()))?;
         // Probabilities follow from what they are those of, whatever the magnitudes.
         let probe = match probe.operator() {
-            Operator::AttentionGradient(_) => {
-                let dense = probe.dense().map_err(|error| self.defect(&error.to_string()))?;
-                dense.made_consistent(&mut bench.oracle).map_err(|error| self.inconsistent(error))?
-            }
+            Operator::AttentionGradient(_) => self.consistent(bench, probe)?,
             _ => probe,
         };
         match probe.check(bench.device.as_mut(), &mut bench.oracle) {
@@ -201,7 +205,7 @@ impl Course<'_> {
         host: &mut f64,
     ) -> Result<(), QualifyError> {
         let is_whole = self.tally.extent.as_ref().is_some_and(|extent| extent.whole);
-        if is_whole || self.tally.differ > 0 || (self.run.is_none() && self.tally.refused.is_none()) {
+        if is_whole || self.ended || self.tally.differ > 0 {
             return Ok(());
         }
         let elements = self.elements();
@@ -245,7 +249,16 @@ impl Course<'_> {
         let Some(run) = self.run else { return elements as f64 * host };
         let ratio = |now: f64, before: f64| if before > 0.0 { now / before } else { 0.0 };
         let more = ratio(elements as f64, run.elements as f64).max(ratio(flops as f64, run.flops as f64));
-        run.device_seconds * more.max(1.0) + elements as f64 * host
+        let samples = match self.shape.program.accumulate.first().map(|instruction| &instruction.operator) {
+            Some(
+                Operator::Attention(_)
+                | Operator::AttentionGradient(_)
+                | Operator::LinearCrossEntropy(_)
+                | Operator::LinearCrossEntropyGradient(_),
+            ) => LONG_SAMPLE_SECONDS,
+            _ => 0.0,
+        };
+        run.device_seconds * more.max(1.0) + elements as f64 * host + samples
     }
 
     fn timed(
@@ -265,6 +278,15 @@ impl Course<'_> {
         Ok(())
     }
 
+    /// With operands that follow from others as a forward pass makes them: a device may run it again.
+    fn consistent(&self, bench: &mut Bench<'_>, probe: Probe) -> Result<Probe, QualifyError> {
+        let dense = match probe.has_views() {
+            true => probe.dense().map_err(|error| self.defect(&error.to_string()))?,
+            false => probe,
+        };
+        dense.made_consistent(&mut bench.oracle).map_err(|error| self.inconsistent(error))
+    }
+
     fn inconsistent(&self, error: ConsistentError) -> QualifyError {
         match error {
             ConsistentError::Obstacle(Obstacle::Oracle(fault)) => QualifyError::Oracle(fault),
@@ -279,8 +301,7 @@ impl Course<'_> {
         let probe = match probe.operator() {
             Operator::AttentionGradient(_) if !all => probe,
             Operator::AttentionGradient(_) | Operator::RmsNormGradient(_) | Operator::RouterGradient(_) => {
-                let dense = probe.dense().map_err(|error| self.defect(&error.to_string()))?;
-                dense.made_consistent(&mut bench.oracle).map_err(|error| self.inconsistent(error))?
+                self.consistent(bench, probe)?
             }
             _ => probe,
         };
@@ -323,6 +344,7 @@ impl Course<'_> {
         let beside = if all { trusted(bench, &probe) } else { None };
         self.record(&probe, &judgement, beside.as_ref(), None);
         self.run = Some(Cost { elements, flops: operations, device_seconds });
+        self.tally.refused = None;
         let made: u64 = outcome.outputs.iter().map(|output| output.data.len() as u64).sum();
         let sampled = sample.map(|sample| {
             format!("judged {}: {} of {} elements", sample.what(), counted(judgement.elements), counted(made))
@@ -341,6 +363,7 @@ impl Course<'_> {
         whole: bool,
     ) -> Result<(), QualifyError> {
         let program = &self.shape.program;
+        self.ended = true;
         match obstacle {
             Obstacle::Oracle(fault) => Err(QualifyError::Oracle(fault)),
             Obstacle::Place(name) => Err(self.defect(&format!("%{name} has no place"))),

@@ -227,7 +227,8 @@ fn source(source: Source) -> &'static str {
 }
 
 fn proofs(page: &mut Html, q: &Qualification) {
-    page.raw("<section>\n<h2>Proofs</h2>\n");
+    page.raw("<section>\n<h2>Proofs</h2>\n<p class=\"muted\">Steps and tokens of the small recipes that are named, whatever model ");
+    page.raw("was asked for: its sizes are among the operators.</p>\n");
     table(page, &["proof", "type", "outcome", "distance", "allowed", "what was seen"]);
     for proof in &q.training {
         page.raw("<tr>");

@@ -178,6 +178,15 @@ pub fn verdict(qualification: &Qualification, opened: &str) -> String {
         qualification.soak.rate_per_run
     );
     let _ = writeln!(text, "{}", wrapped("coverage: ", &line));
+    let proven: std::collections::BTreeSet<&str> =
+        qualification.training.iter().map(|proof| proof.name.as_str()).collect();
+    if !proven.is_empty() {
+        let names = proven.into_iter().collect::<Vec<_>>().join(" and ");
+        let line = format!(
+            "steps and tokens of {names}, whatever --for names: your model's sizes are in \"your shapes\""
+        );
+        let _ = writeln!(text, "{}", wrapped("proofs: ", &line));
+    }
     let versions: Vec<String> =
         device.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let line =
