@@ -29,9 +29,12 @@ fn refused(record: &str, changes: &[(&str, &str)]) -> String {
     result.err().unwrap_or_else(|| panic!("{record} was taken with {changes:?}")).to_string()
 }
 
+/// A record, keys that are set in it, and what the refusal says.
+type Refused = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+
 #[test]
 fn every_key_that_changes_the_computation_is_read_or_refused_by_name() {
-    let cases: [(&str, &[(&str, &str)], &str); 31] = [
+    let cases: [Refused; 31] = [
         ("llama-default", &[("logit_scale", "0.5")], "`logit_scale`"),
         ("llama-default", &[("hidden_act", "\"gelu\"")], "`hidden_act`"),
         ("llama-default", &[("sliding_window", "4096")], "`sliding_window`"),

@@ -1,7 +1,8 @@
 //! Messages to a prompt, by the model's own template.
 
 use crate::exit::{Exit, Failure};
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 use std::path::Path;
 use toprope_model::hub::Text;
@@ -37,8 +38,8 @@ impl Conversation {
         })?;
         let mut environment = Environment::new();
         // As transformers sets up Jinja.
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| failure(&model, &error))?);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         let raise = |message: String| -> Result<String, Error> {
@@ -58,10 +59,14 @@ impl Conversation {
     /// The text that an answer follows.
     pub(super) fn prompt(&self, messages: &[Message]) -> Result<String, Failure> {
         let template = self.environment.get_template(NAME).map_err(|error| failure(&self.model, &error))?;
+        let said: Vec<Value> = messages
+            .iter()
+            .map(|message| context! { role => message.role, content => message.content.as_str() })
+            .collect();
         let context = context! {
-            messages => messages,
-            bos_token => self.beginning,
-            eos_token => self.end,
+            messages => said,
+            bos_token => self.beginning.as_str(),
+            eos_token => self.end.as_str(),
             add_generation_prompt => true,
         };
         template.render(context).map_err(|error| failure(&self.model, &error))

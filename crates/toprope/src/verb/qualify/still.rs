@@ -78,8 +78,7 @@ mod tests {
 
     #[test]
     fn a_new_driver_ends_a_verdict() {
-        let mut options = OpenOptions::default();
-        options.threads = Some(1);
+        let options = OpenOptions { threads: Some(1), ..OpenOptions::default() };
         let mut now = open("reference", &options).unwrap().describe();
         now.versions = vec![("driver".into(), "2".into()), ("torch".into(), "2.15".into())];
         let expires =
