@@ -30,7 +30,8 @@ impl PartMemory {
 
     /// All of them.
     pub fn total_bytes(&self) -> usize {
-        self.state_bytes + self.carried_bytes + self.host_bytes + self.scratch_bytes
+        let rest = self.carried_bytes.saturating_add(self.host_bytes).saturating_add(self.scratch_bytes);
+        self.state_bytes.saturating_add(rest)
     }
 }
 
@@ -55,22 +56,29 @@ pub(super) fn by_part<'a>(
         let Some(place) = plan.place(id) else { continue };
         let bytes = place.bytes.div_ceil(ALIGNMENT_BYTES).saturating_mul(ALIGNMENT_BYTES);
         add(owners.of(program, id), &mut |part| match value.role {
-            Role::State { .. } => part.state_bytes += halves * bytes,
-            Role::Carried => part.carried_bytes += bytes,
-            Role::Input | Role::Output | Role::Constant { .. } | Role::Cache => part.host_bytes += bytes,
+            Role::State { .. } => grow(&mut part.state_bytes, bytes.saturating_mul(halves)),
+            Role::Carried => grow(&mut part.carried_bytes, bytes),
+            Role::Input | Role::Output | Role::Constant { .. } | Role::Cache => {
+                grow(&mut part.host_bytes, bytes)
+            }
             Role::Next { .. } | Role::Scratch => {}
         });
     }
     let mut left = plan.breakdown.scratch_bytes;
     for (id, bytes) in fullest(program, plan) {
         left = left.saturating_sub(bytes);
-        add(owners.of(program, id), &mut |part| part.scratch_bytes += bytes);
+        add(owners.of(program, id), &mut |part| grow(&mut part.scratch_bytes, bytes));
     }
     if left > 0 {
-        add("gaps", &mut |part| part.scratch_bytes += left);
+        add("gaps", &mut |part| grow(&mut part.scratch_bytes, left));
     }
     parts.retain(|part| part.total_bytes() > 0);
     parts
+}
+
+/// Sums stay in range for sizes that no machine has.
+fn grow(sum: &mut usize, bytes: usize) {
+    *sum = sum.saturating_add(bytes);
 }
 
 /// The scratch values that are alive where most bytes of them are.
@@ -91,17 +99,19 @@ fn fullest(program: &Program, plan: &MemoryPlan) -> Vec<(ValueId, usize)> {
         // What begins and what ends at each instruction, so that one pass finds the fullest.
         let mut change = vec![(0, 0); instructions.len()];
         for (id, (first, last)) in &lives {
-            change[*first].0 += bytes(id);
-            change[*last].1 += bytes(id);
+            grow(&mut change[*first].0, bytes(id));
+            grow(&mut change[*last].1, bytes(id));
         }
-        let mut alive = 0;
+        let (mut alive, mut most) = (0usize, (0, 0));
         for (index, (begins, ends)) in change.into_iter().enumerate() {
-            alive += begins;
-            if alive > fullest.0 {
-                let there = lives.iter().filter(|(_, (first, last))| (*first..=*last).contains(&index));
-                fullest = (alive, there.map(|(id, _)| (*id, bytes(id))).collect());
-            }
-            alive -= ends;
+            alive = alive.saturating_add(begins);
+            most = most.max((alive, instructions.len() - index));
+            alive = alive.saturating_sub(ends);
+        }
+        if most.0 > fullest.0 {
+            let at = instructions.len() - most.1;
+            let there = lives.iter().filter(|(_, (first, last))| (*first..=*last).contains(&at));
+            fullest = (most.0, there.map(|(id, _)| (*id, bytes(id))).collect());
         }
     }
     fullest.1
