@@ -97,12 +97,18 @@ fn ending(stderr: &str, status: &std::process::ExitStatus) -> String {
     said.map_or_else(|| format!("{status}: {}", stderr.lines().last().unwrap_or_default()), str::to_string)
 }
 
-/// One process; what it printed of each case, and the message where it ended before its end.
-fn process(
-    place: &Place,
-    names: &[String],
-    pool: Pool,
-) -> Result<(BTreeMap<String, Verdict>, Option<String>, bool), String> {
+/// What a process did.
+struct Process {
+    /// What it printed of each case.
+    found: BTreeMap<String, Verdict>,
+    /// The message where it ended before its end.
+    message: Option<String>,
+    /// Whether its time was over.
+    late: bool,
+}
+
+/// Runs one process.
+fn process(place: &Place, names: &[String], pool: Pool) -> Result<Process, String> {
     let test = place.program("test-backend-ops");
     let mut command = Command::new("timeout");
     command.arg(LIMIT).arg(test.get_program());
@@ -116,7 +122,7 @@ fn process(
     // 1 says that a case differed.
     let message = (!matches!(output.status.code(), Some(0 | 1)))
         .then(|| plain(&ending(&String::from_utf8_lossy(&output.stderr), &output.status)));
-    Ok((found, message, output.status.code() == Some(LATE)))
+    Ok(Process { found, message, late: output.status.code() == Some(LATE) })
 }
 
 /// Runs cases in as few processes as it takes. They are given in the order of the client's list, which is that in which
@@ -133,7 +139,7 @@ fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, St
         let count = left.iter().take(CASES_MAX).take_while(fits).count().max(1);
         let chunk: Vec<&Case> = left.drain(..count).collect();
         let names: Vec<String> = chunk.iter().map(|case| case.name()).collect();
-        let (found, message, late) = process(place, &names, pool)?;
+        let Process { found, message, late } = process(place, &names, pool)?;
         let (mut ended, mut again) = (message.clone(), Vec::new());
         for (case, name) in chunk.into_iter().zip(&names) {
             let verdict = match (found.get(name), &message) {
@@ -163,7 +169,7 @@ fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, St
 /// Runs cases in one process from single allocations; the message that it ended with, if it did.
 pub fn end(place: &Place, names: &[&str]) -> Result<Option<String>, String> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_string()).collect();
-    Ok(process(place, &names, Pool::Single)?.1)
+    Ok(process(place, &names, Pool::Single)?.message)
 }
 
 /// Runs all of them; those that ended their process again, alone, and then from the client's own pool.
