@@ -2,6 +2,7 @@
 //! `aclGetRecentErrMsg`, `aclrtPeekAtLastError` and `aclrtGetLastError`.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ffi::{CString, c_char};
 
 use crate::code::{self, After};
@@ -27,12 +28,15 @@ impl Fault {
 }
 
 struct Told {
-    text: CString,
+    /// The latest last. Some earlier ones are kept: clients print one after further failed calls.
+    texts: VecDeque<CString>,
     asynchronous: i32,
 }
 
+const KEPT: usize = 16;
+
 thread_local! {
-    static TOLD: RefCell<Told> = RefCell::new(Told { text: CString::default(), asynchronous: 0 });
+    static TOLD: RefCell<Told> = RefCell::new(Told { texts: VecDeque::new(), asynchronous: 0 });
 }
 
 /// Keeps what this thread was told; answers the code.
@@ -40,7 +44,10 @@ pub fn tell(function: &str, fault: &Fault) -> i32 {
     let name = code::find(fault.code).map_or("unknown code", |code| code.name);
     let text = format!("{function}: {} ({name}): {}", fault.code, fault.text).replace('\0', " ");
     TOLD.with_borrow_mut(|told| {
-        told.text = CString::new(text).unwrap_or_default();
+        if told.texts.len() == KEPT {
+            told.texts.pop_front();
+        }
+        told.texts.push_back(CString::new(text).unwrap_or_default());
         if code::is_of_device(fault.code) {
             told.asynchronous = fault.code;
         }
@@ -53,9 +60,9 @@ pub fn keep(fault: &Fault) {
     TOLD.with_borrow_mut(|told| told.asynchronous = fault.code);
 }
 
-/// The text that this thread was told last: valid until its next failed call.
+/// The text that this thread was told last: valid until some more calls failed.
 pub extern "C" fn recent_message() -> *const c_char {
-    TOLD.with_borrow(|told| told.text.as_ptr())
+    TOLD.with_borrow(|told| told.texts.back().map_or(c"".as_ptr(), |text| text.as_ptr()))
 }
 
 /// The last fault of a device that this thread was told.

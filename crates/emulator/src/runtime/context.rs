@@ -1,6 +1,7 @@
 //! Contexts, and which one a thread works in.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use crate::call::{call, write_out};
@@ -105,10 +106,25 @@ pub unsafe extern "C" fn get_device(index: *mut i32) -> i32 {
     })
 }
 
+/// Streams that ended with their device's reset and that their client has not destroyed yet.
+static ENDED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+
+/// Destroys a stream; one that its device's reset ended may still be destroyed, once: ggml-cann resets first.
+pub fn destroy_stream(handle: usize, drop_queued: bool) -> Result<(), Fault> {
+    match STREAMS.remove(handle) {
+        Ok(stream) => stream.close(drop_queued),
+        Err(fault) if !lock(&ENDED).remove(&handle) => return Err(fault),
+        Err(_) => {}
+    }
+    Ok(())
+}
+
 fn end(device: &'static Device) {
     for stream in streams_of(device) {
         stream.close(true);
-        let _ = STREAMS.remove(stream.handle);
+        if STREAMS.remove(stream.handle).is_ok() {
+            lock(&ENDED).insert(stream.handle);
+        }
     }
     for context in CONTEXTS.all() {
         if context.device.index == device.index {

@@ -3,8 +3,8 @@
 use crate::call::{call, write_out};
 use crate::code;
 use crate::fault::Fault;
-use crate::runtime::context::{current, current_stream, limit};
-use crate::runtime::stream::{STREAMS, Stream};
+use crate::runtime::context::{current, current_stream, destroy_stream, limit};
+use crate::runtime::stream::Stream;
 
 pub unsafe extern "C" fn create(stream: *mut usize) -> i32 {
     call("aclrtCreateStream", || {
@@ -19,11 +19,6 @@ pub unsafe extern "C" fn create(stream: *mut usize) -> i32 {
 pub unsafe extern "C" fn create_with_config(stream: *mut usize, _priority: u32, _flag: u32) -> i32 {
     // SAFETY: the caller's promise. Priorities and launch flags change no order here.
     unsafe { create(stream) }
-}
-
-fn destroy_stream(stream: usize, drop_queued: bool) -> Result<(), Fault> {
-    STREAMS.remove(stream)?.close(drop_queued);
-    Ok(())
 }
 
 pub extern "C" fn destroy(stream: usize) -> i32 {

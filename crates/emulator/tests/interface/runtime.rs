@@ -288,3 +288,32 @@ fn what_is_absent_refuses_by_name() {
     assert_eq!(acl!("aclrtGetMemUsageInfo", 0u32, 0usize, 0usize, &mut count as *mut usize), 207000);
     assert!(message().contains("aclrtGetMemUsageInfo is not implemented"), "{}", message());
 }
+
+/// ggml-cann resets its device first and destroys its streams then.
+#[test]
+fn a_stream_may_be_destroyed_after_its_device_was_reset() {
+    begin_on(11);
+    let mut stream = 0usize;
+    ok!("aclrtCreateStream", &mut stream as *mut usize);
+    ok!("aclrtResetDevice", 11i32);
+    begin_on(11);
+    assert_eq!(acl!("aclrtSynchronizeStream", stream), 107017, "it is of no other use");
+    ok!("aclrtDestroyStream", stream);
+    assert_eq!(acl!("aclrtDestroyStream", stream), 107017);
+}
+
+#[test]
+fn a_message_outlives_the_next_failures() {
+    begin();
+    // SAFETY: CANN's prototype: answers with a C string.
+    let text = || unsafe {
+        let function: unsafe extern "C" fn() -> *const std::ffi::c_char =
+            std::mem::transmute(symbol("aclGetRecentErrMsg"));
+        CStr::from_ptr(function())
+    };
+    assert_eq!(acl!("aclrtDestroyStream", 1usize), 107017);
+    let first = text();
+    assert_eq!(acl!("aclrtDestroyEvent", 1usize), 107017);
+    assert!(first.to_str().unwrap().starts_with("aclrtDestroyStream"), "{first:?}");
+    assert!(text().to_str().unwrap().starts_with("aclrtDestroyEvent"));
+}
