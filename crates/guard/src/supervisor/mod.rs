@@ -526,6 +526,9 @@ impl Supervisor {
                 self.carry_out(action);
             } else if self.flight.is_some() {
                 self.await_flight();
+            } else if self.copy.is_some() {
+                // Nothing is computed: the guard may be waiting for just this copy, as before it goes back to a device.
+                self.finish_copy();
             } else {
                 self.await_launches();
             }

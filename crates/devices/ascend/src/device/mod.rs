@@ -30,6 +30,9 @@ const SLICE_MS: i32 = 4;
 /// What is said of a place that an error met late is given.
 const LATE: &str = "; the operator is the first that had not ended: +launch=sync names the true one";
 
+/// What is said of a place where an operator was queued behind others that nobody had waited for.
+const EARLIER: &str = ", which one queued before may have made fail: +launch=sync names the true one";
+
 /// Runs that are waited for operator by operator: those of a step or two.
 const CAREFUL_RUNS: u32 = 8;
 
@@ -240,7 +243,11 @@ impl AscendDevice {
         for (turn, &which) in wanted.iter().enumerate() {
             let entry = &mut self.programs[prepared.0 as usize];
             let launched = entry.launch(&self.cann, ready.bound, which, workspace, self.compute);
-            launched.map_err(|(code, name)| (code, format!("queueing aclnn{name}"), at(which)))?;
+            launched.map_err(|(code, name)| {
+                // One that was queued before and not waited for may have failed meanwhile.
+                let late = if each { "" } else { EARLIER };
+                (code, format!("queueing aclnn{name}{late}"), at(which))
+            })?;
             if (turn + 1).is_multiple_of(every)
                 && let Some(&next) = wanted.get(turn + 1)
             {
@@ -407,11 +414,16 @@ impl Device for AscendDevice {
             Err((code, during, at)) => return Err(self.failed(code, &during, Some(at))),
         };
         self.careful = self.careful.saturating_sub(1);
+        let start = wanted.first().map(|which| place(program, which.0, which.1));
         let end = match self.queue.record(&self.cann, self.compute) {
             Ok(end) => end,
-            Err(code) => return Err(self.failed_under_way(code, "recording an event")),
+            Err(code) => {
+                // The run is not in the queue yet: the first operator of it is the first that is not known to have ended.
+                let _ = self.queue.poll(&self.cann, &self.progress);
+                let at = self.queue.first_unfinished().or(start);
+                return Err(self.failed(code, &format!("recording an event{LATE}"), at));
+            }
         };
-        let start = wanted.first().map(|which| place(program, which.0, which.1));
         self.queue.add_run(Entry { ticket, start, marks, end, copy: None });
         Ok(ticket)
     }
