@@ -1,6 +1,7 @@
 //! What a qualification works with: the device, how a fresh one is opened, and what it is judged by.
 
 use crate::budget::Clock;
+use crate::gone::Gone;
 use crate::result::Outcome;
 use std::time::Duration;
 use toprope_conformance::Oracle;
@@ -88,6 +89,7 @@ impl Bench<'_> {
         if self.is_gone() {
             return false;
         }
+        self.device = Box::new(Gone(self.device.describe()));
         match self.opened(self.open) {
             Ok(device) => {
                 self.device = device;

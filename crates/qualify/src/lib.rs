@@ -10,6 +10,7 @@ pub mod budget; // time, dealt over stages
 pub mod cases; // conformance by operator
 pub mod datasheet; // what the vendor promises
 pub mod dies; // sister dies side by side
+mod gone; // what stands in a lost device's place
 pub mod goodput; // training through faults
 pub mod inference; // prefill and decode beside a trusted device
 pub mod memory; // fill, give back, refuse

@@ -5,6 +5,7 @@ use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_program::tensor::round;
 use toprope_program::{Operator, Tensor};
 
 /// Rows of the output that are other rows of an operand than they should be.
@@ -36,7 +37,8 @@ fn moved_rows(sample: &Sample) -> Option<BTreeSet<usize>> {
     let operands = sample.probe.operands();
     let held = |row: &usize| {
         let row = &got.data[row * width..][..width];
-        let among = |t: &Tensor| t.dtype == got.dtype && t.data.chunks_exact(width).any(|other| other == row);
+        let same = |other: &[f64]| other.iter().zip(row).all(|(x, got_x)| round(got.dtype, *x) == *got_x);
+        let among = |t: &Tensor| t.dtype.is_float() && t.data.chunks_exact(width).any(same);
         row.iter().any(|x| *x != row[0]) && operands.iter().any(among)
     };
     (!wrong.is_empty() && all.len() == 1 && wrong.iter().all(held)).then_some(wrong)

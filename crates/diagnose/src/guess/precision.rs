@@ -69,8 +69,7 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
             );
             return Ok(lab.conclude(Kind::LowPrecisionAccumulation, sentence, ran, showed));
         }
-        // It does not grow; where roundings go both ways a long sum evens them out.
-        if slope <= 0.25 {
+        if slope.abs() <= 0.25 {
             let bits = -last.1.log2() - 1.0;
             let sentence = format!(
                 "Operands or results are rounded to about {bits:.0} bits: the error does not grow with the length of a sum."
