@@ -41,7 +41,7 @@ fn least(operator: &Operator, name: &str) -> Option<usize> {
         "R" if matches!(operator, Operator::GroupedOuter(_) | Operator::ColumnSum(_)) => None,
         "K" if matches!(operator, Operator::GroupedOuter(_)) => Some(8),
         "T" | "S" | "P" | "N·S" => Some(64),
-        "..." | "R.." | "M" | "R" => Some(8),
+        "..." | "R.." | "..1" | "M" | "R" => Some(8),
         "N" if product => Some(8),
         "N" if matches!(operator, Operator::Gather(_) | Operator::ScatterAdd(_)) => Some(32),
         "V" => Some(32),
@@ -54,7 +54,7 @@ fn least(operator: &Operator, name: &str) -> Option<usize> {
 }
 
 /// The largest part of an instruction within the limits, or the least that there is of it. None where it is whole within
-/// them, or has nothing that may be left out.
+/// them, or has nothing that may be left out, or too little.
 pub fn cut(operator: &Operator, operands: &[Concrete], limits: Limits) -> Option<Cut> {
     let whole = named(operator, operands)?;
     let mut sizes = whole.clone();
@@ -71,7 +71,9 @@ pub fn cut(operator: &Operator, operands: &[Concrete], limits: Limits) -> Option
         };
         let widest = sizes.keys().filter_map(|name| Some((ratio(&name)?, name.clone())));
         let Some((_, name)) = widest.max_by(|a, b| a.0.total_cmp(&b.0)) else {
-            return changed.then_some(made);
+            // The least that there is, unless it is far too much.
+            let near = elements <= 16 * limits.elements && flops <= 32 * limits.flops;
+            return (changed && near).then_some(made);
         };
         let least = least(operator, &name)?;
         let half = |size: usize| size.div_ceil(2).max(least);
@@ -112,8 +114,8 @@ fn names(operator: &Operator, at: usize, rank: usize) -> Option<Vec<&'static str
     let inner = slot.shape.strip_prefix('[')?.strip_suffix(']')?;
     let mut names: Vec<&str> = inner.split(", ").collect();
     if let Some(dots) = names.iter().position(|name| name.ends_with("..")) {
-        while names.len() < rank {
-            names.insert(dots + 1, "");
+        for name in ["..1", "", "", "", ""].into_iter().take(rank.saturating_sub(names.len())).rev() {
+            names.insert(dots + 1, name);
         }
     }
     Some(names)
@@ -282,6 +284,11 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert!(cut(&adamw, &operands(4), LIMITS).is_none());
+        // Experts' weights are few, and their rows many.
+        let experts = |sizes: &[usize]| concrete(DType::F32, sizes);
+        let add: Operator = toprope_program::operator::Add { output: DType::F32 }.into();
+        let cut_experts = cut(&add, &[experts(&[4, 7168, 4096]), experts(&[4, 7168, 4096])], LIMITS).unwrap();
+        assert!(sizes(&cut_experts)[0].iter().product::<usize>() < 1 << 20, "{cut_experts:?}");
         let small = sizes(&cut(&adamw, &operands(16160), LIMITS).unwrap());
         assert!(
             small[0][0] >= 8 && small[0][0] < 16160 && small[0] == small[3] && small[5] == [3],
