@@ -8,6 +8,7 @@ use crate::bench::Bench;
 use crate::budget::Deadline;
 use crate::cases::{BANDS, QualifyError, terms};
 use crate::result::{Extent, Key, OperatorResult, Source, Tally};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use toprope_conformance::Verdict;
 use toprope_conformance::judge::Judgement;
@@ -26,10 +27,11 @@ use toprope_program::{
 };
 
 /// What every shape is run at first.
-const SMALL: Limits = Limits { elements: 1 << 19, flops: 1 << 24 };
+const SMALL: Limits = Limits { elements: 1 << 17, flops: 1 << 22 };
 
-/// What a shape is run at where all of it is too much.
-const MIDDLE: Limits = Limits { elements: 1 << 24, flops: 1 << 33 };
+/// What a shape is run at then, one after the other, before all of it is: how long the next takes is known from the one before.
+const LARGER: [Limits; 2] =
+    [Limits { elements: 1 << 20, flops: 1 << 27 }, Limits { elements: 1 << 24, flops: 1 << 33 }];
 
 /// Up to these the oracle computes all of it.
 const ORACLE: Limits = Limits { elements: 1 << 21, flops: 1 << 25 };
@@ -72,7 +74,8 @@ pub fn run(
         .iter()
         .map(|shape| Course { shape, tally: Tally::default(), run: None, ended: false })
         .collect();
-    for course in &mut courses {
+    for index in in_turn(shapes) {
+        let course = &mut courses[index];
         if deadline.passed() {
             course.tally.refused = Some("not run: no time was left in this tier".into());
         } else if bench.is_gone() {
@@ -81,24 +84,39 @@ pub fn run(
             course.small(bench)?;
         }
     }
-    let variety = deadline.part(0.35, Duration::from_secs(3600));
+    let variety = deadline.part(0.3, Duration::from_secs(3600));
     for draw in 0..VARIETIES {
-        for course in &mut courses {
+        for index in in_turn(shapes) {
             if variety.passed() || bench.is_gone() {
                 break;
             }
-            course.varied(bench, draw)?;
+            courses[index].varied(bench, draw)?;
         }
     }
     let mut host = HOST_SECONDS;
-    for course in &mut courses {
-        if bench.is_gone() {
-            break;
+    for limits in LARGER.map(Some).into_iter().chain([None]) {
+        for course in &mut courses {
+            if !bench.is_gone() {
+                course.larger(bench, deadline, &mut host, limits)?;
+            }
         }
-        course.larger(bench, deadline, &mut host)?;
     }
     let level = bench.describe().level;
     Ok(courses.iter().map(|course| (course.result(&level), course.shape.need)).collect())
+}
+
+/// The order in which shapes are tried: one of each operator and dtype, the cheapest, before a second of any.
+fn in_turn(shapes: &[Shape]) -> Vec<usize> {
+    let mut seen: BTreeMap<(&str, String), usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, usize)> = Vec::new();
+    for (index, shape) in shapes.iter().enumerate() {
+        let key = Key::new(Source::Asked, shape.operator, &shape.operands, String::new());
+        let turn = seen.entry((shape.operator, key.dtype.to_string())).or_default();
+        turns.push((*turn, index));
+        *turn += 1;
+    }
+    turns.sort_unstable();
+    turns.into_iter().map(|(_, index)| index).collect()
 }
 
 /// Draws beside the ordinary one: three bands of magnitudes, and two kinds of special values.
@@ -145,7 +163,7 @@ impl Course<'_> {
 
     /// Small enough that all shapes are tried, whatever they cost.
     fn small(&mut self, bench: &mut Bench<'_>) -> Result<(), QualifyError> {
-        let untouched = self.elements() > 4 * SMALL.elements || self.shape.cost.flops > 8 * SMALL.flops;
+        let untouched = self.elements() > 8 * SMALL.elements || self.shape.cost.flops > 8 * SMALL.flops;
         let instruction = self.shape.program.accumulate.first();
         let cuts = instruction.is_some_and(|i| cut(&i.operator, &self.shape.operands, SMALL).is_some());
         if untouched && !cuts {
@@ -161,7 +179,7 @@ impl Course<'_> {
     /// Other magnitudes, and special values.
     fn varied(&mut self, bench: &mut Bench<'_>, which: usize) -> Result<(), QualifyError> {
         let Some(run) = self.run else { return Ok(()) };
-        if run.elements > 4 * SMALL.elements {
+        if run.elements > 8 * SMALL.elements {
             return Ok(());
         }
         let seed = bench.seed.wrapping_add(which as u64 + 1);
@@ -197,49 +215,47 @@ impl Course<'_> {
         }
     }
 
-    /// All of it where that fits, else a larger part.
+    /// As much of it as limits allow, or all; nothing where that takes too long. The last try, at all of it, tells what stood
+    /// in its way.
     fn larger(
         &mut self,
         bench: &mut Bench<'_>,
         deadline: &Deadline<'_>,
         host: &mut f64,
+        limits: Option<Limits>,
     ) -> Result<(), QualifyError> {
         let is_whole = self.tally.extent.as_ref().is_some_and(|extent| extent.whole);
         if is_whole || self.ended || self.tally.differ > 0 {
             return Ok(());
         }
+        let Some(instruction) = self.shape.program.accumulate.first() else { return Ok(()) };
+        let left = deadline.left().as_secs_f64();
+        let part = limits.and_then(|limits| cut(&instruction.operator, &self.shape.operands, limits));
+        if let Some(part) = part {
+            let made = Probe::of(&part.operator, &part.operands, bench.seed, Regime::Normal, true);
+            let made = made.map_err(|error| self.defect(&error.to_string()))?;
+            let (elements, operations) = (made.elements(), flops(&made));
+            let more = self.run.is_none_or(|run| elements > 2 * run.elements || operations > 2 * run.flops);
+            if !more || self.expected(elements, operations, *host) > 0.1 * left {
+                return Ok(());
+            }
+            let probe = self.probe(made.program().program().clone(), bench.seed)?;
+            return self.timed(bench, probe, false, host);
+        }
         let elements = self.elements();
-        let left = || deadline.left().as_secs_f64();
         let whole = self.expected(elements, self.shape.cost.flops, *host);
         let reason = if elements > ELEMENTS_MAX {
             format!("whole it has {} elements, more than are held at once", counted(elements as u64))
-        } else if whole > 0.6 * left() {
+        } else if whole > 0.6 * left {
             format!("whole it takes about {whole:.1} s, which this tier does not have")
         } else {
             let probe = self.probe(self.shape.program.clone(), bench.seed)?;
             return self.timed(bench, probe, true, host);
         };
-        let Some(run) = self.run else {
-            self.tally.refused = Some(format!("not run: {reason}"));
-            return Ok(());
-        };
-        if let Some(extent) = &mut self.tally.extent {
-            extent.told = format!("{}; {reason}", extent.told);
-        }
-        // A part of middle size, where it is more than the small one.
-        let Some(instruction) = self.shape.program.accumulate.first() else { return Ok(()) };
-        let Some(middle) = cut(&instruction.operator, &self.shape.operands, MIDDLE) else { return Ok(()) };
-        let made = Probe::of(&middle.operator, &middle.operands, bench.seed, Regime::Normal, true);
-        let Ok(made) = made else { return Ok(()) };
-        let (elements, operations) = (made.elements(), flops(&made));
-        let more = elements > 2 * run.elements || operations > 2 * run.flops;
-        if !more || self.expected(elements, operations, *host) > 0.3 * left() {
-            return Ok(());
-        }
-        let probe = self.probe(made.program().program().clone(), bench.seed)?;
-        self.timed(bench, probe, false, host)?;
-        if let Some(extent) = &mut self.tally.extent {
-            extent.told = format!("{}; {reason}", extent.told);
+        match (&mut self.tally.extent, limits) {
+            (Some(extent), None) => extent.told = format!("{}; {reason}", extent.told),
+            (None, None) => self.tally.refused = Some(format!("not run: {reason}")),
+            (_, Some(_)) => {}
         }
         Ok(())
     }
@@ -341,7 +357,9 @@ impl Course<'_> {
             Ok(judgement) => judgement,
             Err(obstacle) => return self.stopped(bench, obstacle, whole),
         };
-        let beside = if all { trusted(bench, &probe) } else { None };
+        // The trusted device speaks for one that seems inexact, and costs as much as the oracle.
+        let suspect = all && self.objection(&probe, &judgement, None).is_some();
+        let beside = if suspect { trusted(bench, &probe) } else { None };
         self.record(&probe, &judgement, beside.as_ref(), None);
         self.run = Some(Cost { elements, flops: operations, device_seconds });
         self.tally.refused = None;
@@ -396,6 +414,19 @@ impl Course<'_> {
         }
     }
 
+    /// Why it is less exact than it ought to be, where it is.
+    fn objection(&self, probe: &Probe, judgement: &Judgement, trusted: Option<&Judgement>) -> Option<String> {
+        let (operator, operands) = (probe.operator(), concrete(probe));
+        let outputs = probe.program().program().concrete_outputs(probe.instruction(), &[]);
+        let tolerances = operator.definition().tolerances(&operands, &outputs);
+        let terms = terms(operator, &operands);
+        judgement.accuracy.iter().enumerate().find_map(|(output, accuracy)| {
+            let beside = trusted.and_then(|judgement| judgement.accuracy.get(output)?.as_ref());
+            let tolerance = tolerances.get(output).copied().unwrap_or(Tolerance::EXACT);
+            accuracy::objection(tolerance, terms, accuracy.as_ref()?, beside)
+        })
+    }
+
     fn record(
         &mut self,
         probe: &Probe,
@@ -410,21 +441,15 @@ impl Course<'_> {
             let error = (worst.got - worst.want).abs();
             tally.worst(error, if worst.units > 0.0 { error / worst.units } else { 0.0 }, worst.units);
         }
-        let operator = probe.operator();
-        let operands = concrete(probe);
-        let outputs = probe.program().program().concrete_outputs(probe.instruction(), &[]);
-        let tolerances = operator.definition().tolerances(&operands, &outputs);
-        let terms = terms(operator, &operands);
-        let mut inexact = None;
         // How exact it is is told by ordinary numbers.
         for (output, accuracy) in judgement.accuracy.iter().enumerate().filter(|_| varied.is_none()) {
             let Some(accuracy) = accuracy else { continue };
-            let beside = trusted.and_then(|judgement| judgement.accuracy.get(output)?.as_ref());
             tally.accuracy.merge(accuracy);
+            let beside = trusted.and_then(|judgement| judgement.accuracy.get(output)?.as_ref());
             beside.into_iter().for_each(|accuracy| tally.trusted.merge(accuracy));
-            let tolerance = tolerances.get(output).copied().unwrap_or(Tolerance::EXACT);
-            inexact = inexact.or_else(|| accuracy::objection(tolerance, terms, accuracy, beside));
         }
+        let inexact = if varied.is_none() { self.objection(probe, judgement, trusted) } else { None };
+        let tally = &mut self.tally;
         match (&judgement.verdict, &inexact) {
             (Verdict::Differ(finding), _) | (Verdict::Agree, Some(finding)) => {
                 let small = probe.elements() <= PROBE_ELEMENTS_MAX;
