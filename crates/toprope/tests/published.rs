@@ -94,7 +94,9 @@ fn logits_are_those_of_transformers_and_an_export_gives_the_same() {
         assert!(apart <= 1e-4, "{record}: f32 lies {apart:e} of the largest logit apart");
         let (_, rounded) = logits(&model, &tokens, "bf16", &out("bf16"));
         let apart = distance(&rounded, &want);
-        assert!(apart > 0.0 && apart <= 0.1, "{record}: bf16 lies {apart:e} of the largest logit apart");
+        // Where experts are chosen, a rounding can choose another one.
+        let bound = if record.starts_with("deepseek") { 0.5 } else { 0.1 };
+        assert!(apart > 0.0 && apart <= bound, "{record}: bf16 lies {apart:e} of the largest logit apart");
         let exported = room.path().join(record);
         done(&["export", model.to_str().unwrap(), exported.to_str().unwrap()]);
         let (_, again) = logits(&exported, &tokens, "f32", &out("again"));
@@ -119,7 +121,7 @@ fn gguf_files_are_evaluated_and_shown() {
     let shown = done(&["inspect", golden("hub/llama-llama3").to_str().unwrap(), "--json"]);
     let described = json(&shown);
     assert_eq!(described["architecture"], "llama");
-    assert_eq!(described["stored"]["BF16"]["tensors"], 31);
+    assert_eq!(described["stored"]["BF16"]["tensors"], 34);
     assert!(shown.contains("llama3 by 8") && shown.contains("(tied)"), "{shown}");
 }
 
