@@ -36,7 +36,8 @@ struct Told {
 const KEPT: usize = 16;
 
 thread_local! {
-    static TOLD: RefCell<Told> = RefCell::new(Told { texts: VecDeque::new(), asynchronous: 0 });
+    static TOLD: RefCell<Told> =
+        const { RefCell::new(Told { texts: VecDeque::new(), asynchronous: 0 }) };
 }
 
 /// Keeps what this thread was told; answers the code.

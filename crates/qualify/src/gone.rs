@@ -14,7 +14,7 @@ pub(crate) struct Gone(pub(crate) Description);
 impl Gone {
     fn fault<T>(&self) -> Result<T, Fault> {
         let reason = "it was lost and is not open".to_string();
-        Err(Fault::new(&self.0.name, FaultKind::Lost { reason }))
+        Err(Fault::new(&self.0.name, FaultKind::Lost { reason, for_good: false }))
     }
 }
 
