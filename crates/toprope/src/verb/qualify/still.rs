@@ -85,7 +85,7 @@ mod tests {
             json!({"hardware": now.hardware, "level": now.level, "versions": {"driver": "1", "cann": "8"}});
         assert_eq!(
             changes(&expires, &now),
-            ["cann: 8 then, not told now", "driver: 1 then, 2 now", "torch: not told then, 2.15 now"]
+            ["driver: 1 then, 2 now", "cann: 8 then, not told now", "torch: not told then, 2.15 now"]
         );
         let same = json!({"hardware": now.hardware, "level": now.level, "versions": {"driver": "2", "torch": "2.15"}});
         assert!(changes(&same, &now).is_empty());
