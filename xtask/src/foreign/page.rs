@@ -30,6 +30,7 @@ fn wrapped(words: &[String]) -> String {
 pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), String> {
     let Count { run, passed, in_pool, not_compared } = table.cases();
     let all = if table.all { " --all" } else { "" };
+    let decode = if decoded.is_some() { " --decode" } else { "" };
     let what = if table.all {
         "all cases in f32 and f16 that the backend takes".to_string()
     } else {
@@ -37,7 +38,7 @@ pub fn write(root: &Path, table: &Table, decoded: Option<&Both>) -> Result<(), S
     };
     let mut text = format!(
         "# A foreign client\n\n\
-         Written by `cargo xtask foreign{all} --decode --write`, which fetches the source package `llama-cpp-python` {} from\n\
+         Written by `cargo xtask foreign{all}{decode} --write`, which fetches the source package `llama-cpp-python` {} from\n\
          PyPI (pinned by hash), builds llama.cpp's ggml with its CANN backend, unchanged, against the emulator's libraries and\n\
          the header that `cann-emulator-header` prints, and runs ggml's own operator tests (`test-backend-ops`) on the backend\n\
          CANN0 against its CPU backend. Nothing fetched or built is committed. What passes here is *emulated*: it shows that\n\
