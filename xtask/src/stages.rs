@@ -56,6 +56,19 @@ pub fn ci(root: &Path) -> Result<(), String> {
                 ],
             ),
             ("test", vec!["cargo", "test", "--release", "--workspace", "--features", "toprope/parquet"]),
+            // Tests leave the emulator's libraries where only they look; this puts them beside the binary.
+            (
+                "build",
+                vec![
+                    "cargo",
+                    "build",
+                    "--release",
+                    "--workspace",
+                    "--all-targets",
+                    "--features",
+                    "toprope/parquet",
+                ],
+            ),
             ("pytorch", vec![".ci/pytorch"]),
             ("foreign", vec![".ci/foreign"]),
             // Tests run on every dispatch level of the machine; this stage says which ones those are.

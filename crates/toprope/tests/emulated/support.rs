@@ -37,6 +37,8 @@ pub fn toprope_on(chips: u32, folder: &Path, defects: &str, arguments: &[&str]) 
     for name in ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "CANN_EMULATOR_DEFECTS"] {
         command.env_remove(name);
     }
+    // Where no device is named the loader is asked, and an older build may lie beside the binary.
+    command.env("LD_LIBRARY_PATH", library());
     command.env("CANN_EMULATOR_DEVICES", chips.to_string());
     if !defects.is_empty() {
         command.env("CANN_EMULATOR_DEFECTS", defects);
