@@ -16,9 +16,19 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
     if !lab.base.fails() || lab.base.probe.has_views() {
         return Ok(None);
     }
-    let base = with_f32_output(&lab.base.probe).unwrap_or_else(|| lab.base.probe.clone());
+    // A rounded result hides what is lost before it; but what is wrong only where it is rounded shows as it is.
+    let asked = lab.base.probe.clone();
+    for base in with_f32_output(&asked).into_iter().chain([asked]) {
+        if let Some(conclusion) = precision_of(lab, &base)? {
+            return Ok(Some(conclusion));
+        }
+    }
+    Ok(None)
+}
+
+fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, Obstacle> {
     let mut flat = None;
-    for axis in axes(&base).into_iter().filter(|axis| !axis.in_outputs) {
+    for axis in axes(base).into_iter().filter(|axis| !axis.in_outputs) {
         let mut points: Vec<(usize, f64, f64)> = Vec::new();
         for length in LENGTHS {
             let growth = length as f64 / axis.size.max(1) as f64;
@@ -37,7 +47,7 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         let (Some(first), Some(last)) = (points.first().copied(), points.last().copied()) else { continue };
         if points.len() < 3 || last.1 <= 4.0 * last.2.max(2f64.powi(-23)) {
             // Short sums may be as exact as their store; what overflows early is no f32 all the same.
-            if overflows(lab, &base, &axis)? == Some(true) {
+            if overflows(lab, base, &axis)? == Some(true) {
                 let sentence = "Partial sums are kept in fp16: they overflow above 65504.";
                 return Ok(Some(Conclusion::new(Kind::LowPrecisionAccumulation, sentence)));
             }
@@ -50,7 +60,7 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         let ran = format!("all operands positive, {letter} from {} to {}", first.0, last.0);
         let showed = format!("{}; the error grows as {letter}^{slope:.2}", told.join(", "));
         if slope > 0.25 {
-            let half = overflows(lab, &base, &axis)?;
+            let half = overflows(lab, base, &axis)?;
             // One rounding to p bits is off by about 2^-(p+1.3) on average; a few have been added up.
             let bits = -first.1.log2() - 1.0;
             let format = match half {
