@@ -31,9 +31,10 @@ pub fn all(place: &Place, decode: bool) -> Result<(), String> {
 }
 
 fn emulator(place: &Place) -> Result<(), String> {
+    // As CI's stages build everything: chosen by package, what they share would be built anew.
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--release", "-p", "cann-emulator", "-p", "cann-emulator-ascendcl"]);
-    cargo.args(["-p", "cann-emulator-nnopbase", "-p", "cann-emulator-opapi"]).current_dir(&place.root);
+    cargo.args(["build", "--quiet", "--release", "--workspace", "--all-targets"]);
+    cargo.args(["--features", "toprope/parquet"]).current_dir(&place.root);
     must("cargo build", &mut cargo).map(drop)
 }
 
@@ -54,7 +55,8 @@ fn includes(folder: &Path) -> Result<BTreeSet<String>, String> {
 fn layout(place: &Place) -> Result<(), String> {
     let (include, lib) = (place.folder.join("cann/include"), place.folder.join("cann/lib64"));
     std::fs::create_dir_all(&lib).map_err(|error| format!("{}: {error}", lib.display()))?;
-    let header = must("cann-emulator-header", &mut Command::new(place.release.join("cann-emulator-header")))?;
+    let header =
+        must("cann-emulator-header", &mut Command::new(place.release.join("examples/cann-emulator-header")))?;
     write(&include.join("cann_emulator.h"), &String::from_utf8_lossy(&header.stdout))?;
     for name in includes(&place.source().join("ggml/src/ggml-cann"))? {
         write(&include.join(name), "#include \"cann_emulator.h\"\n")?;
