@@ -1,22 +1,14 @@
 //! Kills a training run with SIGKILL at random times and resumes it, until it ends; then compares the end state with that
 //! of a run that nobody disturbed.
 
+use crate::built::built;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// `count` kills at least; the run is made long enough by `steps`.
 pub fn run(root: &Path, count: u32, recipe: &str, steps: u64) -> Result<(), String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let binary = target.join("release/toprope");
-    let built = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", "toprope"])
-        .current_dir(root)
-        .status()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    if !built.success() {
-        return Err("the binary does not build".into());
-    }
+    let binary = built(root)?.join("toprope");
     let folder = std::env::temp_dir().join(format!("toprope-kills-{}", std::process::id()));
     let calm = folder.join("calm");
     let harried = folder.join("harried");

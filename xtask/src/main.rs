@@ -1,5 +1,6 @@
 //! The project's chores.
 
+mod built; // what chores run
 mod docs; // pages made from the program
 mod stages; // what CI runs, with minutes
 mod tidy; // what a compiler does not see

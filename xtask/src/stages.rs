@@ -1,5 +1,6 @@
 //! Stages of CI, each timed.
 
+use crate::built::built;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -106,7 +107,6 @@ pub fn full(root: &Path) -> Result<(), String> {
 /// Random programs in lockstep; the example prints counts, seeds and whatever differed.
 pub fn programs(root: &Path, count: u64, seed: u64) -> Result<(), String> {
     let (count, seed) = (count.to_string(), seed.to_string());
-    let mut command = vec!["cargo", "run", "--quiet", "--release", "--package", "toprope-conformance"];
-    command.extend(["--example", "programs", "--", &count, &seed]);
-    run(root, &[("programs", command)])
+    let programs = built(root)?.join("examples/programs");
+    run(root, &[("programs", vec![&programs.to_string_lossy(), &count, &seed])])
 }

@@ -1,19 +1,14 @@
 //! Kills the worker of one long run at random times, and ends others in other ways; the end state must be that of a run
 //! that nobody disturbed.
 
+use crate::built::built;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// `count` SIGKILLs in one run, then `others` of SIGSTOP, SIGSEGV, SIGABRT and a memory limit in another.
 pub fn run(root: &Path, count: u32, others: u32, recipe: &str) -> Result<(), String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let binary = target.join("release/toprope");
-    let build = ["build", "--quiet", "--release", "--package", "toprope", "--features", "parquet"];
-    let built = Command::new("cargo").args(build).current_dir(root).status().map_err(cannot("run cargo"))?;
-    if !built.success() {
-        return Err("the binary does not build".into());
-    }
+    let binary = built(root)?.join("toprope");
     let folder = std::env::temp_dir().join(format!("toprope-worker-kills-{}", std::process::id()));
     let mut random = u64::from(std::process::id()) | 1;
     for (name, wanted, ways) in [("SIGKILL", count, &KILL[..]), ("other ends", others, &OTHERS[..])] {

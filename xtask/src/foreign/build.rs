@@ -31,11 +31,7 @@ pub fn all(place: &Place, decode: bool) -> Result<(), String> {
 }
 
 fn emulator(place: &Place) -> Result<(), String> {
-    // As CI's stages build everything: chosen by package, what they share would be built anew.
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--release", "--workspace", "--all-targets"]);
-    cargo.args(["--features", "toprope/parquet"]).current_dir(&place.root);
-    must("cargo build", &mut cargo).map(drop)
+    crate::built::built(&place.root).map(drop)
 }
 
 /// Names of the vendor's headers that the client includes.
