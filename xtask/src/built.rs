@@ -15,6 +15,11 @@ pub fn built(root: &Path) -> Result<PathBuf, String> {
     if !status.success() {
         return Err("the workspace does not build".into());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    Ok(target.join("release"))
+    Ok(release(root))
+}
+
+/// Where it lies.
+pub fn release(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    root.join(target).join("release")
 }

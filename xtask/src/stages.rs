@@ -1,12 +1,9 @@
 //! Stages of CI, each timed.
 
-use crate::built::built;
+use crate::built::{built, release};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-
-/// What the tests' build made of `toprope`.
-const BINARY: &str = "target/release/toprope";
 
 type Stage<'a> = (&'a str, Vec<&'a str>);
 
@@ -36,6 +33,9 @@ fn run(root: &Path, stages: &[Stage<'_>]) -> Result<(), String> {
 
 /// What CI runs.
 pub fn ci(root: &Path) -> Result<(), String> {
+    // The binary that the tests were run with: `cargo run` would build it anew with fewer features.
+    let binary = release(root).join("toprope");
+    let binary = &*binary.to_string_lossy();
     run(
         root,
         &[
@@ -75,10 +75,9 @@ pub fn ci(root: &Path) -> Result<(), String> {
             // Tests run on every dispatch level of the machine; this stage says which ones those are.
             ("levels", vec!["cargo", "xtask", "programs", "300"]),
             ("docs", vec!["cargo", "doc", "--release", "--workspace", "--no-deps"]),
-            // The binary that the tests were run with: `cargo run` would build it anew with fewer features.
-            ("default recipe", vec![BINARY, "train", "--steps", "5", "--json"]),
-            ("rehearse", vec![BINARY, "rehearse"]),
-            ("rehearse cpu", vec![BINARY, "rehearse", "--device", "cpu"]),
+            ("default recipe", vec![binary, "train", "--steps", "5", "--json"]),
+            ("rehearse", vec![binary, "rehearse"]),
+            ("rehearse cpu", vec![binary, "rehearse", "--device", "cpu"]),
             ("simulate", vec!["cargo", "xtask", "simulate", "300"]),
             ("worker kills", vec!["cargo", "xtask", "worker-kills", "24", "--others", "8"]),
             ("campaign", vec!["cargo", "xtask", "campaign", "--quick"]),

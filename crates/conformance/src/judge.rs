@@ -6,11 +6,12 @@ mod slack;
 
 pub use accuracy::{Accuracy, Spread};
 
+use crate::oracle::Oracle;
 use crate::verdict::Verdict;
 use std::collections::BTreeMap;
 use toprope_program::operator::{Adamw, Operator, digest_mix};
 use toprope_program::tensor::round;
-use toprope_program::{Concrete, DType, MagnitudeFunction, Tensor, Tolerance};
+use toprope_program::{Concrete, DType, Tensor, Tolerance};
 
 /// The element that lies farthest outside or least inside its bound.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,8 +155,8 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// With room for an error of `allowance` times the magnitude beside what the contract allows: a setting's own.
-    pub(crate) fn allowing(mut self, allowance: f64, tolerances: &[Tolerance]) -> Measured {
+    /// With room for an error of `allowance` times the magnitude beside what the contract allows.
+    fn allowing(mut self, allowance: f64, tolerances: &[Tolerance]) -> Measured {
         for magnitudes in [&mut self.whole, &mut self.finite] {
             for (output, tolerance) in magnitudes.iter_mut().zip(tolerances) {
                 if tolerance.accumulated > 0.0 {
@@ -174,14 +175,15 @@ impl Measured {
 }
 
 /// What the errors of an operator on these operands are measured by. What stood in the target of an `accumulate` does not
-/// enter the result of a first micro-batch.
+/// enter the result of a first micro-batch. What the oracle lets through beside the bound is in it.
 pub fn measure(
-    magnitudes: MagnitudeFunction,
+    oracle: &Oracle,
     operator: &Operator,
     operands: &[Tensor],
     want: &[Tensor],
     first: bool,
 ) -> Measured {
+    let magnitudes = oracle.magnitudes;
     let fresh = first && matches!(operator, Operator::Accumulate(_));
     let of = |operands: &[Tensor]| {
         if !fresh {
@@ -197,7 +199,19 @@ pub fn measure(
     } else {
         Vec::new()
     };
-    Measured { whole: of(operands), finite }
+    let measured = Measured { whole: of(operands), finite };
+    if oracle.allowance == 0.0 {
+        return measured;
+    }
+    measured.allowing(oracle.allowance, &tolerances(operator, operands, want))
+}
+
+/// The contract's tolerances of an operator's outputs on these operands.
+fn tolerances(operator: &Operator, operands: &[Tensor], want: &[Tensor]) -> Vec<Tolerance> {
+    let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
+        tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
+    };
+    operator.definition().tolerances(&concrete(operands), &concrete(want))
 }
 
 /// The tensor with its infinities taken as 0.
@@ -216,10 +230,7 @@ pub fn judge(
 ) -> Judgement {
     let wild = slack::wildness(operator, operands);
     let mut court = Court::new(magnitudes.finite.to_vec(), wild, want.len());
-    let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
-        tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
-    };
-    let tolerances = operator.definition().tolerances(&concrete(operands), &concrete(want));
+    let tolerances = tolerances(operator, operands, want);
     let slack = slack::slack(operator, operands, want, &tolerances);
     let widened = slack::widened(magnitudes.whole, &slack, &tolerances);
     let magnitudes = widened.as_slice();
@@ -256,17 +267,20 @@ pub fn judge_classes(
     magnitudes: Magnitudes<'_>,
     open: &[usize],
 ) -> Judgement {
-    let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
-        tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
-    };
-    let tolerances = operator.definition().tolerances(&concrete(operands), &concrete(want));
+    let tolerances = tolerances(operator, operands, want);
     let mut court = Court::new(Vec::new(), None, want.len());
     let pairs = want.iter().zip(got).enumerate();
     for (output, (want, got)) in pairs.filter(|(output, _)| !open.contains(output)) {
         let tolerance = tolerances.get(output).copied().unwrap_or(Tolerance::EXACT);
         for (element, (want_one, got_one)) in want.data.iter().zip(&got.data).enumerate() {
             let stored = round(want.dtype, *want_one);
-            let magnitude = magnitudes.whole.get(output).and_then(|m| m.get(element)).copied().unwrap_or(0.0);
+            let at = |m: &[Vec<f64>]| m.get(output).and_then(|m| m.get(element)).copied();
+            // Where an infinity of no weight drowns it, the other operands' magnitude is what a number is held against.
+            let magnitude = at(magnitudes.whole)
+                .filter(|m| m.is_finite())
+                .or_else(|| at(magnitudes.finite))
+                .or_else(|| at(magnitudes.whole))
+                .unwrap_or(0.0);
             let bound = tolerance.bound(*want_one, magnitude);
             let accepted = if !stored.is_finite() {
                 stored == *got_one || stored.is_nan() && got_one.is_nan()
@@ -331,7 +345,9 @@ fn one(
     }
     let accepted = tolerance.accepts(got, want, magnitude);
     let overflows = || may_overflow(court, place, want, magnitude).then_some(OVERFLOWS);
-    if let Some(reason) = court.wild.or_else(overflows).filter(|_| !accepted) {
+    // A NaN may spread; one that was swallowed is excused by nothing.
+    let wild = court.wild.filter(|reason| *reason != slack::SPREADS || got.is_nan());
+    if let Some(reason) = wild.or_else(overflows).filter(|_| !accepted) {
         court.cannot_compare(reason);
         return;
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use toprope_program::shape::{dense_strides, sizes};
 use toprope_program::tensor::round;
 use toprope_program::{
-    Concrete, Device, Fault, FaultKind, Instruction, Location, Operand, Program, Range, Role, Span, Tensor,
-    Validated, Width,
+    Device, Fault, FaultKind, Instruction, Location, Operand, Program, Range, Role, Span, Tensor, Validated,
+    Width,
 };
 
 /// What came of one instruction.
@@ -41,7 +41,6 @@ pub struct Lockstep {
     symbols: Vec<usize>,
     /// Outputs that are left open, where values are judged by what they are.
     by_class: Option<&'static [usize]>,
-    allowance: f64,
 }
 
 /// Why a comparison could not be made.
@@ -80,17 +79,12 @@ impl Lockstep {
         let subject = Session::open(subject, program, Width::Native).map_err(Obstacle::Subject)?;
         let oracle = Session::open(oracle.device.as_mut(), program, Width::Wide).map_err(Obstacle::Oracle)?;
         let (program, symbols) = (program.clone(), symbols.to_vec());
-        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: None, allowance: 0.0 })
+        Ok(Lockstep { program, subject, oracle, held: values, symbols, by_class: None })
     }
 
     /// From now on outputs are judged by [`judge_classes`], but for those that are left open.
     pub fn judge_by_class(&mut self, open: &'static [usize]) {
         self.by_class = Some(open);
-    }
-
-    /// From now on an error of so many times the magnitude is allowed beside the contract's bound.
-    pub fn allow(&mut self, allowance: f64) {
-        self.allowance = allowance;
     }
 
     /// Gives the buffers back.
@@ -161,15 +155,7 @@ impl Lockstep {
                     .ok_or_else(|| Obstacle::Place(program.value(operand.value).name.clone()))
             })
             .collect::<Result<_, _>>()?;
-        let mut measured = measure(oracle.magnitudes, &instruction.operator, &operands, &want, first);
-        if self.allowance > 0.0 {
-            let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
-                tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()
-            };
-            let tolerances =
-                instruction.operator.definition().tolerances(&concrete(&operands), &concrete(&want));
-            measured = measured.allowing(self.allowance, &tolerances);
-        }
+        let measured = measure(oracle, &instruction.operator, &operands, &want, first);
         let (operator, magnitudes) = (&instruction.operator, measured.borrowed());
         let mut judgement = match self.by_class {
             None => judge(operator, &operands, &want, &got, magnitudes),

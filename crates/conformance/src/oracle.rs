@@ -8,6 +8,15 @@ pub struct Oracle {
     pub device: Box<dyn Device>,
     /// Magnitudes of each output's elements.
     pub magnitudes: MagnitudeFunction,
+    /// An error of so many times the magnitude is let through beside the contract's bound: a setting's own. 0 as a rule.
+    pub allowance: f64,
+}
+
+impl Oracle {
+    /// An oracle that lets nothing through beside the contract's bound.
+    pub fn new(device: Box<dyn Device>, magnitudes: MagnitudeFunction) -> Oracle {
+        Oracle { device, magnitudes, allowance: 0.0 }
+    }
 }
 
 impl std::fmt::Debug for Oracle {

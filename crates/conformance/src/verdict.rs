@@ -144,9 +144,12 @@ impl Report {
 
     /// What differed, each as a program in the printed form with its values and a name for a file.
     pub fn failures(&self) -> impl Iterator<Item = (String, String)> + '_ {
-        self.differences.iter().enumerate().map(|(number, difference)| {
-            let level = self.device.level.split_whitespace().next().unwrap_or("any");
-            let device = self.device.name.replace([':', '/', '+'], "-");
+        let told = self.differences.iter().enumerate().filter(|(_, difference)| !difference.text.is_empty());
+        told.map(|(number, difference)| {
+            // Names and levels are a worker's answers.
+            let plain = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+            let level = plain(self.device.level.split_whitespace().next().unwrap_or("any"));
+            let device = plain(&self.device.name);
             let name = format!("{device}-{level}-{}-{number}-{}.txt", self.seed, difference.operator);
             let found = format!("# {} in {}: {}\n", difference.operator, difference.case, difference.finding);
             (name, found + &difference.text)

@@ -381,7 +381,7 @@ impl Probe {
         });
         outcome.close(device).map_err(Obstacle::Oracle)?;
         let want = want?.outputs;
-        let measured = measure(oracle.magnitudes, self.operator(), &self.operands(), &want, self.first);
+        let measured = measure(oracle, self.operator(), &self.operands(), &want, self.first);
         Ok(Exact { want, measured })
     }
 

@@ -14,11 +14,11 @@ pub struct PlacedName {
 
 /// A name that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}`: {reason}; operators that run elsewhere are told as in `ascend:0 with rms_norm on cpu`")]
+#[error("`{name}`: {reason}")]
 pub struct PlacedNameError {
     /// As it was given.
     pub name: String,
-    /// Why not.
+    /// Why not, and how it is done.
     pub reason: String,
 }
 
@@ -35,7 +35,12 @@ impl PlacedName {
         let Some((device, rest)) = name.split_once(WITH) else {
             return Ok(PlacedName { device: name.into(), moved: Vec::new() });
         };
-        let refused = |reason: String| PlacedNameError { name: name.into(), reason };
+        let refused = |reason: String| PlacedNameError {
+            name: name.into(),
+            reason: format!(
+                "{reason}; operators that run elsewhere are told as in `ascend:0 with rms_norm on cpu`"
+            ),
+        };
         let mut moved: Vec<(String, String)> = Vec::new();
         for part in rest.split(AND) {
             let (operator, to) =

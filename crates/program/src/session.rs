@@ -79,10 +79,26 @@ impl Session {
         let prepared = device.prepare(program.clone(), plan.clone())?;
         let current = device.allocate(homes.current)?;
         let next = match (plan.layout, homes.next) {
-            (StateLayout::Double, Some(home)) => device.allocate(home)?,
-            _ => current,
+            (StateLayout::Double, Some(home)) => device.allocate(home),
+            _ => Ok(current),
         };
-        let work = device.allocate(homes.work)?;
+        let both = next.and_then(|next| match device.allocate(homes.work) {
+            Ok(work) => Ok((next, work)),
+            Err(fault) => {
+                if next != current {
+                    let _ = device.release(next);
+                }
+                Err(fault)
+            }
+        });
+        let (next, work) = match both {
+            Ok(both) => both,
+            Err(fault) => {
+                // What did not fit is what is told; the rest must not stay behind it.
+                let _ = device.release(current);
+                return Err(fault);
+            }
+        };
         let symbols = program.program().bounds();
         let bindings = Bindings { current, next, work, symbols, first: true, checks: CheckMask::default() };
         let names = names(&program);

@@ -107,16 +107,15 @@ pub fn terms(operator: &Operator, operands: &[Concrete]) -> usize {
     }
 }
 
-/// Runs cases of these operators alone: whether another variant of a device is right in them, or the device itself where an
-/// error of `allowance` times the magnitude is let through beside the contract's bound.
+/// Runs cases of these operators alone: whether another variant of a device is right in them, or the device itself where the
+/// oracle lets a setting's errors through.
 pub fn of_operators(
     bench: &mut Bench<'_>,
     names: &BTreeSet<&str>,
     deadline: &Deadline<'_>,
     rounds: u64,
-    allowance: f64,
 ) -> Result<Findings, QualifyError> {
-    let mut run = Run { bench, findings: Findings::default(), allowance };
+    let mut run = Run { bench, findings: Findings::default() };
     for round in 0..rounds {
         for operator in exemplars().into_iter().filter(|operator| names.contains(operator.name())) {
             if round > 0 && deadline.passed() || run.bench.is_gone() {
@@ -135,7 +134,7 @@ pub fn conformance(
     deadline: &Deadline<'_>,
     rounds: u64,
 ) -> Result<Findings, QualifyError> {
-    let mut run = Run { bench, findings: Findings::default(), allowance: 0.0 };
+    let mut run = Run { bench, findings: Findings::default() };
     for round in 0..rounds {
         for operator in exemplars() {
             // A first round is made in any case: without it there is nothing to say.
@@ -168,7 +167,7 @@ pub fn bands(
     deadline: &Deadline<'_>,
     stride: usize,
 ) -> Result<u64, QualifyError> {
-    let mut run = Run { bench, findings: std::mem::take(findings), allowance: 0.0 };
+    let mut run = Run { bench, findings: std::mem::take(findings) };
     let mut done = 0;
     for (turn, exponent) in sweep(stride).into_iter().enumerate() {
         for operator in exemplars() {
@@ -204,8 +203,6 @@ fn sweep(stride: usize) -> Vec<i32> {
 struct Run<'a, 'b> {
     bench: &'a mut Bench<'b>,
     findings: Findings,
-    /// Of the magnitude, beside the contract's bound.
-    allowance: f64,
 }
 
 /// Where a step stands, for its result.
@@ -238,7 +235,7 @@ impl Run<'_, '_> {
         let other = Regime::ALL[1 + (round as usize) % (Regime::ALL.len() - 1)];
         // What a setting adds to the error follows the magnitude for ordinary numbers only, not for subnormal ones.
         let regimes = [Regime::Normal, other];
-        self.case(&case, if self.allowance > 0.0 { &regimes[..1] } else { &regimes })?;
+        self.case(&case, if self.bench.oracle.allowance > 0.0 { &regimes[..1] } else { &regimes })?;
         if round.is_multiple_of(4) {
             self.repeats(&case)?;
         }
@@ -378,10 +375,7 @@ impl Run<'_, '_> {
     fn open(&mut self, case: &Case, values: Values) -> Result<Option<Lockstep>, QualifyError> {
         let device = self.bench.device.as_mut();
         match Lockstep::open(device, &mut self.bench.oracle, &case.program, &case.symbols, values) {
-            Ok(mut lockstep) => {
-                lockstep.allow(self.allowance);
-                Ok(Some(lockstep))
-            }
+            Ok(lockstep) => Ok(Some(lockstep)),
             Err(obstacle) => {
                 if let Some(operator) = obstacle.refused() {
                     let operator = operator.to_string();

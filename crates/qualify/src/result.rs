@@ -85,6 +85,8 @@ pub struct OperatorResult {
     pub finding: Option<String>,
     /// How much of it was run, where the user asked for it.
     pub extent: Option<Extent>,
+    /// Whether the device refused it.
+    pub refused: bool,
     /// Instructions judged.
     pub cases: u64,
     /// Instructions among them that differed.
@@ -136,8 +138,10 @@ pub struct Tally {
     pub worst: Option<(f64, f64, f64)>,
     /// The first finding.
     pub finding: Option<String>,
-    /// Why it was refused.
+    /// Why it was not run.
     pub refused: Option<String>,
+    /// Whether that was the device's refusal.
+    pub lacks: bool,
     /// The most of it that was run.
     pub extent: Option<Extent>,
     /// A program that shows the first finding.
@@ -192,6 +196,7 @@ impl Tally {
             source: key.source,
             passed,
             finding: self.finding.clone().or_else(|| self.refused.clone()).or_else(untold),
+            refused: self.lacks,
             extent: self.extent.clone(),
             cases: self.agree + self.differ + self.incomparable,
             failures: self.differ,

@@ -223,7 +223,12 @@ fn weighed(evidence: &Evidence) -> Ruling {
         changes.push(Change::Unchecked { operators });
     }
     // A remedy for an operator may well be one for the proof that stumbled over it.
-    let remedied = changes.iter().any(|change| !matches!(change, Change::Recovered { .. }));
+    let remedied = changes.iter().any(|change| match change {
+        Change::Variant { .. } | Change::Precision { .. } => true,
+        Change::Guarded { .. } => !evidence.unstable.is_empty(),
+        Change::Setting { setting } => setting.allowance().is_some(),
+        Change::Recovered { .. } | Change::Unchecked { .. } => false,
+    });
     match &evidence.training {
         Some(Err(reason)) if !remedied => {
             reasons.push(format!("training proof: {reason}"));

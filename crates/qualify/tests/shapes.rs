@@ -14,6 +14,7 @@ use toprope_program::operator::{
 use toprope_program::{DType, Device, Operator, Program, Type};
 use toprope_qualify::Deadline;
 use toprope_qualify::result::OperatorResult;
+use toprope_qualify::setting::Setting;
 use toprope_qualify::shapes::{self, Need, distinct};
 
 fn program(operator: impl Into<Operator>, operands: &[Type]) -> Program {
@@ -34,10 +35,20 @@ fn run(
     programs: &[Program],
     clock: &dyn Fn() -> Duration,
 ) -> Vec<OperatorResult> {
+    run_allowing(0.0, open, programs, clock)
+}
+
+fn run_allowing(
+    allowance: f64,
+    open: &dyn Fn() -> Result<Box<dyn Device>, String>,
+    programs: &[Program],
+    clock: &dyn Fn() -> Duration,
+) -> Vec<OperatorResult> {
     let need = Need { training: true, inference: true };
     let listed: Vec<(&Program, Need)> = programs.iter().map(|program| (program, need)).collect();
     let mut bench = bench(open, 1);
     bench.clock = clock;
+    bench.oracle.allowance = allowance;
     let deadline = Deadline::within(clock, Duration::from_secs(60));
     let results = shapes::run(&mut bench, &distinct(&listed), &deadline).expect("it is sound");
     let results: Vec<OperatorResult> = results.into_iter().map(|(result, _)| result).collect();
@@ -117,6 +128,20 @@ fn what_is_wrong_in_a_large_shape_only_is_found_in_its_sample() {
     let found = run(&wide, &[matmul()], &stands);
     assert_eq!(found[0].passed, Some(false));
     assert_eq!(found[0].failures, 1, "{:?}", found[0]);
+}
+
+#[test]
+fn a_settings_errors_are_let_through_in_a_sample_and_no_others() {
+    let tf32 = Setting::OperandBits { bits: 10 };
+    let allowance = tf32.allowance().expect("it adds to errors").1;
+    let rounding = || Ok(support::rounding_of(cpu(None), 10));
+    let stands = || Duration::ZERO;
+    assert_eq!(run(&rounding, &[matmul()], &stands)[0].passed, Some(false));
+    let found = run_allowing(allowance, &rounding, &[matmul()], &stands);
+    assert_eq!(found[0].passed, Some(true), "{:?}", found[0]);
+    let wide = || Ok(support::rounding_of(Box::new(support::wide_column(cpu(None), 1000)), 10));
+    let found = run_allowing(allowance, &wide, &[matmul()], &stands);
+    assert_eq!(found[0].passed, Some(false), "{:?}", found[0]);
 }
 
 #[test]

@@ -37,7 +37,14 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
-        Progress { bar, steps, ideal_seconds, memory_bytes: 0, recent: Vec::new(), next_line: done + 1 }
+        Progress {
+            bar,
+            steps,
+            ideal_seconds,
+            memory_bytes: memory::peak_bytes(),
+            recent: Vec::new(),
+            next_line: done + 1,
+        }
     }
 
     /// Prints a line without disturbing the bar.

@@ -66,11 +66,7 @@ fn impossible_sizes_name_their_key() {
     fails(&moe("training.batch=999999999999"), 3, &["training.batch"]);
     fails(&moe("model.hidden_size=99999999999999"), 3, &["hidden_size"]);
     fails(&moe("optimizer.beta1=1.5"), 3, &["optimizer.beta1"]);
-    fails(
-        &case.toprope(&["train", "tiny-moe", "--set", "schedule.learning_rate=-1.0"]),
-        3,
-        &["schedule.learning_rate"],
-    );
+    fails(&moe("schedule.learning_rate=-1.0"), 3, &["schedule.learning_rate"]);
 }
 
 #[test]

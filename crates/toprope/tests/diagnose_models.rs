@@ -22,7 +22,7 @@ fn reference() -> ReferenceDevice {
 
 fn oracle() -> Oracle {
     let device = ReferenceDevice::new(ReferenceOptions { width: Width::Wide, ..Default::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }
 
 /// A built-in model's training step, small, with fresh weights and two micro-batches of random tokens.

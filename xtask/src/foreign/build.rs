@@ -14,7 +14,7 @@ const SOC: &str = "Ascend910B3";
 
 /// Everything; what is up to date stays.
 pub fn all(place: &Place, decode: bool) -> Result<(), String> {
-    emulator(place)?;
+    crate::built::built(&place.root)?;
     layout(place)?;
     let mut targets = vec!["ggml", "ggml-cann"];
     if decode {
@@ -28,10 +28,6 @@ pub fn all(place: &Place, decode: bool) -> Result<(), String> {
         program(place, &place.root.join("benches/foreign/greedy.cpp"), "greedy", &["-lllama"])?;
     }
     Ok(())
-}
-
-fn emulator(place: &Place) -> Result<(), String> {
-    crate::built::built(&place.root).map(drop)
 }
 
 /// Names of the vendor's headers that the client includes.

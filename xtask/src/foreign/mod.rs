@@ -39,14 +39,12 @@ pub struct Place {
 
 impl Place {
     fn new(root: &Path) -> Result<Place, String> {
-        let own =
-            std::env::current_exe().map_err(|error| format!("cannot find xtask's own path: {error}"))?;
-        let release = own.parent().ok_or("xtask has no folder")?.to_path_buf();
-        let target = release.parent().ok_or("xtask's folder has no parent")?;
-        let folder = target.join("foreign").join(fetch::VERSION);
-        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         // The client's build does not take `..` in paths.
         let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+        let release = crate::built::release(&root);
+        let target = release.parent().ok_or("the build has no folder")?;
+        let folder = target.join("foreign").join(fetch::VERSION);
+        std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         Ok(Place { root, folder, release })
     }
 

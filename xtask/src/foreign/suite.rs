@@ -140,6 +140,7 @@ fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, St
         let chunk: Vec<&Case> = left.drain(..count).collect();
         let names: Vec<String> = chunk.iter().map(|case| case.name()).collect();
         let Process { found, message, late } = process(place, &names, pool)?;
+        let any = names.iter().any(|name| found.contains_key(name));
         let (mut ended, mut again) = (message.clone(), Vec::new());
         for (case, name) in chunk.into_iter().zip(&names) {
             let verdict = match (found.get(name), &message) {
@@ -147,7 +148,7 @@ fn through(place: &Place, cases: &[Case], pool: Pool) -> Result<Vec<Outcome>, St
                 (None, None) => Verdict::Ended("the client's tests said nothing about it".into()),
                 // The first one without a verdict is the one that ended the process; where the time was used up by
                 // those before it, it is tried again.
-                (None, Some(_)) => match ended.take_if(|_| !late || found.is_empty()) {
+                (None, Some(_)) => match ended.take_if(|_| !late || !any) {
                     Some(why) => Verdict::Ended(why),
                     None => {
                         again.push(case);

@@ -161,8 +161,7 @@ fn is(cell: &Cell, kind: &FaultKind) -> bool {
     match cell {
         Cell::Code { code, .. } => {
             let told = kind.to_string();
-            let numbered =
-                told.contains(&format!("{} {}", code.code, code.name)) || told.contains(&format!("{code}"));
+            let numbered = told.contains(&format!("{} {}", code.code, code.name));
             match kind {
                 FaultKind::Driver { code: number, .. } => {
                     code.remedy != Remedy::Replace && *number == i64::from(code.code)

@@ -5,6 +5,9 @@ use super::{OVERFLOW, OVERFLOWS};
 use toprope_program::operator::{Operator, Router, RouterGradient, Scoring};
 use toprope_program::{DType, Tensor, Tolerance};
 
+/// Why a NaN where the contract has a number cannot be compared, in attention with a NaN among its operands.
+pub(super) const SPREADS: &str = "a key that is no number may reach rows that do not see it: 0 times NaN";
+
 /// The smallest f32; one rounding below the normal numbers is off by at most half of it.
 const SMALLEST: f64 = 1.401_298_464_324_817e-45;
 
@@ -102,7 +105,7 @@ pub(super) fn wildness(operator: &Operator, operands: &[Tensor]) -> Option<&'sta
         }
         // Infinities are told above as beyond f32.
         Operator::Attention(_) | Operator::AttentionGradient(_) if floats(operands).any(|x| x.is_nan()) => {
-            Some("a key that is no number may reach rows that do not see it: 0 times NaN")
+            Some(SPREADS)
         }
         Operator::Attention(attention) => attends(attention.scale).then_some(exponent),
         Operator::AttentionGradient(attention) => attends(attention.scale).then_some(exponent),

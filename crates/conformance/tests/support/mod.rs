@@ -12,7 +12,7 @@ pub fn reference() -> ReferenceDevice {
 
 pub fn oracle() -> Oracle {
     let device = ReferenceDevice::new(Options { width: Width::Wide, ..Options::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }
 
 /// How many random programs run: a few hundred, or as many as `TOPROPE_CONFORMANCE_PROGRAMS` says for a long run.

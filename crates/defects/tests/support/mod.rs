@@ -50,7 +50,7 @@ pub fn defective(defect: &Defect) -> Option<Box<dyn Device>> {
 /// The oracle in wide mode.
 pub fn oracle() -> Oracle {
     let device = ReferenceDevice::new(Options { width: Width::Wide, ..Options::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }
 
 /// What work gives, and the seconds it took.

@@ -59,6 +59,15 @@ impl fmt::Display for Health {
     }
 }
 
+/// Which of the driver's chips the runtime shows, with commas.
+const VISIBLE: &str = "ASCEND_RT_VISIBLE_DEVICES";
+
+/// The driver's number of the runtime's device.
+fn logical(index: u32, visible: Option<&str>) -> u32 {
+    let shown = visible.and_then(|list| list.split(',').nth(index as usize)?.trim().parse().ok());
+    shown.unwrap_or(index)
+}
+
 /// How the device of this name is. A chip is asked through the driver's own DCMI, the emulator through its own: the two are
 /// never mixed.
 ///
@@ -77,7 +86,9 @@ pub fn health(name: &str) -> Result<Health, String> {
             place.as_ref().map_or("the loader's path".to_string(), |folder| folder.display().to_string());
         match Dcmi::load(place.as_deref()) {
             Ok(dcmi) if dcmi.is_emulator() == emulator.is_some() => {
-                let answers = dcmi.ask(parsed.index)?;
+                // The driver counts all chips; the runtime those that the variable lets it see.
+                let visible = std::env::var(VISIBLE).ok().filter(|_| emulator.is_none());
+                let answers = dcmi.ask(logical(parsed.index, visible.as_deref()))?;
                 return Ok(Health {
                     alarm: answers.alarm,
                     temperature: answers.temperature,
@@ -100,6 +111,12 @@ pub fn health(name: &str) -> Result<Health, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_driver_is_asked_of_the_chip_that_the_runtime_shows() {
+        assert_eq!((logical(0, Some("3,5")), logical(1, Some("3, 5"))), (3, 5));
+        assert_eq!((logical(1, None), logical(2, Some("3,5")), logical(0, Some(""))), (1, 2, 0));
+    }
 
     #[test]
     fn what_is_not_known_is_said_to_be_so() {

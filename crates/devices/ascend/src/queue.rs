@@ -48,7 +48,7 @@ pub(crate) struct Queue {
     copies: VecDeque<Entry>,
     spare: Vec<Event>,
     last: u64,
-    /// Tickets that a failure took with it, each until it was waited for; the newest [`FAILED_MAX`].
+    /// Tickets that a failure took with it; the newest [`FAILED_MAX`].
     failed: VecDeque<(Ticket, Fault)>,
 }
 
@@ -150,10 +150,9 @@ impl Queue {
         self.runs.front().and_then(|entry| entry.start.clone())
     }
 
-    /// Why a ticket came to nothing, where it did; told once.
-    pub(crate) fn failure_of(&mut self, ticket: Ticket) -> Option<Fault> {
-        let at = self.failed.iter().position(|(failed, _)| *failed == ticket)?;
-        self.failed.remove(at).map(|(_, fault)| fault)
+    /// Why a ticket came to nothing, where it did.
+    pub(crate) fn failure_of(&self, ticket: Ticket) -> Option<Fault> {
+        self.failed.iter().find(|(failed, _)| *failed == ticket).map(|(_, fault)| fault.clone())
     }
 
     /// Everything under way has failed with `fault`. Pinned memory is given back where the copies are `settled`; else a copy

@@ -54,6 +54,8 @@ pub struct PlacedDevice {
     /// Copies to the host, with the first device's tickets.
     copies: HashMap<Ticket, Ticket>,
     last: u64,
+    /// The last tickets that a fault took with it.
+    failed: Option<(Vec<Ticket>, Fault)>,
     /// The first device's last run.
     last_main: Option<Ticket>,
     /// What the last run was of, for copies behind a run that was a guest's alone.
@@ -81,6 +83,7 @@ impl PlacedDevice {
             queue: VecDeque::new(),
             copies: HashMap::new(),
             last: 0,
+            failed: None,
             last_main: None,
             last_run: None,
         }
@@ -220,12 +223,25 @@ impl PlacedDevice {
                 }
                 Err(fault) => {
                     // What was queued behind a fault is not carried out.
-                    self.queue.clear();
+                    let behind = self.queue.drain(..).map(|work| work.ticket);
+                    let tickets = std::iter::once(work.ticket).chain(behind).collect();
+                    self.failed = Some((tickets, fault.clone()));
                     return Err(fault);
                 }
             }
         }
         Ok(Progress::Done)
+    }
+
+    /// Gives back what was allocated before a device refused; the refusal is what is told.
+    fn take_back(&mut self, main: BufferId, guests: Vec<BufferId>) {
+        for (guest, id) in self.guests.iter_mut().zip(guests) {
+            let _ = guest.device.release(id);
+        }
+        // A device may have answered with the buffer that it made of this memory before.
+        if !self.buffers.iter().flatten().any(|known| known.main == main) {
+            let _ = self.main.release(main);
+        }
     }
 
     /// Does everything that was queued.
@@ -260,8 +276,16 @@ impl Device for PlacedDevice {
 
     fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
         let main = self.main.allocate(allocation)?;
-        let guests = self.guests.iter_mut().map(|guest| guest.device.allocate(allocation));
-        let guests = guests.collect::<Result<Vec<BufferId>, Fault>>()?;
+        let mut guests = Vec::with_capacity(self.guests.len());
+        for guest in &mut self.guests {
+            match guest.device.allocate(allocation) {
+                Ok(id) => guests.push(id),
+                Err(fault) => {
+                    self.take_back(main, guests);
+                    return Err(fault);
+                }
+            }
+        }
         let buffer = Buffer { main, guests, is_shared: matches!(allocation, Allocation::Adopt(_)) };
         // A device may answer with the buffer that it made of this memory before.
         let same = |known: &&Option<Buffer>| known.as_ref().is_some_and(|known| known.main == main);
@@ -352,6 +376,11 @@ impl Device for PlacedDevice {
                 self.copies.remove(&ticket);
             }
             return Ok(progress);
+        }
+        if let Some((tickets, fault)) = &self.failed
+            && tickets.contains(&ticket)
+        {
+            return Err(fault.clone());
         }
         self.settle(ticket, deadline)
     }

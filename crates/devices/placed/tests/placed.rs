@@ -50,7 +50,7 @@ fn every_operator_is_right_wherever_it_runs() {
     // Every second operator moves, so that spans are cut in many ways.
     let half: Vec<&str> = toprope_program::OPERATORS.iter().map(|record| record.name).step_by(2).collect();
     let mut subject = placed(&half);
-    let mut oracle = Oracle { device: Box::new(reference(Width::Wide)), magnitudes };
+    let mut oracle = Oracle::new(Box::new(reference(Width::Wide)), magnitudes);
     let options =
         Options { seed: 3, cases_per_operator: 3, programs: 40, shrink: false, ..Options::default() };
     let report = run_suite(&mut subject, &mut oracle, &options).unwrap();

@@ -16,5 +16,5 @@ pub fn cpu() -> CpuDevice {
 
 pub fn oracle() -> Oracle {
     let device = ReferenceDevice::new(Options { width: Width::Wide, ..Options::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }

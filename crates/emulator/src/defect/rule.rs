@@ -279,9 +279,14 @@ impl Rule {
         if !fires {
             return false;
         }
+        if self.times.is_some_and(|times| self.fired.load(Ordering::SeqCst) >= times) {
+            return false;
+        }
+        // Of all who meet the file, one takes it away; who meets none has seen nothing.
+        if self.token.as_ref().is_some_and(|file| std::fs::remove_file(file).is_err()) {
+            return false;
+        }
         let before = self.fired.fetch_add(1, Ordering::SeqCst);
-        // Of all who meet the file, one takes it away.
         self.times.is_none_or(|times| before < times)
-            && self.token.as_ref().is_none_or(|file| std::fs::remove_file(file).is_ok())
     }
 }

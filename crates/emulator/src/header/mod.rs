@@ -1,4 +1,4 @@
-//! Declarations of everything that the emulator exports, as one C header: made from the tables that dispatch, so that a C or
+//! Declarations of everything that the emulator exports but the driver's `dcmi` functions, as one C header: made from the tables that dispatch, so that a C or
 //! C++ client can be compiled without the vendor's files.
 
 mod prototypes;

@@ -44,7 +44,7 @@ pub extern "C" fn init() -> c_int {
 pub unsafe extern "C" fn version(place: *mut c_char, bytes: c_int) -> c_int {
     call("dcmi_get_dcmi_version", || {
         let text = concat!("emulator-", env!("CARGO_PKG_VERSION"), "\0");
-        if usize::try_from(bytes).is_ok_and(|room| room < text.len()) {
+        if usize::try_from(bytes).unwrap_or(0) < text.len() {
             return Err(Fault::new(code::INVALID_PARAM, format!("{} bytes are needed", text.len())));
         }
         for (offset, byte) in text.bytes().enumerate() {

@@ -12,6 +12,8 @@ use toprope_world::FileReader;
 const WINDOW_BYTES: u64 = 1 << 20;
 /// The longest key, name or text: templates and merges are far shorter.
 const TEXT_BYTES_MAX: u64 = 64 << 20;
+/// Values of all arrays together: the largest vocabularies have a million tokens with three arrays of them.
+const VALUES_MAX: u64 = 1 << 24;
 const ARRAY: u32 = 9;
 const TEXT: u32 = 8;
 
@@ -21,11 +23,13 @@ pub(super) struct Cursor<'a> {
     position: u64,
     window: Vec<u8>,
     window_start: u64,
+    /// Values of arrays so far.
+    values: u64,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(path: &'a Path, reader: &'a dyn FileReader) -> Cursor<'a> {
-        Cursor { path, reader, position: 0, window: Vec::new(), window_start: 0 }
+        Cursor { path, reader, position: 0, window: Vec::new(), window_start: 0, values: 0 }
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -124,6 +128,13 @@ impl<'a> Cursor<'a> {
                     _ => return Err(self.malformed(place, format!("an array of type {kind} is not known"))),
                 };
                 let count = self.count(place, size)?;
+                // Held they take more room than in the file.
+                self.values = self.values.saturating_add(count as u64);
+                if self.values > VALUES_MAX {
+                    let reason =
+                        format!("with {count} values these are more than the {VALUES_MAX} that are taken");
+                    return Err(self.malformed(place, reason));
+                }
                 let mut values = Vec::new();
                 for _ in 0..count {
                     values.push(self.value(place, kind, false)?);

@@ -12,6 +12,8 @@ use toprope_program::{CheckMask, Device, Fault, FaultKind, Progress, Range};
 /// The second worker.
 pub(super) struct Shadow {
     crew: Crew,
+    /// The device that it was raised beside, by name.
+    beside: Option<String>,
     /// Committed steps that the state in it is of, and their digest.
     holds: Option<(u64, Digest)>,
 }
@@ -19,7 +21,9 @@ pub(super) struct Shadow {
 impl Supervisor {
     /// Computes the step again elsewhere; an alarm where the bits differ.
     pub(super) fn shadow_step(&mut self, worker: Worker, step: u64, state: Digest) -> Option<Alarm> {
-        let mut shadow = match self.shadow.take() {
+        // One that was raised beside another device, or beside this one before an operator was moved, compares two devices.
+        let beside = self.name_of(worker);
+        let mut shadow = match self.shadow.take().filter(|shadow| shadow.beside == beside) {
             Some(shadow) => shadow,
             None => match self.raise_shadow(worker) {
                 Ok(shadow) => Box::new(shadow),
@@ -39,9 +43,14 @@ impl Supervisor {
         }
     }
 
-    fn raise_shadow(&mut self, worker: Worker) -> Result<Shadow, Fault> {
+    fn name_of(&self, worker: Worker) -> Option<String> {
+        let index = self.crews.get(&worker)?.index;
+        self.options.devices.get(usize::from(index.0)).map(|spec| spec.name.clone())
+    }
+
+    fn raise_shadow(&mut self, beside: Worker) -> Result<Shadow, Fault> {
         let level = self.describe().map(|description| description.level);
-        let own = self.crews.get(&worker).map_or(DeviceIndex(0), |crew| crew.index);
+        let own = self.crews.get(&beside).map_or(DeviceIndex(0), |crew| crew.index);
         let start = Start { state: None, work: None, ..self.start.clone() };
         let devices = self.options.devices.clone();
         let others = (0..devices.len()).map(|index| DeviceIndex(index as u16)).filter(|index| *index != own);
@@ -54,7 +63,7 @@ impl Supervisor {
                 continue;
             }
             crew.session.write_constants(&mut crew.device)?;
-            return Ok(Shadow { crew, holds: None });
+            return Ok(Shadow { crew, beside: self.name_of(beside), holds: None });
         }
         Err(Fault::new(
             "shadow",

@@ -31,8 +31,12 @@ impl DeviceSpec {
     /// Lets an operator run on another device from now on.
     pub(super) fn move_operator(&mut self, operator: &str, to: &DeviceSpec) {
         // A name that cannot be read was refused before the run began; such a one is left as it is.
-        let Ok(mut name) = PlacedName::parse(&self.name) else { return };
-        name.moved.push((operator.into(), to.name.clone()));
+        let (Ok(mut name), Ok(there)) = (PlacedName::parse(&self.name), PlacedName::parse(&to.name)) else {
+            return;
+        };
+        // Where the other device has moved it too, it runs there.
+        let onward = there.moved.into_iter().find(|(moved, _)| moved == operator);
+        name.moved.push((operator.into(), onward.map_or(there.device, |(_, device)| device)));
         self.name = name.to_string();
         self.in_host_memory &= to.in_host_memory;
         // Both are held by one worker.

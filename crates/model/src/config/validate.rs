@@ -62,6 +62,9 @@ pub(crate) fn layers(name: &'static str, layers: usize) -> Result<(), ModelError
     }
 }
 
+/// Experts of all layers together: a configuration of a few bytes must not ask for more than fits. DeepSeek-V3 has 15,872.
+const EXPERTS_MAX: usize = 1 << 19;
+
 impl DeepseekV3Config {
     /// Checks sizes and their relations. Everything that computes from a configuration calls it first.
     pub fn validate(&self) -> Result<(), ModelError> {
@@ -149,6 +152,14 @@ impl DeepseekV3Config {
     fn routing(&self) -> Result<(), ModelError> {
         let (experts, groups) = (self.experts(), self.n_group);
         size("n_routed_experts", experts)?;
+        let stacks = self.num_hidden_layers.saturating_add(self.num_nextn_predict_layers);
+        if experts.saturating_mul(stacks) > EXPERTS_MAX {
+            return Err(key(
+                "n_routed_experts",
+                format!("is {experts} in each of {stacks} layers"),
+                format!("at most {EXPERTS_MAX} in all are taken: each has tensors of its own"),
+            ));
+        }
         size("moe_intermediate_size", self.moe_intermediate_size)?;
         if self.n_shared_experts != Some(0) && self.n_shared_experts.is_some() {
             size("n_shared_experts", self.shared_width())?;

@@ -139,13 +139,15 @@ impl Source {
                 known.insert(name);
             }
         }
-        // Divisors of rotary frequencies are read into the configuration; prediction modules are left out of it.
-        known.insert(gguf_config::DIVISORS.into());
-        let main = architecture.layers();
+        // Llama's divisors of rotary frequencies are read into the configuration; prediction modules are left out of it.
+        if matches!(architecture, Architecture::Llama(_)) {
+            known.insert(gguf_config::DIVISORS.into());
+        }
+        let left_out = architecture.layers()..gguf_config::blocks(&self.gguf).unwrap_or(0);
         for name in self.tensors().records().keys() {
             let layer =
                 name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
-            if !known.contains(name) && layer.is_none_or(|layer| layer < main) {
+            if !known.contains(name) && !layer.is_some_and(|layer| left_out.contains(&layer)) {
                 let reason = "is there, and the metadata has no place for it".to_string();
                 return Err(self.wrong(name, reason, "it would change the computation; take another file"));
             }

@@ -16,8 +16,19 @@ pub(super) const DIVISORS: &str = "rope_freqs.weight";
 /// Keys of an architecture that do not change what is computed.
 const IGNORED: [&str; 2] = ["rope.scaling.finetuned", "tensor_data_layout"];
 
+/// Layers that the metadata counts, prediction modules among them.
+pub(super) fn blocks(gguf: &Gguf) -> Option<usize> {
+    let name = gguf.metadata.get("general.architecture")?.as_text()?;
+    gguf.metadata.get(&format!("{name}.block_count"))?.as_usize()
+}
+
 /// The configuration, and what a user should know of it.
 pub(super) fn configuration(gguf: &Gguf) -> Result<(ModelConfig, Vec<String>), ModelError> {
+    if let Some(parts) = gguf.metadata.get("split.count").and_then(Value::as_usize).filter(|parts| *parts > 1)
+    {
+        let mend = "join the parts with `llama-gguf-split --merge`";
+        return Err(unknown("split.count", format!("is {parts}: this is a part of a model"), mend));
+    }
     let name = gguf.metadata.get("general.architecture").and_then(Value::as_text);
     let name =
         name.ok_or_else(|| unknown("general.architecture", "is missing".into(), "the file is no model"))?;
@@ -226,10 +237,10 @@ impl Keys<'_> {
         let refuse = |reason: String| unknown(DIVISORS, reason, "take the Hugging Face folder");
         let have =
             self.gguf.tensors.read_f32(DIVISORS, 0, size / 2).map_err(|error| refuse(error.to_string()))?;
-        let factor = have.iter().copied().fold(1.0f32, f32::max);
-        if factor == 1.0 {
+        if have.iter().all(|divisor| *divisor == 1.0) {
             return Ok(None);
         }
+        let factor = have.iter().copied().fold(1.0f32, f32::max);
         let plain = Rope { base, stretch: None }.frequencies(size);
         for original in [8192usize, 4096, 2048, 16384, 32768] {
             let (low, high) = (1.0, 4.0);
@@ -302,8 +313,11 @@ impl Keys<'_> {
             )
         })?;
         let normed = match self.get("expert_weights_norm") {
-            None => true,
-            Some(value) => value.as_bool().unwrap_or(true),
+            // As llama.cpp reads it.
+            None => false,
+            Some(value) => value.as_bool().ok_or_else(|| {
+                self.wrong("expert_weights_norm", "is no boolean".into(), "get the file again")
+            })?,
         };
         let max_position_embeddings = self.needed("context_length")?;
         let said = serde_json::json!({

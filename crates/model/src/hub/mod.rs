@@ -132,13 +132,22 @@ impl Hub {
         architecture: Architecture<'_>,
         mut take: impl FnMut(&Piece, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        if let Source::Folder(source) = &self.source {
-            source.check_head(architecture)?;
-        }
+        self.check_copies(architecture)?;
         for piece in pieces(architecture) {
             take(&piece, &self.read(&piece)?)?;
         }
         Ok(())
+    }
+
+    /// Where a head is said to be the embedding, one that is stored all the same must be it: it would be dropped.
+    ///
+    /// # Errors
+    /// It differs, or cannot be read.
+    pub fn check_copies(&self, architecture: Architecture<'_>) -> Result<(), HubError> {
+        match &self.source {
+            Source::Folder(source) => source.check_head(architecture),
+            Source::Gguf(_) => Ok(()),
+        }
     }
 
     /// One published tensor in f32.

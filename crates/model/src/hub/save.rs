@@ -18,7 +18,7 @@ pub struct Extra {
 }
 
 /// Writes a folder: `config.json`, the weights in F32, one tensor in memory at a time, and `extras`. It is written aside and
-/// appears whole or not at all.
+/// appears whole or not at all; where it cannot be written, nothing is left of it.
 ///
 /// # Errors
 /// Something of that name is there, a tensor cannot be given, or the system refuses.
@@ -27,17 +27,30 @@ pub fn save<E: From<HubError>>(
     folder: &Path,
     config: &ModelConfig,
     extras: &[Extra],
-    mut tensor: impl FnMut(&Piece) -> Result<Vec<f32>, E>,
+    tensor: impl FnMut(&Piece) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
     let aside = aside(folder);
+    let written = write(files, folder, &aside, config, extras, tensor);
+    if written.is_err() {
+        // Why it failed is what is told.
+        let _ = files.remove_folder(&aside);
+    }
+    written
+}
+
+fn write<E: From<HubError>>(
+    files: &dyn Files,
+    folder: &Path,
+    aside: &Path,
+    config: &ModelConfig,
+    extras: &[Extra],
+    mut tensor: impl FnMut(&Piece) -> Result<Vec<f32>, E>,
+) -> Result<(), E> {
     let begun = || -> Result<(SafetensorsWriter, Vec<Piece>), HubError> {
         if files.inspect(folder)?.is_some() {
             return Err(HubError::Exists { path: folder.to_owned() });
         }
-        if files.inspect(&aside)?.is_some() {
-            files.remove_folder(&aside)?;
-        }
-        files.create_folder(&aside)?;
+        files.create_folder(aside)?;
         let text = serde_json::to_string_pretty(&published(config)).unwrap_or_default();
         let configuration = Extra { name: "config.json", bytes: text.into_bytes() };
         for extra in extras.iter().chain([&configuration]) {
@@ -57,17 +70,16 @@ pub fn save<E: From<HubError>>(
         writer.write(&path, &piece.name, &numbers).map_err(HubError::from)?;
     }
     writer.finish(&path).map_err(HubError::from)?;
-    files.sync_folder(&aside).map_err(HubError::from)?;
-    files.rename(&aside, folder).map_err(HubError::from)?;
-    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        files.sync_folder(parent).map_err(HubError::from)?;
-    }
+    files.sync_folder(aside).map_err(HubError::from)?;
+    files.rename(aside, folder).map_err(HubError::from)?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    files.sync_folder(parent.unwrap_or(Path::new("."))).map_err(HubError::from)?;
     Ok(())
 }
 
-/// Where a folder is written before it has its name.
+/// Where a folder is written before it has its name: by each process in a place of its own.
 fn aside(folder: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".tmp-");
+    let mut name = std::ffi::OsString::from(format!(".tmp-{}-", std::process::id()));
     name.push(folder.file_name().unwrap_or_default());
     folder.with_file_name(name)
 }

@@ -1,5 +1,6 @@
 //! What a setting explains of what is wrong, and what it does not.
 
+use super::remedies::Again;
 use super::*;
 
 impl<'b> Run<'_, 'b> {
@@ -11,50 +12,39 @@ impl<'b> Run<'_, 'b> {
         operators: &mut [OperatorResult],
         whole: &Deadline<'_>,
     ) -> Result<(), QualifyError> {
+        let wrong = |r: &OperatorResult| r.passed == Some(false) && r.setting.is_none();
+        // What is as wrong with a setting changed, that setting does not explain.
+        let mut stubborn: Vec<(Setting, String, Option<DType>)> = Vec::new();
         for setting in settings {
-            let began = (self.bench.clock)();
-            let changed = (request.without)(*setting);
-            self.bench.opening += (self.bench.clock)().saturating_sub(began);
-            let Some(Ok(mut changed)) = changed else { continue };
-            let wrong = |r: &&mut OperatorResult| r.passed == Some(false) && r.setting.is_none();
-            for result in operators.iter_mut().filter(wrong) {
-                let Some(probe) = &result.probe else { continue };
-                let fails = |checked: Result<Judgement, Obstacle>| match checked {
-                    Ok(judgement) => Ok(Some(matches!(judgement.verdict, Verdict::Differ(_)))),
-                    Err(Obstacle::Oracle(fault)) => Err(QualifyError::Oracle(fault)),
-                    Err(_) => Ok(None),
-                };
-                let oracle = &mut self.bench.oracle;
-                let with = fails(probe.check(self.bench.device.as_mut(), oracle))?;
-                if with == Some(true) && fails(probe.check(changed.as_mut(), oracle))? == Some(false) {
+            let names = names(operators.iter().filter(|r| wrong(r)));
+            let Some(again) = self.changed(*setting, &names, request, whole)? else { continue };
+            for result in operators.iter_mut().filter(|r| wrong(r)) {
+                let same = |r: &OperatorResult| r.name == result.name && r.dtype == result.dtype;
+                if again.is_sound && again.agrees(same) && again.shows(result) {
                     result.setting = Some(setting.told());
+                } else if !again.agrees(same) {
+                    stubborn.push((*setting, result.name.clone(), result.dtype));
                 }
             }
         }
         for setting in settings {
             let Some((dtype, allowance)) = setting.allowance() else { continue };
             let concerned = |r: &OperatorResult| {
-                r.passed == Some(false)
-                    && r.setting.is_none()
+                wrong(r)
                     && r.dtype == Some(dtype)
                     && PRODUCTS.contains(&r.name.as_str())
+                    && !stubborn.contains(&(*setting, r.name.clone(), r.dtype))
             };
-            let names: BTreeSet<String> =
-                operators.iter().filter(|r| concerned(r)).map(|r| r.name.clone()).collect();
+            let names = names(operators.iter().filter(|r| concerned(r)));
             // Everything once more with room for the setting's own errors: what is wrong even so, it does not explain.
-            let asked = names.iter().map(String::as_str).collect();
-            let findings = cases::of_operators(self.bench, &asked, whole, ROUNDS, allowance)?;
-            let right = |name: &str| {
-                let all: Vec<_> = findings
-                    .results("")
-                    .into_iter()
-                    .filter(|r| r.name == name && r.dtype == Some(dtype))
-                    .collect();
-                all.iter().any(|r| r.passed == Some(true)) && all.iter().all(|r| r.passed != Some(false))
-            };
-            let explained: BTreeSet<&str> = asked.iter().copied().filter(|name| right(name)).collect();
-            for result in operators.iter_mut().filter(|r| concerned(r)) {
-                if explained.contains(result.name.as_str()) {
+            self.bench.oracle.allowance = allowance;
+            let again = self.allowed(&names, request, whole, operators, &concerned);
+            self.bench.oracle.allowance = 0.0;
+            let (again, swept) = again?;
+            for (index, result) in operators.iter_mut().enumerate().filter(|(_, r)| concerned(r)) {
+                let same = |r: &OperatorResult| r.name == result.name && r.dtype == Some(dtype);
+                let held = result.source != Source::Swept || swept.contains(&index);
+                if again.agrees(same) && again.shows(result) && held {
                     result.setting = Some(setting.told());
                 }
             }
@@ -68,6 +58,58 @@ impl<'b> Run<'_, 'b> {
             }
         }
         Ok(())
+    }
+
+    /// These operators once more on the device with a setting changed; nothing where its name cannot say so, or where that
+    /// device was lost on the way.
+    fn changed(
+        &mut self,
+        setting: Setting,
+        names: &BTreeSet<String>,
+        request: &Request<'b>,
+        whole: &Deadline<'_>,
+    ) -> Result<Option<Again>, QualifyError> {
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let began = (self.bench.clock)();
+        let changed = (request.without)(setting);
+        self.bench.opening += (self.bench.clock)().saturating_sub(began);
+        let Some(Ok(changed)) = changed else { return Ok(None) };
+        // It stands on the bench in the device's place for a while. Its losses are its own.
+        let device = std::mem::replace(&mut self.bench.device, changed);
+        let losses = std::mem::take(&mut self.bench.losses);
+        let in_a_row = std::mem::take(&mut self.bench.losses_in_a_row);
+        let again = self.again(&names.iter().map(String::as_str).collect(), request, whole);
+        let held = self.bench.losses.is_empty();
+        self.bench.device = device;
+        (self.bench.losses, self.bench.losses_in_a_row) = (losses, in_a_row);
+        again.map(|again| held.then_some(again))
+    }
+
+    /// These operators once more with what the oracle lets through now, and which of the swept results are right so.
+    fn allowed(
+        &mut self,
+        names: &BTreeSet<String>,
+        request: &Request<'b>,
+        whole: &Deadline<'_>,
+        operators: &[OperatorResult],
+        concerned: &dyn Fn(&OperatorResult) -> bool,
+    ) -> Result<(Again, BTreeSet<usize>), QualifyError> {
+        let again = self.again(&names.iter().map(String::as_str).collect(), request, whole)?;
+        let mut swept = BTreeSet::new();
+        let of_bands = |r: &OperatorResult| r.source == Source::Swept && concerned(r);
+        for (index, result) in operators.iter().enumerate().filter(|(_, r)| of_bands(r)) {
+            let Some(probe) = &result.probe else { continue };
+            match probe.check(self.bench.device.as_mut(), &mut self.bench.oracle) {
+                Ok(judgement) if !matches!(judgement.verdict, Verdict::Differ(_)) => {
+                    swept.insert(index);
+                }
+                Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+                _ => {}
+            }
+        }
+        Ok((again, swept))
     }
 
     /// Whether a wrong result is one of infinities and NaN alone: the failing case holds some, and the same operator is right
@@ -116,4 +158,8 @@ impl<'b> Run<'_, 'b> {
         }
         Ok(true)
     }
+}
+
+fn names<'r>(results: impl Iterator<Item = &'r OperatorResult>) -> BTreeSet<String> {
+    results.map(|result| result.name.clone()).collect()
 }

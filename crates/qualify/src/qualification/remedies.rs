@@ -83,10 +83,14 @@ impl<'b> Run<'_, 'b> {
         // It stands on the bench in the device's place for a while.
         let device = std::mem::replace(&mut self.bench.device, device);
         let open = std::mem::replace(&mut self.bench.open, alternative.open);
+        // Its losses are its own.
+        let losses = std::mem::take(&mut self.bench.losses);
+        let in_a_row = std::mem::take(&mut self.bench.losses_in_a_row);
         let tried = self.is_right(names, request, deadline);
         let after = case.and_then(|case| step_seconds(self.bench.device.as_mut(), case, clock));
         self.bench.device = device;
         self.bench.open = open;
+        (self.bench.losses, self.bench.losses_in_a_row) = (losses, in_a_row);
         let cost = before.zip(after).map(|(before, after)| after / before);
         Ok(tried?.then_some(cost))
     }
@@ -98,20 +102,51 @@ impl<'b> Run<'_, 'b> {
         request: &Request<'b>,
         deadline: &Deadline<'_>,
     ) -> Result<bool, QualifyError> {
-        let findings = cases::of_operators(self.bench, names, deadline, ROUNDS, 0.0)?;
+        let again = self.again(names, request, deadline)?;
+        Ok(again.is_sound && names.iter().all(|name| again.agrees(|r| r.name == *name)))
+    }
+
+    /// Runs these operators once more, on the contract's cases and on the user's shapes.
+    pub(super) fn again(
+        &mut self,
+        names: &BTreeSet<&str>,
+        request: &Request<'b>,
+        deadline: &Deadline<'_>,
+    ) -> Result<Again, QualifyError> {
+        let findings = cases::of_operators(self.bench, names, deadline, ROUNDS)?;
         let shapes: Vec<Shape> =
             request.shapes.iter().filter(|shape| names.contains(shape.operator)).cloned().collect();
         let asked = shapes::run(self.bench, &shapes, deadline)?;
         let mut results = findings.results("");
         results.extend(asked.into_iter().map(|(result, _)| result));
-        let of =
-            |name: &str| results.iter().filter(|result| result.name == name).cloned().collect::<Vec<_>>();
-        let right = |name: &&str| {
-            let all = of(name);
-            all.iter().any(|r| r.passed == Some(true)) && all.iter().all(|r| r.passed != Some(false))
-        };
         let repeats = findings.unrepeated.iter().all(|(name, _)| !names.contains(name.as_str()));
-        Ok(names.iter().all(right) && repeats && findings.faults.is_empty())
+        Ok(Again { results, is_sound: repeats && findings.faults.is_empty() })
+    }
+}
+
+/// What came of running operators once more.
+pub(super) struct Again {
+    results: Vec<OperatorResult>,
+    /// Bits repeated, and nothing failed.
+    pub(super) is_sound: bool,
+}
+
+impl Again {
+    /// Whether a shape of the user's came right at the size at which it was wrong; other results are no one's in particular.
+    pub(super) fn shows(&self, wrong: &OperatorResult) -> bool {
+        let is_whole = |r: &OperatorResult| r.extent.as_ref().is_some_and(|extent| extent.whole);
+        wrong.source != Source::Asked
+            || self.results.iter().any(|r| {
+                let same = r.source == Source::Asked
+                    && (&r.name, &r.shape, r.dtype) == (&wrong.name, &wrong.shape, wrong.dtype);
+                same && r.passed == Some(true) && (is_whole(r) || !is_whole(wrong))
+            })
+    }
+
+    /// Whether some of these results agree and none differs.
+    pub(super) fn agrees(&self, these: impl Fn(&OperatorResult) -> bool) -> bool {
+        let all = || self.results.iter().filter(|result| these(result));
+        all().any(|r| r.passed == Some(true)) && all().all(|r| r.passed != Some(false))
     }
 }
 

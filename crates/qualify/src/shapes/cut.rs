@@ -93,7 +93,7 @@ pub fn cut(operator: &Operator, operands: &[Concrete], limits: Limits) -> Option
 }
 
 /// Elements and operations of a cut.
-fn cost(cut: &Cut) -> Option<(usize, u64)> {
+pub(super) fn cost(cut: &Cut) -> Option<(usize, u64)> {
     let outputs = toprope_program::validate::infer(&cut.operator, &cut.operands).ok()?;
     let concrete = |types: &[Type]| -> Vec<Concrete> {
         types

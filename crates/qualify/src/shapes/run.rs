@@ -1,10 +1,10 @@
 //! Runs a user's shapes: each small, then in bands of magnitudes and with special values, then as large as it can be.
 
-use super::cut::{Limits, cut};
+use super::cut::{Limits, cost, cut};
 use super::drawn::drawn;
 use super::{Need, Shape};
 use crate::accuracy;
-use crate::bench::Bench;
+use crate::bench::{ATTEMPTS, Bench, is_loss};
 use crate::budget::Deadline;
 use crate::cases::{BANDS, QualifyError, terms};
 use crate::result::{Extent, Key, OperatorResult, Source, Tally};
@@ -85,7 +85,9 @@ pub fn run(
         }
     }
     let variety = deadline.part(0.3, Duration::from_secs(3600));
-    for draw in 0..VARIETIES {
+    // What a setting adds to the error follows the magnitude for ordinary numbers only.
+    let varieties = if bench.oracle.allowance > 0.0 { 0 } else { VARIETIES };
+    for draw in 0..varieties {
         for index in in_turn(shapes) {
             if variety.passed() || bench.is_gone() {
                 break;
@@ -206,7 +208,9 @@ impl Course<'_> {
             Operator::AttentionGradient(_) => self.consistent(bench, probe)?,
             _ => probe,
         };
-        match probe.check(bench.device.as_mut(), &mut bench.oracle) {
+        let given = begun(bench, |device| probe.run(device));
+        let judged = given.and_then(|outcome| Ok(probe.judge(&probe.exact(&mut bench.oracle)?, &outcome)));
+        match judged {
             Ok(judgement) => {
                 self.record(&probe, &judgement, None, Some(&told));
                 Ok(())
@@ -232,13 +236,13 @@ impl Course<'_> {
         let left = deadline.left().as_secs_f64();
         let part = limits.and_then(|limits| cut(&instruction.operator, &self.shape.operands, limits));
         if let Some(part) = part {
-            let made = Probe::of(&part.operator, &part.operands, bench.seed, Regime::Normal, true);
-            let made = made.map_err(|error| self.defect(&error.to_string()))?;
-            let (elements, operations) = (made.elements(), flops(&made));
+            let Some((elements, operations)) = cost(&part) else { return Ok(()) };
             let more = self.run.is_none_or(|run| elements > 2 * run.elements || operations > 2 * run.flops);
             if !more || self.expected(elements, operations, *host) > 0.1 * left {
                 return Ok(());
             }
+            let made = Probe::of(&part.operator, &part.operands, bench.seed, Regime::Normal, true);
+            let made = made.map_err(|error| self.defect(&error.to_string()))?;
             let probe = self.probe(made.program().program().clone(), bench.seed)?;
             return self.timed(bench, probe, false, host);
         }
@@ -254,8 +258,8 @@ impl Course<'_> {
         };
         match (&mut self.tally.extent, limits) {
             (Some(extent), None) => extent.told = format!("{}; {reason}", extent.told),
-            (None, None) => self.tally.refused = Some(format!("not run: {reason}")),
-            (_, Some(_)) => {}
+            (None, None) if !self.tally.lacks => self.tally.refused = Some(format!("not run: {reason}")),
+            (None, None) | (_, Some(_)) => {}
         }
         Ok(())
     }
@@ -345,7 +349,7 @@ impl Course<'_> {
             return Ok(());
         }
         let clock = bench.clock;
-        let (outcome, device_seconds) = match computed(bench.device.as_mut(), &probe, clock, all) {
+        let (outcome, device_seconds) = match begun(bench, |device| computed(device, &probe, clock, all)) {
             Ok(found) => found,
             Err(obstacle) => return self.stopped(bench, obstacle, whole),
         };
@@ -362,7 +366,7 @@ impl Course<'_> {
         let beside = if suspect { trusted(bench, &probe) } else { None };
         self.record(&probe, &judgement, beside.as_ref(), None);
         self.run = Some(Cost { elements, flops: operations, device_seconds });
-        self.tally.refused = None;
+        (self.tally.refused, self.tally.lacks) = (None, false);
         let made: u64 = outcome.outputs.iter().map(|output| output.data.len() as u64).sum();
         let sampled = sample.map(|sample| {
             format!("judged {}: {} of {} elements", sample.what(), counted(judgement.elements), counted(made))
@@ -386,14 +390,13 @@ impl Course<'_> {
             Obstacle::Oracle(fault) => Err(QualifyError::Oracle(fault)),
             Obstacle::Place(name) => Err(self.defect(&format!("%{name} has no place"))),
             Obstacle::Subject(Fault { kind: FaultKind::Unsupported { reason, .. }, .. }) => {
-                // What it does smaller and refuses whole it lacks.
-                if whole && self.tally.agree > 0 {
-                    self.tally.differs(
-                        format!("refused at its own size: {reason}"),
-                        || text::print(program),
-                        || None,
-                    );
+                if whole {
+                    let finding = format!("refused at its own size: {reason}");
+                    self.tally.differs(finding, || text::print(program), || None);
                 } else {
+                    // A part's sizes are not the user's: all of it decides.
+                    self.ended = false;
+                    self.tally.lacks = true;
                     self.tally.refused = Some(format!("refused: {reason}"));
                 }
                 Ok(())
@@ -494,30 +497,62 @@ fn computed(
         opened.close(device).map_err(Obstacle::Subject)?;
         return Ok((outcome, seconds));
     }
-    let mut alone = || -> Result<(Outcome, f64), Fault> {
-        let program = probe.program().program();
-        let session = Session::open(device, probe.program().clone(), Width::Native, StateLayout::InPlace)?;
-        for (id, value) in program.values_with_ids() {
-            if let Some(tensor) = &probe.values()[id.0 as usize]
-                && !matches!(value.role, Role::Constant { .. })
-            {
-                session.write(device, &value.name, &tensor.to_bytes(Width::Native))?;
+    let open = Session::open(device, probe.program().clone(), Width::Native, StateLayout::InPlace);
+    let session = open.map_err(Obstacle::Subject)?;
+    let ran = alone(device, &session, probe, clock);
+    // What a fault left behind would be missing to the shapes after it.
+    let closed = session.close(device);
+    ran.and_then(|found| closed.map(|()| found)).map_err(Obstacle::Subject)
+}
+
+fn alone(
+    device: &mut dyn Device,
+    session: &Session,
+    probe: &Probe,
+    clock: crate::budget::Clock<'_>,
+) -> Result<(Outcome, f64), Fault> {
+    let program = probe.program().program();
+    for (id, value) in program.values_with_ids() {
+        if let Some(tensor) = &probe.values()[id.0 as usize]
+            && !matches!(value.role, Role::Constant { .. })
+        {
+            session.write(device, &value.name, &tensor.to_bytes(Width::Native))?;
+        }
+    }
+    let began = clock();
+    session.run(device, Range::Accumulate)?;
+    let seconds = clock().saturating_sub(began).as_secs_f64();
+    let mut outputs = Vec::new();
+    for id in &probe.instruction().outputs {
+        let value = program.value(*id);
+        let sizes = sizes(&value.shape, &[]);
+        let bytes = session.read(device, &value.name)?;
+        outputs.extend(Tensor::from_bytes(value.dtype, &sizes, Width::Native, &bytes));
+    }
+    Ok((Outcome { outputs, stray: None }, seconds))
+}
+
+/// Runs something on the device, and again on a fresh one where it was lost in it.
+fn begun<T>(
+    bench: &mut Bench<'_>,
+    mut run: impl FnMut(&mut dyn Device) -> Result<T, Obstacle>,
+) -> Result<T, Obstacle> {
+    for _ in 1..ATTEMPTS {
+        match run(bench.device.as_mut()) {
+            Err(Obstacle::Subject(fault)) if is_loss(&fault) => {
+                if !bench.revive(&fault) {
+                    return Err(Obstacle::Subject(fault));
+                }
+            }
+            other => {
+                if other.is_ok() {
+                    bench.held();
+                }
+                return other;
             }
         }
-        let began = clock();
-        session.run(device, Range::Accumulate)?;
-        let seconds = clock().saturating_sub(began).as_secs_f64();
-        let mut outputs = Vec::new();
-        for id in &probe.instruction().outputs {
-            let value = program.value(*id);
-            let sizes = sizes(&value.shape, &[]);
-            let bytes = session.read(device, &value.name)?;
-            outputs.extend(Tensor::from_bytes(value.dtype, &sizes, Width::Native, &bytes));
-        }
-        session.close(device)?;
-        Ok((Outcome { outputs, stray: None }, seconds))
-    };
-    alone().map_err(Obstacle::Subject)
+    }
+    run(bench.device.as_mut())
 }
 
 fn trusted(bench: &mut Bench<'_>, probe: &Probe) -> Option<Judgement> {

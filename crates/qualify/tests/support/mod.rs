@@ -44,7 +44,7 @@ pub fn jump(to: Duration) {
 
 pub fn oracle() -> Oracle {
     let device = ReferenceDevice::new(Options { width: Width::Wide, ..Options::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }
 
 pub fn reference() -> Box<dyn Device> {

@@ -22,13 +22,12 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
                 continue;
             }
         };
-        let d = device.describe();
+        let mut d = device.describe();
         let memory = d.memory_bytes.map_or("memory unknown".into(), bytes);
         println!("{:<12} {}, level {}, {} thread(s), {memory}", "", d.hardware, d.level, d.units);
         if d.emulated {
             println!("{:<12} emulated: not the chip that it names", "");
         }
-        let mut problems = d.health.clone();
         if name.starts_with("ascend:") {
             let told = d.versions.iter().filter(|(what, _)| what != "toprope-ascend");
             let told: Vec<String> = told.map(|(what, version)| format!("{what} {version}")).collect();
@@ -36,12 +35,12 @@ pub fn run(python: Option<PathBuf>, json: bool) -> Result<Exit, Failure> {
             match toprope_devices::ascend_health(&name) {
                 Ok((line, found)) => {
                     println!("{:<12} {line}", "");
-                    problems.extend(found);
+                    d.health.extend(found);
                 }
                 Err(reason) => println!("{:<12} health unknown: {reason}", ""),
             }
         }
-        for problem in &problems {
+        for problem in &d.health {
             println!("{:<12} problem: {problem}", "");
         }
         descriptions.push(d);

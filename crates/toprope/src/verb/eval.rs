@@ -130,7 +130,7 @@ fn of_text(
         let at = error.utf8_error().valid_up_to();
         Failure::new(Exit::Data, format!("{}: byte {at} is not UTF-8\nhint: give a text", path.display()))
     })?;
-    let tokenizer = published::tokenizer(world, hub, config)?;
+    let tokenizer = published::tokenizer(&mut hub.text(world.files())?, config)?;
     let tokens = tokenizer.encode(&text, true).or_exit(Exit::Data)?;
     let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
     if tokens.len() < 2 {

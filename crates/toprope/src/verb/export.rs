@@ -10,7 +10,7 @@ use toprope_model::ModelConfig;
 use toprope_model::checkpoint::{Piece, pieces};
 use toprope_model::hub::{Extra, save};
 use toprope_model::parameters::parameters;
-use toprope_train::checkpoint::{self, CHECKPOINTS_FOLDER, Loaded};
+use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Loaded, newest_intact_of_any};
 use toprope_world::{RealWorld, World};
 
 /// The largest tokenizer that is copied.
@@ -42,6 +42,11 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
 fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), Failure> {
     let recipe = recipe::load(&run.join("recipe.toml").to_string_lossy(), &[])?;
     let loaded = newest(world, &run.join(CHECKPOINTS_FOLDER))?;
+    if recipe.model.experts() == 0 && recipe.model.num_nextn_predict_layers > 0 {
+        let reason = "transformers has no model of dense layers with prediction modules";
+        let hint = "hint: a recipe with num_nextn_predict_layers = 0, or with experts, can be exported";
+        return Err(Failure::new(Exit::Recipe, format!("{}: {reason}\n{hint}", run.display())));
+    }
     let config = ModelConfig::DeepseekV3(recipe.model);
     let mut extras = Vec::new();
     let tokenizer = run.join(TOKENIZER_FILE);
@@ -77,20 +82,14 @@ fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), F
 }
 
 fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
-    let mut found: Vec<_> = match world.files().inspect(folder).or_exit(Exit::Run)? {
-        Some(_) => world.files().list(folder).or_exit(Exit::Run)?,
-        None => Vec::new(),
-    };
-    // Names sort by step.
-    found.sort_by(|a, b| b.name.cmp(&a.name));
-    for entry in found {
-        match checkpoint::open(world, &folder.join(&entry.name)) {
-            Ok(loaded) => return Ok(loaded),
-            Err(error) => eprintln!("warning: passed over {error}"),
-        }
+    let (loaded, skipped) = newest_intact_of_any(world, folder).or_exit(Exit::Run)?;
+    for skipped in skipped {
+        eprintln!("warning: {skipped}");
     }
-    let hint = "hint: a run writes one every checkpoint.every steps, and at its end";
-    Err(Failure::new(Exit::Run, format!("{}: there is no intact checkpoint\n{hint}", folder.display())))
+    loaded.ok_or_else(|| {
+        let hint = "hint: a run writes one every checkpoint.every steps, and at its end";
+        Failure::new(Exit::Run, format!("{}: there is no intact checkpoint\n{hint}", folder.display()))
+    })
 }
 
 fn of_model(world: &dyn World, path: &Path, to: &Path) -> Result<(String, usize), Failure> {
@@ -114,6 +113,7 @@ fn of_model(world: &dyn World, path: &Path, to: &Path) -> Result<(String, usize)
         let generation = serde_json::json!({ "eos_token_id": text.ends });
         extras.push(Extra { name: "generation_config.json", bytes: generation.to_string().into_bytes() });
     }
+    hub.check_copies(hub.config().into())?;
     let count = write(world, to, hub.config(), &extras, |piece| Ok(hub.read(piece)?))?;
     Ok((path.display().to_string(), count))
 }

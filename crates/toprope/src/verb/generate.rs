@@ -69,7 +69,12 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         messages.push(Message { role: "user", content: line });
         let prompt = conversation.prompt(&messages)?;
         let prompt = speaker.tokenizer.encode(&prompt, false).or_exit(Exit::Data)?;
-        let made = speaker.answer(&prompt)?;
+        let answer = speaker.answer(&prompt);
+        if let (Err(_), true) = (&answer, json) {
+            // What was said so far is not lost with it.
+            println!("{}", serde_json::json!({ "messages": messages }));
+        }
+        let made = answer?;
         println!();
         messages.push(Message { role: "assistant", content: speaker.tokenizer.decode(&made) });
     }
@@ -100,8 +105,8 @@ impl Speaker {
         let config = hub.inference_config();
         let architecture = Architecture::from(&config);
         let (longest, vocabulary) = (architecture.max_position_embeddings(), architecture.vocab_size());
-        let tokenizer = published::tokenizer(world, &hub, &config)?;
-        let text = hub.text(world.files())?;
+        let mut text = hub.text(world.files())?;
+        let tokenizer = published::tokenizer(&mut text, &config)?;
         let capacity = decoding.context.unwrap_or(CONTEXT.min(longest));
         let mut device = published::device(&decoding.device, decoding.threads)?;
         let what = Inference::Cached { window: WINDOW };
@@ -132,15 +137,26 @@ impl Speaker {
         }
         let (mut made, mut shown) = (Vec::new(), 0);
         while made.len() < self.decoding.max_tokens {
-            let Some(token) = self.chosen(&logits) else { break };
+            let token = self.chosen(&logits).ok_or_else(|| {
+                let hint = "hint: try --dtype f32; where they are none there either, a weight of the model is not finite";
+                Failure::new(Exit::Data, format!("the logits are no numbers\n{hint}"))
+            })?;
             if self.text.ends.contains(&token) && !self.decoding.ignore_end {
                 break;
             }
             made.push(token);
             shown = self.show(&made, shown)?;
-            if made.len() < self.decoding.max_tokens {
-                logits = self.step(&[token])?;
+            if made.len() == self.decoding.max_tokens {
+                break;
             }
+            if self.read.len() == self.capacity {
+                eprintln!(
+                    "\nnote: the context of {} is full; --context asks for a longer one",
+                    self.capacity
+                );
+                break;
+            }
+            logits = self.step(&[token])?;
         }
         Ok(made)
     }

@@ -5,5 +5,5 @@ use toprope_conformance::Oracle;
 /// The reference device in wide mode, with its magnitudes.
 pub fn oracle() -> Oracle {
     let (device, magnitudes) = toprope_devices::oracle();
-    Oracle { device, magnitudes }
+    Oracle::new(device, magnitudes)
 }

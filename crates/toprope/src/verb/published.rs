@@ -107,12 +107,11 @@ fn write_weights(
 /// Elements that are converted at once, so that a large tensor is not in memory in a second form.
 const PART_ELEMENTS: usize = 1 << 20;
 
-/// The model's tokenizer.
-pub fn tokenizer(world: &dyn World, hub: &Hub, config: &ModelConfig) -> Result<PublishedTokenizer, Failure> {
-    let Text { tokenizer, no_tokenizer, .. } = hub.text(world.files())?;
-    let (bytes, path) = tokenizer.ok_or_else(|| {
+/// The model's tokenizer, taken out of what its files say of text.
+pub fn tokenizer(text: &mut Text, config: &ModelConfig) -> Result<PublishedTokenizer, Failure> {
+    let (bytes, path) = text.tokenizer.take().ok_or_else(|| {
         let hint = "hint: a text needs the model's tokenizer; `eval --tokens 1,2,3` does without";
-        Failure::new(Exit::Data, format!("{}\n{hint}", no_tokenizer.unwrap_or_default()))
+        Failure::new(Exit::Data, format!("{}\n{hint}", text.no_tokenizer.clone().unwrap_or_default()))
     })?;
     PublishedTokenizer::from_json(&bytes, &path, Architecture::from(config).vocab_size()).or_exit(Exit::Data)
 }

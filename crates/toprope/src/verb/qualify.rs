@@ -92,7 +92,7 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
         println!("\n{}", table::wrapped("to see more: ", more));
     }
     if json {
-        println!("{}", outputs::json(&qualification, poll.as_ref()));
+        println!("{}", outputs::json(&qualification, &name, poll.as_ref()));
     }
     Ok(match expected {
         Some(wanted) if verdict.serves(wanted) => Exit::Done,

@@ -55,5 +55,5 @@ pub fn reference(width: Width) -> Box<dyn Device> {
 
 /// What the cpu is judged by.
 pub fn oracle() -> Oracle {
-    Oracle { device: reference(Width::Wide), magnitudes }
+    Oracle::new(reference(Width::Wide), magnitudes)
 }

@@ -62,6 +62,26 @@ pub fn newest_intact_until(
     identity: &Identity,
     steps_max: u64,
 ) -> Result<(Option<Loaded>, Vec<Skipped>), CheckpointError> {
+    search(world, folder, Some(identity), steps_max)
+}
+
+/// As [`newest_intact`], of whatever run.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn newest_intact_of_any(
+    world: &dyn World,
+    folder: &Path,
+) -> Result<(Option<Loaded>, Vec<Skipped>), CheckpointError> {
+    search(world, folder, None, u64::MAX)
+}
+
+fn search(
+    world: &dyn World,
+    folder: &Path,
+    identity: Option<&Identity>,
+    steps_max: u64,
+) -> Result<(Option<Loaded>, Vec<Skipped>), CheckpointError> {
     let files = world.files();
     let mut skipped = Vec::new();
     if files.inspect(folder)?.is_none() {
@@ -76,7 +96,8 @@ pub fn newest_intact_until(
     found.sort_unstable_by(|left, right| right.cmp(left));
     for (_, path) in found {
         let verified = read_manifest(files, &path).and_then(|(manifest, layout)| {
-            if let Some((field, found, expected)) = manifest.header.identity.difference(identity) {
+            let difference = identity.and_then(|identity| manifest.header.identity.difference(identity));
+            if let Some((field, found, expected)) = difference {
                 return Ok(Err(CheckpointError::OtherRun {
                     path: path.clone(),
                     field,

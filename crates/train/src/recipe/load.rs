@@ -1,6 +1,7 @@
 //! From a name or a file to a recipe.
 
 use super::{Recipe, RecipeError};
+use crate::schedule::Schedule;
 use toprope_model::ModelError;
 
 /// The recipes in the binary, by name. The first is the default.
@@ -33,11 +34,11 @@ pub fn parse(file: &str, text: &str, sets: &[String]) -> Result<Recipe, RecipeEr
         earlier.push(std::mem::replace(&mut recipe, next));
     }
     let Err(error) = check(&recipe) else { return Ok(recipe) };
-    // What is wrong in the end came with the set behind the last state that was right; where none was, with the file,
-    // unless a set gave the very key.
+    // What is wrong in the end came with the set behind the last state that was right, or with a later one that gave the very
+    // key; where there is neither, with the file.
     let last_right = earlier.iter().rposition(|recipe| check(recipe).is_ok());
     let given = || sets.iter().rposition(|set| key_of(set) == error.key.as_deref());
-    let (origin, line) = match last_right.or_else(given) {
+    let (origin, line) = match last_right.max(given()) {
         Some(set) => (format!("--set {}", sets[set]), None),
         None => (file.to_string(), error.key.as_deref().and_then(|key| line_of(text, key))),
     };
@@ -167,31 +168,15 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     if tokens.is_none_or(|tokens| tokens > 1 << 30) {
         return Err(fail("training.batch", "batch × sequence is more than 2^30 tokens".into()));
     }
-    for (key, value) in [
-        ("training.mtp_weight", training.mtp_weight),
-        ("training.balance_alpha", training.balance_alpha),
-        ("training.bias_update_rate", training.bias_update_rate),
-        ("optimizer.weight_decay", recipe.optimizer.weight_decay),
-        ("optimizer.clip", recipe.optimizer.clip),
-        ("sample.temperature", recipe.sample.temperature),
-    ] {
-        if !(value.is_finite() && value >= 0.0) {
-            return Err(fail(key, format!("{value} must not be negative")));
-        }
-    }
-    for (key, beta) in
-        [("optimizer.beta1", recipe.optimizer.beta1), ("optimizer.beta2", recipe.optimizer.beta2)]
-    {
-        if !(0.0..1.0).contains(&beta) {
-            return Err(fail(key, format!("{beta} must lie in 0..1")));
-        }
-    }
-    if !(recipe.optimizer.epsilon.is_finite() && recipe.optimizer.epsilon > 0.0) {
-        return Err(fail("optimizer.epsilon", "must be positive".into()));
+    let temperature = recipe.sample.temperature;
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return Err(fail("sample.temperature", format!("{temperature} must be a number of at least 0")));
     }
     if recipe.checkpoint.keep_last == 0 {
         return Err(fail("checkpoint.keep_last", "must be at least 1".into()));
     }
+    Schedule::new(&recipe.schedule, training.steps)
+        .map_err(|error| fail(&format!("schedule.{}", error.key), error.reason))?;
     recipe.model.validate().map_err(|error| of_model(error, |key| format!("model.{key}")))?;
     recipe.training_options().validate(&recipe.model).map_err(|error| of_model(error, option))
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 /// and puts those around it that the model was trained with.
 pub struct PublishedTokenizer {
     tokenizer: Box<tokenizers::Tokenizer>,
+    vocabulary: usize,
 }
 
 /// Reads a `tokenizer.json`; the library unwraps what it finds inside, so what is no JSON of its shape must not get that far.
@@ -46,26 +47,31 @@ impl PublishedTokenizer {
         if tokens > vocabulary {
             return Err(TokenizerError::LargerThanModel { path: origin.to_owned(), tokens, vocabulary });
         }
-        Ok(PublishedTokenizer { tokenizer: Box::new(tokenizer) })
+        Ok(PublishedTokenizer { tokenizer: Box::new(tokenizer), vocabulary })
     }
 
     /// The tokens of a text; with `framed`, the markers around it that the model was trained with.
     ///
     /// # Errors
-    /// What the library says.
+    /// What the library says; a marker that the model has no row for.
     pub fn encode(&self, text: &str, framed: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.tokenizer.encode_fast(text, framed);
         let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids().to_vec();
+        match ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            None => Ok(ids),
+            Some(id) => {
+                let reason = format!(
+                    "it gives token {id}, and the model has {} rows; it is another model's tokenizer",
+                    self.vocabulary
+                );
+                Err(TokenizerError::Text { reason })
+            }
+        }
     }
 
     /// The text of tokens, without markers; a character that is cut is replaced.
     pub fn decode(&self, tokens: &[u32]) -> String {
         self.tokenizer.decode(tokens, true).unwrap_or_default()
-    }
-
-    /// The number of a token that is written so.
-    pub fn token(&self, text: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(text)
     }
 }

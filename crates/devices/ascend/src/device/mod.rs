@@ -353,8 +353,12 @@ impl Device for AscendDevice {
                 Ok(ticket)
             }
             Err(code) => {
-                self.cann.runtime.unpin(pinned);
-                Err(self.failed(code, "queueing a copy", None))
+                let fault = self.failed(code, "queueing a copy", None);
+                // A copy that is still under way writes to it.
+                if self.cann.runtime.synchronize_within(self.copies, CAREFUL_MS) == SUCCESS {
+                    self.cann.runtime.unpin(pinned);
+                }
+                Err(fault)
             }
         }
     }

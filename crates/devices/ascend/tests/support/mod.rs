@@ -36,5 +36,5 @@ pub fn ascend(variants: &str) -> AscendDevice {
 /// The oracle in wide mode.
 pub fn oracle() -> Oracle {
     let options = toprope_reference::Options { width: Width::Wide, ..Default::default() };
-    Oracle { device: Box::new(ReferenceDevice::new(options)), magnitudes }
+    Oracle::new(Box::new(ReferenceDevice::new(options)), magnitudes)
 }

@@ -28,5 +28,5 @@ pub fn torch(name: &str) -> Option<Box<dyn Device>> {
 /// The oracle in wide mode.
 pub fn oracle() -> Oracle {
     let device = ReferenceDevice::new(Options { width: Width::Wide, ..Options::default() });
-    Oracle { device: Box::new(device), magnitudes }
+    Oracle::new(Box::new(device), magnitudes)
 }

@@ -6,13 +6,15 @@ use toprope_qualify::Qualification;
 use toprope_qualify::dies::Vote;
 use toprope_qualify::result::{OperatorResult, Outcome};
 
-/// One JSON object. Dies that voted come with it where several were named.
-pub fn json(qualification: &Qualification, vote: Option<&Vote>) -> Value {
+/// One JSON object. `opened` is the name that opens the same device again. Dies that voted come with it where several were
+/// named.
+pub fn json(qualification: &Qualification, opened: &str, vote: Option<&Vote>) -> Value {
     let operators: Vec<Value> = qualification.operators.iter().map(operator).collect();
     let device = &qualification.device;
     let mut object = json!({
         "verdict": qualification.ruling.verdict.name(),
         "device": device.name,
+        "opened": opened,
         "emulated": device.emulated,
         "coverage": qualification.coverage,
         "operators": operators,

@@ -21,9 +21,11 @@ pub fn run(path: &Path, device: Option<&str>, options: &OpenOptions, json: bool)
     let no_verdict = || wrong("its last line is none of `toprope qualify --json`".into());
     let earlier: Value = serde_json::from_str(last).map_err(|_| no_verdict())?;
     let word = |value: &Value| value.as_str().map(String::from);
-    let (Some(verdict), Some(name), Some(expires)) =
-        (word(&earlier["verdict"]), word(&earlier["device"]), earlier["expires"].as_object())
-    else {
+    let (Some(verdict), Some(name), Some(expires)) = (
+        word(&earlier["verdict"]),
+        word(&earlier["opened"]).or_else(|| word(&earlier["device"])),
+        earlier["expires"].as_object(),
+    ) else {
         return Err(no_verdict());
     };
     let name = device.map_or(name, String::from);

@@ -110,7 +110,11 @@ pub(super) fn run(arguments: &Rehearse, json: bool) -> Result<Exit, Failure> {
     let played = play(&stage, arguments, &switches);
     world.files().remove_folder(&switches.folder).or_exit(Exit::Run)?;
     let (acts, mut broken) = played?;
-    let run = RunRecord::read(&world, &stage.run_folder("ascend")).or_exit(Exit::Run)?;
+    let run = RunRecord::read(&world, &stage.run_folder("ascend")).map_err(|error| {
+        // A run that ended before it had a journal has said why.
+        let reason = if broken.is_empty() { error.to_string() } else { broken.join("\n") };
+        Failure::new(Exit::Run, reason)
+    })?;
     let guard = GuardSummary::of(&run);
     let proof = run.ledger.prove();
     broken.extend(proof.violation.as_ref().map(ToString::to_string));
