@@ -27,9 +27,10 @@ fn fails(output: &Output, code: i32, words: &[&str]) {
     words.iter().for_each(|word| assert!(told.contains(word), "`{word}` is not in: {told}"));
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "verdict",
     "device",
+    "opened",
     "emulated",
     "coverage",
     "operators",

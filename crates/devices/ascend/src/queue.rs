@@ -69,6 +69,11 @@ impl Queue {
         self.spare.pop().map_or_else(|| cann.runtime.create_event(), Ok)
     }
 
+    /// An event that is waited for no more; it may be recorded again.
+    pub(crate) fn give_back(&mut self, event: Event) {
+        self.spare.push(event);
+    }
+
     /// Records a point of a stream.
     pub(crate) fn record(&mut self, cann: &Cann, stream: Stream) -> Result<Event, Code> {
         let event = self.event(cann)?;

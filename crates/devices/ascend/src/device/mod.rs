@@ -9,7 +9,9 @@ pub use open::{Listing, OpenError, Options, devices};
 
 use crate::code::{Remedy, lookup};
 use crate::fault::{fault, unsupported};
-use crate::ffi::abi::{ACLNN_RUNTIME_ERROR, Code, DRV_INTERNAL_ERROR, STREAM_SYNC_TIMEOUT, SUCCESS};
+use crate::ffi::abi::{
+    ACLNN_RUNTIME_ERROR, Code, DEVICE_TASK_ABORT, DRV_INTERNAL_ERROR, STREAM_SYNC_TIMEOUT, SUCCESS,
+};
 use crate::ffi::object::Bases;
 use crate::ffi::runtime::{Context, Stream};
 use crate::name::Name;
@@ -257,15 +259,33 @@ impl AscendDevice {
             }
             if each {
                 self.progress.word().mark(ticket, which.1);
-                match self.cann.runtime.synchronize_within(self.compute, patience_ms) {
-                    SUCCESS => {}
-                    // It may hang: who waits for the run has a deadline.
-                    STREAM_SYNC_TIMEOUT => each = false,
-                    code => return Err((code, "waiting for this operator alone".into(), at(which))),
-                }
+                // It may hang: who waits for the run has a deadline.
+                let ended = self.wait_alone(patience_ms);
+                each = ended.map_err(|code| (code, "waiting for this operator alone".into(), at(which)))?;
             }
         }
         Ok(marks)
+    }
+}
+
+impl AscendDevice {
+    /// Waits for what was queued last; `false` where the time was not enough.
+    fn wait_alone(&mut self, patience_ms: i32) -> Result<bool, Code> {
+        let behind = self.queue.record(&self.cann, self.compute)?;
+        let mut code = self.cann.runtime.synchronize_within(self.compute, patience_ms);
+        if code == STREAM_SYNC_TIMEOUT {
+            // An operator may fail with this very code, which is told once: the stream is at its end then, and what was
+            // queued behind the operator never ran.
+            code = self.cann.runtime.synchronize_within(self.compute, 1);
+            if code == SUCCESS && !self.cann.runtime.is_complete(behind)? {
+                code = STREAM_SYNC_TIMEOUT;
+            } else if code == STREAM_SYNC_TIMEOUT {
+                self.queue.give_back(behind);
+                return Ok(false);
+            }
+        }
+        self.queue.give_back(behind);
+        if code == SUCCESS { Ok(true) } else { Err(code) }
     }
 }
 
@@ -439,11 +459,17 @@ impl Device for AscendDevice {
             return Err(fault);
         }
         let mut waited = Duration::ZERO;
+        // The last answer of a stream, and whether it said that it has ended: then a run's event has come, or never will.
+        let (mut last, mut ended) = (SUCCESS, false);
         loop {
             if let Err(code) = self.queue.poll(&self.cann, &self.progress) {
                 return Err(self.failed_under_way(code, "asking an event"));
             }
             let Some(is_copy) = self.queue.under_way(ticket) else { return Ok(Progress::Done) };
+            if ended {
+                let code = if last == STREAM_SYNC_TIMEOUT { last } else { DEVICE_TASK_ABORT };
+                return Err(self.failed_under_way(code, "waiting for a ticket whose stream dropped it"));
+            }
             if waited >= deadline {
                 let at = self.queue.first_unfinished();
                 return Ok(Progress::Running { instruction: at.map(|at| at.index) });
@@ -451,8 +477,11 @@ impl Device for AscendDevice {
             // The wait itself is the clock: it takes its time whenever it does not succeed.
             let stream = if is_copy { self.copies } else { self.compute };
             match self.cann.runtime.synchronize_within(stream, SLICE_MS) {
-                SUCCESS => {}
-                STREAM_SYNC_TIMEOUT => waited += Duration::from_millis(SLICE_MS as u64),
+                SUCCESS => ended = true,
+                STREAM_SYNC_TIMEOUT => {
+                    last = STREAM_SYNC_TIMEOUT;
+                    waited += Duration::from_millis(SLICE_MS as u64);
+                }
                 code => return Err(self.failed_under_way(code, "waiting for a ticket")),
             }
         }

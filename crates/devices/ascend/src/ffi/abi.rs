@@ -48,6 +48,8 @@ pub(crate) const DEVICE_TO_HOST: c_int = 2;
 pub(crate) const SUCCESS: Code = 0;
 /// A second `aclInit` of a process.
 pub(crate) const REPEAT_INITIALIZE: Code = 100_002;
+/// What was queued is dropped.
+pub(crate) const DEVICE_TASK_ABORT: Code = 107_022;
 /// A wait's time is over; the work may go on.
 pub(crate) const STREAM_SYNC_TIMEOUT: Code = 507_046;
 /// The driver failed; also what a device that is lost answers to every call.
