@@ -64,9 +64,11 @@ fn targets(root: &Path) -> Result<Vec<String>, String> {
 
 /// Builds the fuzzer. A named target keeps the flags away from build scripts, which could not be linked with them.
 fn build(root: &Path) -> Result<PathBuf, String> {
-    let version = Command::new("rustc").arg("-vV").output().map_err(|error| format!("cannot run rustc: {error}"))?;
+    let version =
+        Command::new("rustc").arg("-vV").output().map_err(|error| format!("cannot run rustc: {error}"))?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).ok_or("rustc -vV names no host")?;
+    let host =
+        version.lines().find_map(|line| line.strip_prefix("host: ")).ok_or("rustc -vV names no host")?;
     let status = Command::new("cargo")
         .args(["build", "--release", "--locked", "--target", host])
         .current_dir(root.join("fuzz"))

@@ -142,8 +142,8 @@ enum Chore {
 
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
-mod fuzz; // what reads bytes from outside
 mod foreign; // a client of the emulator that we did not write
+mod fuzz; // what reads bytes from outside
 mod kills; // SIGKILL and resume
 mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs

@@ -59,7 +59,8 @@ impl Dcp {
         let pickle = Pickle::read(&path, "the metadata", &files.read(&path, PICKLE_BYTES_MAX)?)?;
         let metadata = Metadata { path: &path, pickle: &pickle };
         let by_file = metadata.items()?;
-        let mut checkpoint = Dcp { tensors: Tensors::new(folder), whole: BTreeMap::new(), files: by_file.len() };
+        let mut checkpoint =
+            Dcp { tensors: Tensors::new(folder), whole: BTreeMap::new(), files: by_file.len() };
         for (name, items) in by_file {
             let file = folder.join(&name);
             if !matches!(files.inspect(&file)?, Some(EntryKind::File { .. })) {
@@ -79,7 +80,8 @@ impl Dcp {
                     });
                 }
                 if item.offset < end {
-                    let reason = format!("begins at byte {}, within what lies before it in {name}", item.offset);
+                    let reason =
+                        format!("begins at byte {}, within what lies before it in {name}", item.offset);
                     return Err(metadata.malformed(&item.tensor, reason));
                 }
                 end = item.offset + item.length;
@@ -177,7 +179,9 @@ impl Metadata<'_> {
         let storage = table("storage_data")?;
         for (index, info) in storage {
             let field = |name| pickle.field(*index, "MetadataIndex", name);
-            let name = field("fqn").and_then(|id| pickle.text(id)).ok_or_else(|| wrong("has an index without a name"))?;
+            let name = field("fqn")
+                .and_then(|id| pickle.text(id))
+                .ok_or_else(|| wrong("has an index without a name"))?;
             let offsets = field("offset").and_then(|id| pickle.sizes(id)).unwrap_or_default();
             let Some(part) = parts.remove(&(name.to_string(), offsets.clone())) else {
                 let reason = format!("is stored at {offsets:?}, and is no part of what there is");
@@ -206,7 +210,9 @@ impl Metadata<'_> {
         let found = found.ok_or_else(|| self.malformed(name, "has no place in a file".into()))?;
         let inside = Path::new(&found.0).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside || found.0.is_empty() || found.0.contains('\0') {
-            return Err(self.malformed(name, format!("lies in {:?}, which is no file of this folder", found.0)));
+            return Err(
+                self.malformed(name, format!("lies in {:?}, which is no file of this folder", found.0))
+            );
         }
         match field("transform_descriptors").map(|id| pickle.node(id)) {
             None | Some(Node::Nothing) => Ok(found),
@@ -234,7 +240,8 @@ impl Metadata<'_> {
             };
             let (_, dtype) = pickle.global(dtype)?;
             let chunks = pickle.items(pickle.field(id, class, "chunks")?)?;
-            let field = |chunk: &Id, name| pickle.sizes(pickle.field(*chunk, "ChunkStorageMetadata", name)?);
+            let field =
+                |chunk: &Id, name| pickle.sizes(pickle.field(*chunk, "ChunkStorageMetadata", name)?);
             let chunks: Option<Vec<Chunk>> = chunks
                 .iter()
                 .map(|chunk| {
@@ -249,21 +256,28 @@ impl Metadata<'_> {
         if torch_file::stored(dtype).is_none() {
             return Err(self.malformed(name, format!("its dtype `{dtype}` is not known")));
         }
-        let elements = |sizes: &[u64]| sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
-        let uncountable = || self.malformed(name, format!("its shape {size:?} has more elements than can be counted"));
+        let elements =
+            |sizes: &[u64]| sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
+        let uncountable =
+            || self.malformed(name, format!("its shape {size:?} has more elements than can be counted"));
         let wanted = elements(&size).ok_or_else(uncountable)?;
         let mut there = 0u64;
         let mut begins = BTreeSet::new();
         for chunk in &chunks {
             let inside = chunk.offsets.len() == size.len()
                 && chunk.sizes.len() == size.len()
-                && (0..size.len())
-                    .all(|at| chunk.offsets[at].checked_add(chunk.sizes[at]).is_some_and(|end| end <= size[at]));
+                && (0..size.len()).all(|at| {
+                    chunk.offsets[at].checked_add(chunk.sizes[at]).is_some_and(|end| end <= size[at])
+                });
             if !inside || !begins.insert(&chunk.offsets) {
-                let reason = format!("has a part of {:?} at {:?}, and its shape is {size:?}", chunk.sizes, chunk.offsets);
+                let reason = format!(
+                    "has a part of {:?} at {:?}, and its shape is {size:?}",
+                    chunk.sizes, chunk.offsets
+                );
                 return Err(self.malformed(name, reason));
             }
-            there = elements(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
+            there =
+                elements(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
         }
         if there != wanted {
             return Err(self.malformed(name, format!("its parts have {there} of its {wanted} elements")));

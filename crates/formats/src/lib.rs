@@ -24,4 +24,6 @@ pub use non_finite::NonFinite;
 pub use safetensors::{SafetensorsWriter, read_file};
 pub use stored::Stored;
 pub use tensors::{TensorRecord, Tensors};
-pub use verify::{CheckpointFolder, CheckpointKind, Contents, Found, NonFiniteTensor, find, verify, verify_file};
+pub use verify::{
+    CheckpointFolder, CheckpointKind, Contents, Found, NonFiniteTensor, find, verify, verify_file,
+};

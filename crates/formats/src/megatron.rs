@@ -50,14 +50,18 @@ pub(crate) fn rank_files(files: &dyn Files, folder: &Path) -> Result<Vec<String>
             reason: "have folders of two kinds, with and without a pipeline's stage".into(),
         });
     }
-    let ends: Vec<u64> = (0..axes).map(|axis| ranks.keys().map(|places| places[axis]).max().unwrap_or(0)).collect();
+    let ends: Vec<u64> =
+        (0..axes).map(|axis| ranks.keys().map(|places| places[axis]).max().unwrap_or(0)).collect();
     // The first place in order that no folder has.
     let mut places = vec![0; axes];
     loop {
         if !ranks.contains_key(&places) {
             let digits = |axis: usize| if axis == 0 { 2 } else { 3 };
-            let name: Vec<String> =
-                places.iter().enumerate().map(|(axis, place)| format!("{place:0width$}", width = digits(axis))).collect();
+            let name: Vec<String> = places
+                .iter()
+                .enumerate()
+                .map(|(axis, place)| format!("{place:0width$}", width = digits(axis)))
+                .collect();
             return Err(missing(format!("{RANK_PREFIX}{}", name.join("_"))));
         }
         let Some(axis) = (0..axes).rev().find(|axis| places[*axis] < ends[*axis]) else { break };

@@ -111,7 +111,10 @@ mod tests {
         assert_eq!(NonFinite::of(&Stored::F64, &bytes(|x| f64::from(x).to_le_bytes().to_vec())), want);
         let rounded = NonFinite { nan: 2, infinite: 2 };
         assert_eq!(NonFinite::of(&Stored::F16, &bytes(|x| f16::from_f32(x).to_le_bytes().to_vec())), rounded);
-        assert_eq!(NonFinite::of(&Stored::Bf16, &bytes(|x| bf16::from_f32(x).to_le_bytes().to_vec())), rounded);
+        assert_eq!(
+            NonFinite::of(&Stored::Bf16, &bytes(|x| bf16::from_f32(x).to_le_bytes().to_vec())),
+            rounded
+        );
         let other = |name: &str, bytes: &[u8]| NonFinite::of(&Stored::Other(name.into(), 1, 1), bytes);
         assert_eq!(NonFinite::of(&Stored::F8E4m3, &[0x7f, 0xff, 0x7e, 0]), NonFinite::nan(2));
         assert_eq!(other("F8_E5M2", &[0x7c, 0xfc, 0x7d, 0x7b]), NonFinite { nan: 1, infinite: 2 });

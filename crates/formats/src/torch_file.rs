@@ -58,9 +58,16 @@ impl TorchFile {
             return Err(malformed("`byteorder`", "is not little, which alone is supported"));
         }
         let bytes = read("data.pkl", PICKLE_BYTES_MAX)?;
-        let bytes = bytes.ok_or_else(|| malformed("the archive", "has no `data.pkl`; torch.save did not write it"))?;
+        let bytes = bytes
+            .ok_or_else(|| malformed("the archive", "has no `data.pkl`; torch.save did not write it"))?;
         let pickle = Pickle::read(part.path, "`data.pkl`", &bytes)?;
-        let mut walk = Walk { part, archive: &archive, pickle: &pickle, seen: BTreeSet::new(), tensors: BTreeMap::new() };
+        let mut walk = Walk {
+            part,
+            archive: &archive,
+            pickle: &pickle,
+            seen: BTreeSet::new(),
+            tensors: BTreeMap::new(),
+        };
         walk.follow(pickle.root(), "", 0)?;
         let tensors = walk.tensors;
         Ok(TorchFile { archive, pickle, tensors })
@@ -171,14 +178,16 @@ impl Walk<'_> {
         let member = member.ok_or_else(|| malformed(format!("its storage `data/{key}` is not there")))?;
         let counted = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         let counted = counted.filter(|elements| usize::try_from(*elements).is_ok());
-        let elements = counted.ok_or_else(|| malformed(format!("its shape {shape:?} has more elements than can be counted")))?;
+        let elements = counted
+            .ok_or_else(|| malformed(format!("its shape {shape:?} has more elements than can be counted")))?;
         // Elements between the first and the last one, these included.
         let span = if elements == 0 {
             Some(0)
         } else {
-            shape.iter().zip(&strides).try_fold(1u64, |span, (size, stride)| {
-                span.checked_add((size - 1).checked_mul(*stride)?)
-            })
+            shape
+                .iter()
+                .zip(&strides)
+                .try_fold(1u64, |span, (size, stride)| span.checked_add((size - 1).checked_mul(*stride)?))
         };
         let size = stored.block().1 as u64;
         let end = span.and_then(|span| span.checked_add(first)?.checked_mul(size));

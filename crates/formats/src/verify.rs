@@ -147,9 +147,9 @@ pub fn find(files: &dyn Files, folder: &Path) -> Result<Found, FormatError> {
 /// A name without its last number, and the number.
 fn parted(name: &str) -> (String, Option<u64>) {
     let end = name.rfind(|c: char| c.is_ascii_digit()).map_or(0, |at| at + 1);
-    let begin = name[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| {
-        at + name[at..].chars().next().map_or(1, char::len_utf8)
-    });
+    let begin = name[..end]
+        .rfind(|c: char| !c.is_ascii_digit())
+        .map_or(0, |at| at + name[at..].chars().next().map_or(1, char::len_utf8));
     (format!("{}#{}", &name[..begin], &name[end..]), name[begin..end].parse().ok())
 }
 
@@ -204,8 +204,9 @@ pub fn verify_file(files: &dyn Files, path: &Path) -> Result<Contents, FormatErr
 }
 
 fn hugging_face(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), FormatError> {
-    let is_file =
-        |name: &str| Ok::<_, FormatError>(matches!(files.inspect(&folder.join(name))?, Some(EntryKind::File { .. })));
+    let is_file = |name: &str| {
+        Ok::<_, FormatError>(matches!(files.inspect(&folder.join(name))?, Some(EntryKind::File { .. })))
+    };
     if is_file(INDEX_FILE)? || is_file(SINGLE_FILE)? {
         let tensors = Folder::open(files, folder)?.tensors;
         return contents.count(&tensors, |name| name.to_string());
@@ -241,7 +242,9 @@ fn hugging_face(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Re
         let names = pickled(files, &folder.join(shard), "", contents)?;
         let named = index.weight_map.iter().find(|(tensor, file)| *file == shard && !names.contains(*tensor));
         if let Some((tensor, _)) = named {
-            return Err(malformed(format!("tensor `{tensor}` is not in {shard}, where the index says that it is")));
+            return Err(malformed(format!(
+                "tensor `{tensor}` is not in {shard}, where the index says that it is"
+            )));
         }
     }
     Ok(())
@@ -252,7 +255,8 @@ fn dcp(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), 
     contents.files += checkpoint.files;
     let files = contents.files;
     let whole = &checkpoint.whole;
-    contents.count(&checkpoint.tensors, |part| whole.get(part).cloned().unwrap_or_else(|| part.to_string()))?;
+    contents
+        .count(&checkpoint.tensors, |part| whole.get(part).cloned().unwrap_or_else(|| part.to_string()))?;
     contents.files = files;
     Ok(())
 }
@@ -265,11 +269,17 @@ fn ranks(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<()
         let reader = files.open(&path)?;
         let part = Part { path: &path, reader: reader.as_ref(), start: 0, length: reader.len() };
         let file = megatron::rank_file(part)?;
-        if let Some(wanted) = megatron::ranks_wanted(&file.pickle).filter(|wanted| *wanted != ranks.len() as u64) {
+        if let Some(wanted) =
+            megatron::ranks_wanted(&file.pickle).filter(|wanted| *wanted != ranks.len() as u64)
+        {
             return Err(FormatError::Missing {
                 path: folder.to_owned(),
-                what: format!("a rank: {name} was written by a run of {wanted}, and {} are there;", ranks.len()),
-                hint: "the save did not end, or the folder was not copied in full; take an older checkpoint".into(),
+                what: format!(
+                    "a rank: {name} was written by a run of {wanted}, and {} are there;",
+                    ranks.len()
+                ),
+                hint: "the save did not end, or the folder was not copied in full; take an older checkpoint"
+                    .into(),
             });
         }
         let mut tensors = Tensors::new(&path);

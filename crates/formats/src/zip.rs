@@ -100,7 +100,8 @@ impl Archive {
         let mut size = u32_at(end, 12).ok_or_else(cut)?;
         let mut offset = u32_at(end, 16).ok_or_else(cut)?;
         // Larger numbers stand in a record of their own, which a locator just before this one points to.
-        let locator = at.checked_sub(20).map(|from| &bytes[from..at]).filter(|bytes| bytes.starts_with(b"PK\x06\x07"));
+        let locator =
+            at.checked_sub(20).map(|from| &bytes[from..at]).filter(|bytes| bytes.starts_with(b"PK\x06\x07"));
         if let Some(locator) = locator {
             let at = u64_at(locator, 8).ok_or_else(cut)?;
             let wide = part.bytes(end_place, at, 56)?;
@@ -112,7 +113,9 @@ impl Archive {
             offset = u64_at(&wide, 48).ok_or_else(cut)?;
         }
         if size > DIRECTORY_BYTES_MAX {
-            let reason = format!("its directory of {size} bytes is more than the {DIRECTORY_BYTES_MAX} that are taken");
+            let reason = format!(
+                "its directory of {size} bytes is more than the {DIRECTORY_BYTES_MAX} that are taken"
+            );
             return Err(part.malformed(end_place, &reason));
         }
         let directory = part.bytes("the archive's directory", offset, size)?;
@@ -155,7 +158,10 @@ impl Archive {
                 done += count;
             }
             if sum.sum() != member.crc32 {
-                return Err(FormatError::Checksum { path: part.path.to_owned(), member: member.name.clone() });
+                return Err(FormatError::Checksum {
+                    path: part.path.to_owned(),
+                    member: member.name.clone(),
+                });
             }
         }
         Ok(())

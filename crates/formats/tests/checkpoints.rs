@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use toprope_formats::{CheckpointKind, Contents, Found, FormatError, find, verify};
+use toprope_formats::{CheckpointKind, Contents, FormatError, Found, find, verify};
 use toprope_world::{RealWorld, World};
 
 fn golden(name: &str) -> PathBuf {

@@ -193,6 +193,14 @@ fn a_chat_template_that_fails_loops_or_grows_is_refused() {
     std::fs::write(model.join("tokenizer_config.json"), "{\"chat_template\": ").unwrap();
     fails(&limited(&["chat", model.to_str().unwrap()]), 3, &["tokenizer_config.json"]);
     std::fs::remove_file(model.join("tokenizer_config.json")).unwrap();
+    let mut marked = tokenizer.clone();
+    marked["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing", "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }], "pair": [],
+        "special_tokens": {},
+    });
+    std::fs::write(model.join("tokenizer.json"), marked.to_string()).unwrap();
+    let output = limited(&["generate", model.to_str().unwrap(), "--prompt", "w1"]);
+    fails(&output, 4, &["tokenizer.json", "`post_processor`", "\"<s>\""]);
     for text in ["", "{}", "{\"model\": {\"type\": \"None\"}}", "\u{0}"] {
         std::fs::write(model.join("tokenizer.json"), text).unwrap();
         let output = limited(&["generate", model.to_str().unwrap(), "--prompt", "w1"]);

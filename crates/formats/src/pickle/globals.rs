@@ -47,7 +47,10 @@ const NAMES: [(&str, &[&str]); 24] = [
     ("numpy.core.multiarray", &["_reconstruct", "scalar"]),
     ("numpy._core.multiarray", &["_reconstruct", "scalar"]),
     ("megatron.core.enums", &["ModelType", "Fp8Recipe", "Fp4Recipe"]),
-    ("megatron.core.transformer.enums", &["AttnBackend", "AttnMaskType", "AttnType", "LayerType", "ModelType"]),
+    (
+        "megatron.core.transformer.enums",
+        &["AttnBackend", "AttnMaskType", "AttnType", "LayerType", "ModelType"],
+    ),
 ];
 
 /// Of `torch` itself: dtypes, storages, shapes.

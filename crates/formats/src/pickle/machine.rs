@@ -14,8 +14,14 @@ const NODES_MAX: usize = 1 << 24;
 const PROTOCOL_MAX: u8 = 5;
 
 pub(super) fn read(path: &Path, place: &str, bytes: &[u8]) -> Result<Pickle, FormatError> {
-    let machine =
-        Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
+    let machine = Machine {
+        bytes,
+        at: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: BTreeMap::new(),
+    };
     machine.run().map_err(|(at, stop)| {
         let place = format!("{place}, byte {at}");
         match stop {

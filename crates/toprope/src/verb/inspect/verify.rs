@@ -85,7 +85,10 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<Exit, Failure> {
     }
     if json {
         let intact = intact.map(|intact| intact.path.display().to_string());
-        println!("{}", json!({ "checkpoints": told, "newest_intact": intact, "unread": unread, "latest": latest }));
+        println!(
+            "{}",
+            json!({ "checkpoints": told, "newest_intact": intact, "unread": unread, "latest": latest })
+        );
     }
     Ok(if newest_is_intact { Exit::Done } else { Exit::Run })
 }
@@ -112,7 +115,8 @@ fn candidates(files: &dyn Files, folder: &Path) -> Result<(Vec<Candidate>, Optio
         }
     }
     let found = toprope_formats::find(files, folder).map_err(failure)?;
-    let foreign = |folder: CheckpointFolder| Candidate { path: folder.path.clone(), form: Form::Foreign(folder) };
+    let foreign =
+        |folder: CheckpointFolder| Candidate { path: folder.path.clone(), form: Form::Foreign(folder) };
     Ok((found.checkpoints.into_iter().map(foreign).collect(), found.latest))
 }
 
