@@ -88,12 +88,10 @@ pub(crate) fn rank_files(files: &dyn Files, folder: &Path) -> Result<Vec<String>
             names.push(format!("{rank}/{OPTIMIZER_FILE}"));
         }
     }
-    // Data-parallel replicas share one optimizer's file; only the first expert replica's ranks need have it, so what is
-    // missing shows within one tensor and pipeline place alone where there is no third axis.
-    if !with_optimizer.is_empty() && axes < 3 {
-        if let Some(rank) = ranks.values().find(|rank| !with_optimizer.contains(rank)) {
-            return Err(missing(format!("{rank}/{OPTIMIZER_FILE}")));
-        }
+    // Where there is an expert axis, the optimizer's file may be one replica's alone.
+    let lacks = ranks.values().find(|rank| !with_optimizer.contains(rank));
+    if let Some(rank) = lacks.filter(|_| !with_optimizer.is_empty() && axes < 3) {
+        return Err(missing(format!("{rank}/{OPTIMIZER_FILE}")));
     }
     Ok(names)
 }
