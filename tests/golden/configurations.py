@@ -85,6 +85,14 @@ CONFIGS = {
         "n_shared_experts": 0, "norm_topk_prob": False, "routed_scaling_factor": 1.5,
         "sequence_length": 11,
     },
+    # Muon: matrices wider and higher than the other side, experts that get no token, a prediction depth.
+    "muon": {
+        "vocab_size": 19, "hidden_size": 10, "intermediate_size": 14, "moe_intermediate_size": 4,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "kv_lora_rank": 6, "qk_nope_head_dim": 5,
+        "qk_rope_head_dim": 2, "v_head_dim": 7, "first_k_dense_replace": 1, "n_routed_experts": 6,
+        "num_experts_per_tok": 1, "num_nextn_predict_layers": 1, "sequence_length": 9,
+        "muon": {"momentum": 0.95, "nesterov": True, "steps": 5},
+    },
 }  # fmt: skip
 
 

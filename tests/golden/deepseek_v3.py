@@ -17,6 +17,7 @@ import json
 import math
 import pathlib
 import sys
+import unittest.mock
 
 import torch
 import torch.nn.functional as F
@@ -259,27 +260,55 @@ def losses(record, batch, config):
 # ---------------------------------------------------------------------------------------------------------
 
 
+class Unrounded:
+    """`torch`, with another dtype under the name of bfloat16."""
+
+    def __init__(self, dtype):
+        self.bfloat16 = dtype
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 def train(initial, batches, config, dtype):
     """STEPS steps over the cycled batches. Everything that the record holds, as tensors and lists."""
     w = {name: value.to(dtype).clone().requires_grad_(not is_bias(name)) for name, value in initial.items()}
     trained = {name: value for name, value in w.items() if not is_bias(name)}
+    muon = config.get("muon")
+    outside = ("model.embed_tokens.weight", "lm_head.weight")
+    hidden = [p for name, p in trained.items() if muon and p.dim() >= 2 and name not in outside]
+    others = [p for p in trained.values() if not any(p is matrix for matrix in hidden)]
     # Decay on every matrix, the embedding and the head too; none on the norms' weights.
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trained.values() if p.dim() >= 2], "weight_decay": config["weight_decay"]},
-            {"params": [p for p in trained.values() if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        betas=(config["adam_beta1"], config["adam_beta2"]),
-        eps=config["adam_epsilon"],
-        foreach=False,
-    )
+    optimizers = [
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.dim() >= 2], "weight_decay": config["weight_decay"]},
+                {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            betas=(config["adam_beta1"], config["adam_beta2"]),
+            eps=config["adam_epsilon"],
+            foreach=False,
+        )
+    ]
+    if muon:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                weight_decay=config["weight_decay"],
+                momentum=muon["momentum"],
+                nesterov=muon["nesterov"],
+                ns_steps=muon["steps"],
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     curve = {key: [] for key in ("main", "mtp", "balance", "total", "gradient_norm")}
     steps, first, margin = {}, None, math.inf
     for step in range(STEPS):
         batch = batches[step % len(batches)]
         record = forward(w, batch, config)
         parts = losses(record, batch, config)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
         if first is None:
             # An expert that no token chose has a gradient of zero, not none.
@@ -289,9 +318,14 @@ def train(initial, batches, config, dtype):
         scale = min(1.0, config["clip_norm"] / (norm.item() + 1e-6))
         for p in trained.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad * scale
-        for group in optimizer.param_groups:
-            group["lr"] = config["learning_rates"][step]
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config["learning_rates"][step]
+        optimizers[0].step()
+        # PyTorch's Muon rounds to bf16 before it iterates; here it iterates in the record's own precision.
+        with unittest.mock.patch.object(torch.optim._muon, "torch", Unrounded(dtype)):
+            for optimizer in optimizers[1:]:
+                optimizer.step()
         for key, value in parts.items():
             curve[key].append(value.item())
         curve["gradient_norm"].append(norm.item())
@@ -375,13 +409,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent, help="folder")
+    parser.add_argument("--only", metavar="NAME", help="one record")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="override a configuration key")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     overrides = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.set)}
     from against_transformers import compare
 
-    for name in CONFIGS:
+    for name in [arguments.only] if arguments.only else CONFIGS:
         initial, batches, config, tensors, metadata = build(name, overrides)
         metadata["transformers"] = compare(initial, batches[0], config)
         curve, noise = metadata["curve"], metadata["noise"]

@@ -106,6 +106,14 @@ enum Chore {
         #[arg(long)]
         python: Option<String>,
     },
+    /// Fuzz what reads bytes from outside, guided by coverage; a C++ compiler builds the fuzzer's runtime.
+    Fuzz {
+        /// One of fuzz/corpus; all of them in turn where none is named.
+        target: Option<String>,
+        /// Minutes of each.
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+    },
     /// llama.cpp's ggml with its CANN backend, fetched and built unchanged, against the CANN emulator: its operator tests.
     Foreign {
         /// Every case in f32 and f16, not a sample of each kind.
@@ -135,6 +143,7 @@ enum Chore {
 mod bench; // beside PyTorch
 mod campaign; // faults injected, caught and missed
 mod foreign; // a client of the emulator that we did not write
+mod fuzz; // what reads bytes from outside
 mod kills; // SIGKILL and resume
 mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs
@@ -161,6 +170,7 @@ fn main() -> ExitCode {
             let python = python.or_else(|| std::env::var("TOPROPE_PYTHON").ok());
             sample_report::run(&root, &defect, python.as_deref(), &root.join(out))
         }
+        Chore::Fuzz { target, minutes } => fuzz::run(&root, target.as_deref(), minutes),
         Chore::Foreign { all, decode, write } => foreign::run(&root, &foreign::Asked { all, decode, write }),
         Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
         Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),

@@ -38,6 +38,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "toprope-world",
         ],
     ),
+    (
+        "toprope-fuzz",
+        &[
+            "toprope-formats",
+            "toprope-model",
+            "toprope-program",
+            "toprope-protocol",
+            "toprope-train",
+            "toprope-world",
+        ],
+    ),
     ("toprope-simulator", &["toprope-guard"]),
     ("toprope-model", &["toprope-formats", "toprope-program", "toprope-world"]),
     ("toprope-formats", &["toprope-world"]),

@@ -96,6 +96,52 @@ pub enum FormatError {
         /// What would be read.
         supported: String,
     },
+    /// A pickle asks for what no checkpoint needs.
+    #[error(
+        "{}: {place}: it asks for {what}, which is not among what checkpoints of PyTorch need; nothing was run\nhint: a \
+         pickle can run anything when it is loaded; load this one only where you trust its maker",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        place: String,
+        /// The class, function or opcode.
+        what: String,
+    },
+    /// A member of an archive changed.
+    #[error(
+        "{}: `{member}` does not match its CRC32\nhint: the file is damaged; get it again (or it was saved under \
+         torch.serialization.set_crc32_options(False))",
+        path.display()
+    )]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The member.
+        member: String,
+    },
+    /// A file or folder that belongs to a checkpoint is not there.
+    #[error("{}: {what} is missing\nhint: {hint}", path.display())]
+    Missing {
+        /// The folder.
+        path: PathBuf,
+        /// What is not there.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A folder without any checkpoint that is known.
+    #[error(
+        "{}: there is no checkpoint here\nhint: name the folder of a Hugging Face, PyTorch DCP, Megatron or Toprope \
+         checkpoint, or a folder of several",
+        path.display()
+    )]
+    NoCheckpoint {
+        /// The folder.
+        path: PathBuf,
+    },
     /// There is no memory for a tensor.
     #[error("{}: no memory for the {elements} elements of `{name}`", path.display())]
     Memory {

@@ -75,17 +75,30 @@ impl Tensors {
         self.records.get(name)
     }
 
+    /// The file that a tensor lies in; the root where there is no such tensor.
+    pub fn file(&self, name: &str) -> &Path {
+        let file = self.records.get(name).and_then(|record| self.files.get(record.file));
+        file.map_or(&self.root, |(path, _)| path)
+    }
+
+    /// A tensor's record, and the file that it lies in.
+    pub(crate) fn place(&self, name: &str) -> Result<(&TensorRecord, &dyn FileReader), FormatError> {
+        let missing = || FormatError::MissingTensor { path: self.root.clone(), name: name.into() };
+        let record = self.records.get(name).ok_or_else(missing)?;
+        let (_, reader) = self.files.get(record.file).ok_or_else(missing)?;
+        Ok((record, reader.as_ref()))
+    }
+
     /// Elements `first..first + count` of a tensor in f32. Of formats with blocks the whole blocks around them are read.
     ///
     /// # Errors
     /// There is no such tensor or range, its format cannot be read, or the file cannot.
     pub fn read_f32(&self, name: &str, first: usize, count: usize) -> Result<Vec<f32>, FormatError> {
-        let missing = || FormatError::MissingTensor { path: self.root.clone(), name: name.into() };
-        let record = self.records.get(name).ok_or_else(missing)?;
-        let (path, reader) = self.files.get(record.file).ok_or_else(missing)?;
+        let (record, reader) = self.place(name)?;
+        let path = self.file(name);
         if !record.stored.is_readable() {
             return Err(FormatError::Unsupported {
-                path: path.clone(),
+                path: path.to_owned(),
                 name: name.into(),
                 stored: record.stored.name().into(),
                 supported: Stored::readable(),
@@ -93,14 +106,14 @@ impl Tensors {
         }
         let end = first.checked_add(count).filter(|end| *end <= record.elements());
         let end = end.ok_or_else(|| FormatError::Malformed {
-            path: path.clone(),
+            path: path.to_owned(),
             place: format!("tensor `{name}`"),
             reason: format!("has {} elements, not {first} + {count}", record.elements()),
         })?;
         let (elements, size) = record.stored.block();
         let (from, to) = (first / elements, end.div_ceil(elements));
         let mut numbers: Vec<f32> = Vec::new();
-        let memory = |_| FormatError::Memory { path: path.clone(), name: name.into(), elements: count };
+        let memory = |_| FormatError::Memory { path: path.to_owned(), name: name.into(), elements: count };
         numbers.try_reserve_exact((to - from) * elements).map_err(memory)?;
         // Bytes are read in chunks, so that beside the numbers there is no second copy of a large tensor.
         let mut bytes = vec![0; size * CHUNK_BLOCKS.min(to - from)];

@@ -258,7 +258,14 @@ impl Worker {
             }
             Call::Read { buffer, offset, bytes } => {
                 let buffer = self.buffer(buffer)?;
-                let mut read = vec![0; bytes as usize];
+                let mut read = Vec::new();
+                let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+                if read.try_reserve_exact(length).is_err() {
+                    return Err(WorkerError::Nonsense(format!(
+                        "there is no memory to read {bytes} bytes to"
+                    )));
+                }
+                read.resize(length, 0);
                 let got = self.opened.device.read(buffer, offset as usize, &mut read);
                 got.map(|()| (Outcome::Done, read))
             }

@@ -21,4 +21,4 @@ pub use cost::packed_cost;
 pub use error::ModelError;
 pub use llama::LlamaConfig;
 pub use rope_scaling::RopeScaling;
-pub use training_options::{AdamwOptions, TrainingOptions};
+pub use training_options::{AdamwOptions, MuonOptions, TrainingOptions};

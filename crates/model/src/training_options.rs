@@ -24,8 +24,11 @@ pub struct TrainingOptions {
     pub bias_update_rate: f64,
     /// Largest norm of the gradients; 0 lets all through.
     pub clip: f64,
-    /// The optimizer.
+    /// The optimizer, of all parameters where there is no other.
     pub adamw: AdamwOptions,
+    /// Muon for the matrices of hidden layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonOptions>,
     /// What the backward pass computes again.
     pub recompute: Recompute,
     /// Whether matrices that write to the residual stream start smaller, by `1/√(2·layers)` (GPT-2, section 2.3).
@@ -46,6 +49,30 @@ pub struct AdamwOptions {
     pub weight_decay: f64,
 }
 
+/// Muon's constants. Its learning rate and weight decay are AdamW's: an update is scaled to the size of AdamW's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonOptions {
+    /// Decay of the momentum.
+    pub momentum: f64,
+    /// Whether a step looks ahead along the new momentum (Nesterov).
+    pub nesterov: bool,
+    /// Newton–Schulz iterations.
+    pub steps: usize,
+}
+
+impl MuonOptions {
+    /// The most iterations: after ten, singular values change no more.
+    pub const STEPS_MAX: usize = 20;
+}
+
+impl Default for MuonOptions {
+    /// Jordan's values.
+    fn default() -> MuonOptions {
+        MuonOptions { momentum: 0.95, nesterov: true, steps: 5 }
+    }
+}
+
 impl Default for TrainingOptions {
     /// DeepSeek-V3's values (report, section 4.2) where it gives them.
     fn default() -> TrainingOptions {
@@ -58,6 +85,7 @@ impl Default for TrainingOptions {
             bias_update_rate: 1e-3,
             clip: 1.0,
             adamw: AdamwOptions::default(),
+            muon: None,
             recompute: Recompute::Nothing,
             depth_scaled_init: false,
         }
@@ -123,6 +151,16 @@ impl TrainingOptions {
         for (name, beta) in [("adamw.beta1", self.adamw.beta1), ("adamw.beta2", self.adamw.beta2)] {
             if !(0.0..1.0).contains(&beta) {
                 return Err(key(name, format!("is {beta}"), "it must be at least 0 and below 1"));
+            }
+        }
+        if let Some(muon) = &self.muon {
+            if !(0.0..1.0).contains(&muon.momentum) {
+                let reason = format!("is {}", muon.momentum);
+                return Err(key("muon.momentum", reason, "it must be at least 0 and below 1"));
+            }
+            if !(1..=MuonOptions::STEPS_MAX).contains(&muon.steps) {
+                let mend = format!("choose 1 to {}; 5 is usual", MuonOptions::STEPS_MAX);
+                return Err(key("muon.steps", format!("is {}", muon.steps), mend));
             }
         }
         if !(self.adamw.epsilon.is_finite() && self.adamw.epsilon > 0.0) {

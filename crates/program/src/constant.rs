@@ -11,6 +11,11 @@ pub enum Content {
         /// The number, rounded to the dtype.
         value: f64,
     },
+    /// 0, `step`, 2 · `step`, …, row-major.
+    Ramp {
+        /// The distance of neighbours.
+        step: f64,
+    },
     /// Cosines and sines for rotary embedding: `f32[positions, 2, dim / 2]`, row 0 cosines, row 1 sines.
     Rope(Rope),
 }
@@ -201,6 +206,9 @@ impl Content {
     pub fn values(&self, sizes: &[usize]) -> Vec<f64> {
         match self {
             Content::Splat { value } => vec![*value; crate::shape::elements(sizes)],
+            Content::Ramp { step } => {
+                (0..crate::shape::elements(sizes)).map(|index| index as f64 * step).collect()
+            }
             Content::Rope(rope) => match sizes {
                 [positions, 2, half] => rope.table(*positions, 2 * half),
                 _ => Vec::new(),

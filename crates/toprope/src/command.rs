@@ -329,8 +329,13 @@ pub struct Rehearse {
 /// Arguments of `inspect`.
 #[derive(Args, Debug)]
 pub struct Inspect {
-    /// A recipe (file or built-in name), a Hugging Face folder or config.json, or a GGUF file.
+    /// A recipe (file or built-in name), a Hugging Face folder or config.json, or a GGUF file; with --verify the folder of a
+    /// checkpoint, or of several.
     pub what: String,
+    /// Read every byte of the checkpoints in a folder (Hugging Face, PyTorch DCP, Megatron, a run's) from the newest on, and
+    /// tell whether they are complete, which numbers are not finite, and which is the newest intact one. Nothing in it is run.
+    #[arg(long, conflicts_with_all = ["sets", "program"])]
+    pub verify: bool,
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,

@@ -25,7 +25,10 @@ pub use defect::{CheckpointError, Defect};
 pub use keep::{KeepPolicy, Kept};
 pub use layout::{CHECKPOINTS_FOLDER, checkpoint_name};
 pub use manifest::{FORMAT_VERSION, Manifest, TensorRecord};
-pub use read::{Loaded, Skipped, newest_intact, newest_intact_of_any, newest_intact_until, open};
+pub use read::{
+    Loaded, Skipped, is_checkpoint, newest_first, newest_intact, newest_intact_of_any, newest_intact_until,
+    open,
+};
 pub use snapshot::{
     DataCursor, Identity, OwnedSnapshot, OwnedTensor, Snapshot, SnapshotHeader, TensorDtype, TensorView,
     state_hash,

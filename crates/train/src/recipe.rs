@@ -11,7 +11,7 @@ use crate::schedule::ScheduleConfig;
 use crate::tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 use toprope_guard::policy::Policy;
-use toprope_model::{AdamwOptions, DeepseekV3Config, TrainingOptions};
+use toprope_model::{AdamwOptions, DeepseekV3Config, MuonOptions, TrainingOptions};
 use toprope_program::recompute::Recompute;
 use toprope_program::{DType, StateLayout};
 
@@ -37,7 +37,7 @@ pub struct Recipe {
     pub training: Training,
     /// Learning rate over steps.
     pub schedule: ScheduleConfig,
-    /// AdamW.
+    /// AdamW, and Muon where it is asked for.
     #[serde(default)]
     pub optimizer: Optimizer,
     /// What durable checkpoints are kept.
@@ -131,11 +131,32 @@ impl From<StatePlan> for StateLayout {
     }
 }
 
-/// AdamW's numbers; the learning rate is the schedule's.
+/// What moves matrices of hidden layers; everything else is AdamW's in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// AdamW.
+    #[default]
+    Adamw,
+    /// Muon: along the orthogonalised momentum, scaled to the size of AdamW's updates, so that the same learning rates and
+    /// weight decay are right.
+    Muon,
+}
+
+impl OptimizerKind {
+    fn is_default(&self) -> bool {
+        *self == OptimizerKind::default()
+    }
+}
+
+/// The optimizer's numbers; the learning rate is the schedule's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Optimizer {
-    /// Decay of the first moment.
+    /// What moves matrices of hidden layers.
+    #[serde(skip_serializing_if = "OptimizerKind::is_default")]
+    pub kind: OptimizerKind,
+    /// AdamW's decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
@@ -145,11 +166,22 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// The largest gradient norm; 0 clips nothing.
     pub clip: f64,
+    /// Muon's numbers, where it is not to have its usual ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonOptions>,
 }
 
 impl Default for Optimizer {
     fn default() -> Optimizer {
-        Optimizer { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optimizer {
+            kind: OptimizerKind::Adamw,
+            muon: None,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip: 1.0,
+        }
     }
 }
 
@@ -231,6 +263,10 @@ impl Recipe {
                 beta2: self.optimizer.beta2,
                 epsilon: self.optimizer.epsilon,
                 weight_decay: self.optimizer.weight_decay,
+            },
+            muon: match self.optimizer.kind {
+                OptimizerKind::Adamw => None,
+                OptimizerKind::Muon => Some(self.optimizer.muon.clone().unwrap_or_default()),
             },
             recompute: self.training.recompute,
             depth_scaled_init: self.training.depth_scaled_init,

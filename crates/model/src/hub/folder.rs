@@ -48,7 +48,7 @@ impl Source {
 
     fn wrong(&self, name: &str, reason: String, hint: &str) -> HubError {
         HubError::Tensor {
-            path: self.tensors.root().to_owned(),
+            path: self.tensors.file(name).to_owned(),
             name: name.into(),
             reason,
             hint: hint.into(),

@@ -30,8 +30,13 @@ pub(super) fn configuration(gguf: &Gguf) -> Result<(ModelConfig, Vec<String>), M
         return Err(unknown("split.count", format!("is {parts}: this is a part of a model"), mend));
     }
     let name = gguf.metadata.get("general.architecture").and_then(Value::as_text);
-    let name =
-        name.ok_or_else(|| unknown("general.architecture", "is missing".into(), "the file is no model"))?;
+    let name = name.ok_or_else(|| {
+        unknown(
+            "general.architecture",
+            "is missing".into(),
+            "it is no model, or not whole; get the file again",
+        )
+    })?;
     let keys = Keys { gguf, name, read: RefCell::new(BTreeSet::new()) };
     let (config, notes) = match name {
         "llama" | "qwen2" => (ModelConfig::Llama(keys.llama()?), Vec::new()),

@@ -148,7 +148,8 @@ impl Owners {
     fn of<'a>(&'a self, program: &Program, id: ValueId) -> &'a str {
         let name = program.value(id).name.as_str();
         let own = name.strip_prefix("gradient.").unwrap_or(name);
-        let own = own.strip_suffix(".m").or_else(|| own.strip_suffix(".v")).unwrap_or(own);
+        let moments = [".m", ".v", ".momentum"];
+        let own = moments.iter().find_map(|moment| own.strip_suffix(moment)).unwrap_or(own);
         let part = self.parameters.get(own).or_else(|| self.instructions.get(&id));
         part.map_or("other", |part| group(part))
     }

@@ -6,5 +6,6 @@ mod mla; // multi-head latent attention
 mod mlp; // the gated feed-forward layer
 mod moe; // routed and shared experts
 mod mtp; // prediction modules
+mod muon; // matrices moved along their orthogonalised momentum
 pub(crate) mod network; // what all parts build with, and the trunk
 pub(crate) mod optimizer; // gradients to the next state

@@ -1,6 +1,8 @@
 //! From gradients to the next state.
 
+use super::muon;
 use super::network::Network;
+use crate::checkpoint::pieces;
 use crate::error::ModelError;
 use crate::parameters::Parameter;
 use crate::training_options::TrainingOptions;
@@ -48,7 +50,7 @@ fn zeros(network: &mut Network<'_>, parameter: &Parameter) -> ValueId {
     network.builder.constant(&name, r#type, Content::Splat { value: 0.0 })
 }
 
-/// Clips, moves every parameter by AdamW and every selection bias by its load, and counts the step.
+/// Clips, moves every parameter by AdamW or Muon and every selection bias by its load, and counts the step.
 pub(crate) fn update(
     network: &mut Network<'_>,
     options: &TrainingOptions,
@@ -62,9 +64,22 @@ pub(crate) fn update(
     let operands = sums.gradients.iter().map(|sum| (*sum).into()).collect();
     builder.apply_to(GlobalNorm { clip: options.clip }, operands, vec![norm, factor])?;
     let rates = builder.input("rates", DType::F32, [3]);
+    let published = options.muon.is_some().then(|| pieces(network.architecture)).unwrap_or_default();
     for (parameter, gradient) in trained.iter().zip(&sums.gradients) {
         let weight = network.parameter(&parameter.name)?;
         let builder = &mut network.builder;
+        if let Some(options_of_muon) = options.muon.as_ref().filter(|_| muon::moves(parameter)) {
+            let pieces: Vec<_> = published.iter().filter(|piece| piece.parameter == parameter.name).collect();
+            let step = muon::Step {
+                options: options_of_muon,
+                weight_decay: options.adamw.weight_decay,
+                dtype: options.dtype,
+                factor,
+                rates,
+            };
+            muon::update(builder, parameter, &pieces, (weight, *gradient), &step)?;
+            continue;
+        }
         let r#type = builder.program().value(weight).r#type();
         let m = builder.state(&format!("{}.m", parameter.name), r#type.clone(), Initial::Zeros);
         let v = builder.state(&format!("{}.v", parameter.name), r#type, Initial::Zeros);

@@ -43,6 +43,7 @@ impl Record {
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file.iter().map(|(name, view)| (name.to_string(), tensor(&view))).collect();
         let mut keys = metadata["config"].as_object().unwrap().clone();
+        let muon = keys.remove("muon").map(|muon| serde_json::from_value(muon).unwrap());
         let mut take = |key: &str| keys.remove(key).unwrap_or_else(|| panic!("{key} is not in the record"));
         // The choices that the record makes where the report leaves them open are the ones that are built here.
         assert_eq!(take("mtp_hidden_states_first"), Value::Bool(false));
@@ -64,6 +65,7 @@ impl Record {
                 epsilon: number("adam_epsilon"),
                 weight_decay: number("weight_decay"),
             },
+            muon,
             recompute: Recompute::Nothing,
             depth_scaled_init: false,
         };
@@ -260,6 +262,16 @@ fn full_in_f64() {
 #[test]
 fn single_in_f64() {
     agrees("single", Width::Wide);
+}
+
+#[test]
+fn muon_in_f64() {
+    agrees("muon", Width::Wide);
+}
+
+#[test]
+fn muon_in_f32() {
+    agrees("muon", Width::Native);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use toprope_model::Architecture;
 use toprope_model::deepseek_v3::Inference;
-use toprope_model::hub::Text;
+use toprope_model::hub::{Hub, Text};
 use toprope_program::{Device, Range, Session, philox};
 use toprope_train::sample::choose;
 use toprope_train::tokenizer::PublishedTokenizer;
@@ -24,7 +24,8 @@ const CONTEXT: usize = 2048;
 /// Continues a prompt.
 pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
-    let mut speaker = Speaker::open(&world, &arguments.model, &arguments.decoding)?;
+    let (hub, text) = opened(&world, &arguments.model)?;
+    let mut speaker = Speaker::new(&hub, text, &arguments.decoding)?;
     let prompt = speaker.tokenizer.encode(&arguments.prompt, true).or_exit(Exit::Data)?;
     if prompt.is_empty() {
         let hint = "hint: give --prompt some text; the model has no token that begins one";
@@ -49,10 +50,14 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
 /// Talks: a line is a message.
 pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
-    let mut speaker = Speaker::open(&world, &arguments.model, &arguments.decoding)?;
-    let conversation = Conversation::new(&arguments.model, &speaker.text)?;
+    let (hub, text) = opened(&world, &arguments.model)?;
+    let conversation = Conversation::new(&arguments.model, &text)?;
     let mut messages: Vec<Message> =
         arguments.system.iter().map(|text| Message { role: "system", content: text.clone() }).collect();
+    // A template that fails does so here, before the weights are read.
+    let first = Message { role: "user", content: "hello".into() };
+    conversation.prompt(&[messages.as_slice(), &[first]].concat())?;
+    let mut speaker = Speaker::new(&hub, text, &arguments.decoding)?;
     let terminal = std::io::stdin().is_terminal();
     if terminal {
         eprintln!("a line is a message; an empty line or Ctrl-D ends");
@@ -84,6 +89,13 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// A model with every header checked and no weight in memory, and what its files say of text.
+fn opened(world: &dyn World, model: &Path) -> Result<(Hub, Text), Failure> {
+    let hub = published::open(world, model)?;
+    let text = hub.text(world.files())?;
+    Ok((hub, text))
+}
+
 /// A model that goes on from tokens; what it read before stays in its caches.
 struct Speaker {
     device: Box<dyn Device>,
@@ -100,17 +112,15 @@ struct Speaker {
 }
 
 impl Speaker {
-    fn open(world: &dyn World, model: &Path, decoding: &Decoding) -> Result<Speaker, Failure> {
-        let hub = published::open(world, model)?;
+    fn new(hub: &Hub, mut text: Text, decoding: &Decoding) -> Result<Speaker, Failure> {
         let config = hub.inference_config();
         let architecture = Architecture::from(&config);
         let (longest, vocabulary) = (architecture.max_position_embeddings(), architecture.vocab_size());
-        let mut text = hub.text(world.files())?;
         let tokenizer = published::tokenizer(&mut text, &config)?;
         let capacity = decoding.context.unwrap_or(CONTEXT.min(longest));
         let mut device = published::device(&decoding.device, decoding.threads)?;
         let what = Inference::Cached { window: WINDOW };
-        let session = published::session(&hub, &config, &mut *device, what, decoding.dtype, capacity)?;
+        let session = published::session(hub, &config, &mut *device, what, decoding.dtype, capacity)?;
         let decoding = decoding.clone();
         Ok(Speaker {
             device,

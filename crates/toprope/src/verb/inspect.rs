@@ -1,5 +1,7 @@
 //! `toprope inspect`: what a recipe, a model's configuration or a published model is, before anything is allocated.
 
+mod verify; // whether checkpoints are whole
+
 use crate::command::Inspect;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::recipe;
@@ -12,6 +14,9 @@ use toprope_world::{RealWorld, World};
 
 /// Shows it.
 pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
+    if arguments.verify {
+        return verify::run(Path::new(&arguments.what), json);
+    }
     if arguments.what.ends_with(".json") {
         return configuration(&arguments.what, json);
     }

@@ -6,6 +6,7 @@ use toprope_conformance::lockstep::Lockstep;
 use toprope_program::shape::sizes;
 use toprope_program::{DType, Program, Range, Role, Tensor};
 use toprope_train::batch::StepBatch;
+use toprope_train::recipe::OptimizerKind;
 
 type Values = Vec<Option<Tensor>>;
 
@@ -49,8 +50,14 @@ fn fed(program: &Program, batch: &StepBatch, mut values: Values) -> Values {
 #[test]
 fn every_operator_of_the_tiny_recipes_agrees() {
     for name in ["tiny-dense", "tiny-moe"] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let recipe = recipe(name, dtype);
+        for (dtype, kind) in [
+            (DType::F32, OptimizerKind::Adamw),
+            (DType::Bf16, OptimizerKind::Adamw),
+            (DType::F32, OptimizerKind::Muon),
+            (DType::Bf16, OptimizerKind::Muon),
+        ] {
+            let mut recipe = recipe(name, dtype);
+            recipe.optimizer.kind = kind;
             let (validated, inputs) = (program(&recipe), inputs(&recipe));
             let program = validated.program();
             let (mut subject, mut oracle) = (cpu(2), oracle());
@@ -64,7 +71,7 @@ fn every_operator_of_the_tiny_recipes_agrees() {
                         Verdict::Agree => agreed += 1,
                         Verdict::Incomparable(_) => incomparable += 1,
                         Verdict::Differ(reason) => panic!(
-                            "{name} {dtype} {} {} `{}`: {reason}",
+                            "{name} {dtype} {kind:?} {} {} `{}`: {reason}",
                             range.name(),
                             step.index,
                             step.operator
@@ -72,8 +79,8 @@ fn every_operator_of_the_tiny_recipes_agrees() {
                     }
                 }
             }
-            println!("{name} {dtype}: {agreed} operators agree, {incomparable} incomparable");
-            assert!(incomparable * 20 <= agreed, "{name} {dtype}");
+            println!("{name} {dtype} {kind:?}: {agreed} operators agree, {incomparable} incomparable");
+            assert!(incomparable * 20 <= agreed, "{name} {dtype} {kind:?}");
             assert_eq!(agreed + incomparable, program.accumulate.len() + program.update.len());
         }
     }

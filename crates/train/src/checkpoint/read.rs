@@ -87,14 +87,7 @@ fn search(
     if files.inspect(folder)?.is_none() {
         return Ok((None, skipped));
     }
-    let entries = files.list(folder)?;
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .iter()
-        .filter_map(|entry| step_of(&entry.name).map(|step| (step, folder.join(&entry.name))))
-        .filter(|(step, _)| *step <= steps_max)
-        .collect();
-    found.sort_unstable_by(|left, right| right.cmp(left));
-    for (_, path) in found {
+    for (_, path) in steps(files, folder)?.into_iter().filter(|(step, _)| *step <= steps_max) {
         let verified = read_manifest(files, &path).and_then(|(manifest, layout)| {
             let difference = identity.and_then(|identity| manifest.header.identity.difference(identity));
             if let Some((field, found, expected)) = difference {
@@ -114,6 +107,35 @@ fn search(
         }
     }
     Ok((None, skipped))
+}
+
+/// The folders that are checkpoints by their names, with their steps, newest first.
+fn steps(files: &dyn Files, folder: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
+    let mut found: Vec<(u64, PathBuf)> = files
+        .list(folder)?
+        .iter()
+        .filter_map(|entry| step_of(&entry.name).map(|step| (step, folder.join(&entry.name))))
+        .collect();
+    found.sort_unstable_by(|left, right| right.cmp(left));
+    Ok(found)
+}
+
+/// The folders below this one that are checkpoints by their names, newest first, whatever is in them.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn newest_first(files: &dyn Files, folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    Ok(steps(files, folder)?.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Whether a folder is a checkpoint, by its name or by the manifest in it.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn is_checkpoint(files: &dyn Files, path: &Path) -> Result<bool, FileError> {
+    let named = path.file_name().is_some_and(|name| step_of(&name.to_string_lossy()).is_some());
+    let state = path.join(STATE_FILE);
+    Ok(named || (files.inspect(&path.join(MANIFEST_FILE))?.is_some() && files.inspect(&state)?.is_some()))
 }
 
 /// One checkpoint by its folder, whatever run it is of.
@@ -200,6 +222,11 @@ impl Loaded {
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file of tensors.
+    pub fn state_path(&self) -> PathBuf {
+        self.path.join(STATE_FILE)
     }
 
     /// What it is.

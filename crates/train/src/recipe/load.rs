@@ -1,6 +1,6 @@
 //! From a name or a file to a recipe.
 
-use super::{Recipe, RecipeError};
+use super::{OptimizerKind, Recipe, RecipeError};
 use crate::schedule::Schedule;
 use toprope_model::ModelError;
 
@@ -159,6 +159,12 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
         let reason = format!("{micro} does not divide the batch of {} sequences", training.batch);
         return Err(fail("training.micro_batch", reason).hint("choose a divisor of training.batch"));
     }
+    if recipe.optimizer.kind == OptimizerKind::Adamw && recipe.optimizer.muon.is_some() {
+        let reason = "is given, and optimizer.kind is \"adamw\"".into();
+        return Err(
+            fail("optimizer.muon", reason).hint("set optimizer.kind to \"muon\", or remove the table")
+        );
+    }
     let stride = recipe.evaluation_stride();
     if stride == 0 || stride > training.sequence {
         let reason = format!("{stride} must be from 1 to training.sequence = {}", training.sequence);
@@ -185,7 +191,7 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
 fn option(key: &str) -> String {
     match key.strip_prefix("adamw.") {
         Some(key) => format!("optimizer.{key}"),
-        None if key == "clip" => "optimizer.clip".into(),
+        None if key == "clip" || key.starts_with("muon.") => format!("optimizer.{key}"),
         None if key == "micro_batch_sequences" => "training.micro_batch".into(),
         None => format!("training.{key}"),
     }

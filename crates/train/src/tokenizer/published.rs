@@ -23,6 +23,9 @@ pub(super) fn parse(
     if value.get("model").is_none_or(|model| !model.is_object()) {
         return Err(malformed("it has no `model`".into()));
     }
+    if let Some(defect) = template_defect(&value) {
+        return Err(malformed(format!("`post_processor` {defect}")));
+    }
     let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text));
     let parsed = parsed.map_err(|_| malformed("the library gave up on it".into()))?;
     let mut tokenizer = parsed.map_err(|error| malformed(error.to_string()))?;
@@ -30,6 +33,30 @@ pub(super) fn parse(
     tokenizer.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
     tokenizer.with_padding(None);
     Ok((tokenizer, value))
+}
+
+/// What a template of the post-processor names and the library, which looks for it when it encodes, would not find.
+fn template_defect(value: &serde_json::Value) -> Option<String> {
+    let processor = value.get("post_processor")?;
+    let several = processor.get("processors").and_then(serde_json::Value::as_array);
+    let templates: Vec<&serde_json::Value> =
+        several.map_or_else(|| vec![processor], |several| several.iter().collect());
+    templates.into_iter().find_map(|template| {
+        let known = template.get("special_tokens");
+        let pieces =
+            |form: &str| template.get(form).and_then(serde_json::Value::as_array).into_iter().flatten();
+        let named = |piece: &serde_json::Value, kind: &str| {
+            piece.get(kind).and_then(|piece| piece.get("id")?.as_str()).map(str::to_string)
+        };
+        let mut markers =
+            pieces("single").chain(pieces("pair")).filter_map(|piece| named(piece, "SpecialToken"));
+        let unknown = markers.find(|name| known.is_none_or(|known| known.get(name).is_none()));
+        if let Some(name) = unknown {
+            return Some(format!("puts the token {name:?} in, which is not among its `special_tokens`"));
+        }
+        let second = pieces("single").any(|piece| named(piece, "Sequence").is_some_and(|name| name != "A"));
+        second.then(|| "puts a second text into one text".into())
+    })
 }
 
 impl PublishedTokenizer {
@@ -55,8 +82,12 @@ impl PublishedTokenizer {
     /// # Errors
     /// What the library says; a marker that the model has no row for.
     pub fn encode(&self, text: &str, framed: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.tokenizer.encode_fast(text, framed);
-        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        let failed = |reason: String| TokenizerError::Text { reason };
+        // The library ends in panics where a part of it says what another does not know.
+        let encode = std::panic::AssertUnwindSafe(|| self.tokenizer.encode_fast(text, framed));
+        let encoding =
+            std::panic::catch_unwind(encode).map_err(|_| failed("the library gave up on it".into()))?;
+        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
         let ids = encoding.get_ids().to_vec();
         match ids.iter().find(|id| **id as usize >= self.vocabulary) {
             None => Ok(ids),
@@ -72,6 +103,7 @@ impl PublishedTokenizer {
 
     /// The text of tokens, without markers; a character that is cut is replaced.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        self.tokenizer.decode(tokens, true).unwrap_or_default()
+        let decode = std::panic::AssertUnwindSafe(|| self.tokenizer.decode(tokens, true));
+        std::panic::catch_unwind(decode).ok().and_then(Result::ok).unwrap_or_default()
     }
 }

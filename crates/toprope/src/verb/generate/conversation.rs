@@ -111,7 +111,13 @@ mod tests {
     #[test]
     fn a_template_that_loops_or_errs_is_one_error() {
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
-        assert!(said(endless).unwrap_err().to_string().contains("fuel"), "{}", said(endless).unwrap_err());
+        // A text that doubles sixty times would take all memory there is.
+        let growing = "{% set a = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set a.x = a.x ~ a.x %}{% endfor %}{{ a.x }}";
+        let itself = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
+        for (template, word) in [(endless, "fuel"), (growing, "fuel"), (itself, "recursion")] {
+            let message = said(template).unwrap_err().to_string();
+            assert!(message.starts_with("model: the chat template") && message.contains(word), "{message}");
+        }
         for (template, word) in [
             ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
             ("line one\n{% if %}", "line 2"),
