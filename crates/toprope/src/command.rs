@@ -74,6 +74,10 @@ pub struct Train {
     /// Go on from the newest intact checkpoint in the run's folder.
     #[arg(long)]
     pub resume: bool,
+    /// Begin from a published model, a Hugging Face folder or a GGUF file: model and tokenizer are its own, the rest is the
+    /// recipe's. With --resume: where the model of the run is now, should a run without a checkpoint need it again.
+    #[arg(long, value_name = "MODEL")]
+    pub from: Option<PathBuf>,
     /// Steps of the whole run, instead of the recipe's.
     #[arg(long)]
     pub steps: Option<u64>,
@@ -331,6 +335,9 @@ pub struct Rehearse {
 pub struct Inspect {
     /// A recipe (file or built-in name), a Hugging Face folder or config.json, or a GGUF file.
     pub what: String,
+    /// The published model that the recipe goes on from, as in `train --from`.
+    #[arg(long, value_name = "MODEL")]
+    pub from: Option<PathBuf>,
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,

@@ -12,6 +12,7 @@ mod save; // a folder that transformers opens
 pub use config::{Published, parse};
 pub use describe::Description;
 pub use error::HubError;
+pub use folder::text as text_of_folder;
 pub use save::{Extra, save};
 
 use crate::architecture::{Architecture, ModelConfig};

@@ -8,9 +8,11 @@ use crate::verb::{published, recipe};
 use std::path::Path;
 use toprope_model::ModelConfig;
 use toprope_model::checkpoint::{Piece, pieces};
-use toprope_model::hub::{Extra, save};
+use toprope_model::hub::{Extra, save, text_of_folder};
 use toprope_model::parameters::parameters;
 use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Loaded, newest_intact_of_any};
+use toprope_train::recipe::Recipe;
+use toprope_train::tokenizer::TokenizerKind;
 use toprope_world::{RealWorld, World};
 
 /// The largest tokenizer that is copied.
@@ -42,22 +44,16 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
 fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), Failure> {
     let recipe = recipe::load(&run.join("recipe.toml").to_string_lossy(), &[])?;
     let loaded = newest(world, &run.join(CHECKPOINTS_FOLDER))?;
-    if recipe.model.experts() == 0 && recipe.model.num_nextn_predict_layers > 0 {
+    if let ModelConfig::DeepseekV3(config) = &recipe.model
+        && config.experts() == 0
+        && config.num_nextn_predict_layers > 0
+    {
         let reason = "transformers has no model of dense layers with prediction modules";
         let hint = "hint: a recipe with num_nextn_predict_layers = 0, or with experts, can be exported";
         return Err(Failure::new(Exit::Recipe, format!("{}: {reason}\n{hint}", run.display())));
     }
-    let config = ModelConfig::DeepseekV3(recipe.model);
-    let mut extras = Vec::new();
-    let tokenizer = run.join(TOKENIZER_FILE);
-    if world.files().inspect(&tokenizer).or_exit(Exit::Run)?.is_some() {
-        let bytes = world.files().read(&tokenizer, TOKENIZER_BYTES_MAX).or_exit(Exit::Run)?;
-        extras.push(Extra { name: "tokenizer.json", bytes });
-        let said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-        extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
-    } else {
-        eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
-    }
+    let extras = extras_of_run(world, &recipe, run)?;
+    let config = recipe.model;
     // Pieces of one parameter come one after the other, so each is read once.
     let sizes: std::collections::BTreeMap<String, u64> = parameters(&config)
         .into_iter()
@@ -81,6 +77,24 @@ fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), F
     Ok((format!("{} behind {} steps", run.display(), loaded.manifest().header.step), count))
 }
 
+/// The small files that a run's tokenizer gives.
+fn extras_of_run(world: &dyn World, recipe: &Recipe, run: &Path) -> Result<Vec<Extra>, Failure> {
+    if recipe.tokenizer.kind == TokenizerKind::Published {
+        return Ok(published::text_files(&text_of_folder(world.files(), run)?));
+    }
+    let tokenizer = run.join(TOKENIZER_FILE);
+    if world.files().inspect(&tokenizer).or_exit(Exit::Run)?.is_none() {
+        eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
+        return Ok(Vec::new());
+    }
+    let bytes = world.files().read(&tokenizer, TOKENIZER_BYTES_MAX).or_exit(Exit::Run)?;
+    let said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    Ok(vec![
+        Extra { name: "tokenizer.json", bytes },
+        Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() },
+    ])
+}
+
 fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
     let (loaded, skipped) = newest_intact_of_any(world, folder).or_exit(Exit::Run)?;
     for skipped in skipped {
@@ -95,24 +109,10 @@ fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
 fn of_model(world: &dyn World, path: &Path, to: &Path) -> Result<(String, usize), Failure> {
     let hub = published::open(world, path)?;
     let text = hub.text(world.files())?;
-    let mut extras = Vec::new();
-    match text.tokenizer {
-        Some((bytes, _)) => extras.push(Extra { name: "tokenizer.json", bytes }),
-        None => eprintln!("note: no tokenizer: {}", text.no_tokenizer.unwrap_or_default()),
+    if let (None, Some(reason)) = (&text.tokenizer, &text.no_tokenizer) {
+        eprintln!("note: no tokenizer: {reason}");
     }
-    let mut said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-    for (name, value) in
-        [("bos_token", text.beginning), ("eos_token", text.end), ("chat_template", text.chat_template)]
-    {
-        if let Some(value) = value {
-            said[name] = value.into();
-        }
-    }
-    extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
-    if !text.ends.is_empty() {
-        let generation = serde_json::json!({ "eos_token_id": text.ends });
-        extras.push(Extra { name: "generation_config.json", bytes: generation.to_string().into_bytes() });
-    }
+    let extras = published::text_files(&text);
     hub.check_copies(hub.config().into())?;
     let count = write(world, to, hub.config(), &extras, |piece| Ok(hub.read(piece)?))?;
     Ok((path.display().to_string(), count))

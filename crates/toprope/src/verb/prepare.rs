@@ -3,12 +3,14 @@
 use crate::exit::{Exit, Failure, OrExit};
 use std::path::Path;
 use std::sync::Arc;
+use toprope_model::hub::{Hub, Text, text_of_folder};
 use toprope_program::Validated;
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::Identity;
 use toprope_train::data::{Corpus, Tokens};
 use toprope_train::recipe::Recipe;
-use toprope_train::tokenizer::Tokenizer;
+use toprope_train::tokenizer::{Tokenizer, TokenizerKind};
+use toprope_world::World;
 
 /// The tokenizer of a run, in its folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -21,23 +23,32 @@ pub struct Prepared {
     pub tokenizer: Tokenizer,
     /// The batch of each step.
     pub inputs: Arc<StepInputs>,
+    /// What the published model's files say of text, where the run goes on from one.
+    pub text: Option<Text>,
     /// What a checkpoint of the run says of itself.
     pub identity: Identity,
 }
 
 impl Prepared {
-    /// Reads a recipe's data. `saved` is a run's own tokenizer, used where it exists; `train` is the recipe's training step.
+    /// Reads a recipe's data. `run` is the folder of a run, whose own tokenizer is used where it has one; `train` is the
+    /// recipe's training step.
     pub fn read(
+        world: &dyn World,
         recipe: &Recipe,
         train: &Validated,
-        saved: Option<&Path>,
+        run: Option<&Path>,
         threads: usize,
     ) -> Result<Prepared, Failure> {
+        let text = published_text(world, recipe, run)?;
         let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
-        let vocabulary = recipe.model.vocab_size;
-        let tokenizer = match saved.filter(|path| path.exists()) {
-            Some(path) => Tokenizer::saved(&recipe.tokenizer, path),
-            None => Tokenizer::from_config(&recipe.tokenizer, &corpus.training, vocabulary),
+        let vocabulary = recipe.architecture().vocab_size();
+        let saved = run.map(|run| run.join(TOKENIZER_FILE)).filter(|path| path.exists());
+        let tokenizer = match (&text, saved) {
+            (Some(text), _) => {
+                Tokenizer::published(text, recipe.tokenizer.end_of_document.as_deref(), vocabulary)
+            }
+            (None, Some(path)) => Tokenizer::saved(&recipe.tokenizer, &path),
+            (None, None) => Tokenizer::from_config(&recipe.tokenizer, &corpus.training, vocabulary),
         };
         let tokenizer = tokenizer.or_exit(Exit::Data)?;
         tokenizer.check_fits(vocabulary).or_exit(Exit::Data)?;
@@ -61,6 +72,21 @@ impl Prepared {
             tokenizer_hash: tokenizer.hash(),
             corpus_hash: corpus.hash.clone(),
         };
-        Ok(Prepared { corpus, tokenizer, inputs, identity })
+        Ok(Prepared { corpus, tokenizer, inputs, text, identity })
     }
+}
+
+/// What a published model's files say of text: those that a run keeps, or else the model's own.
+fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Result<Option<Text>, Failure> {
+    let Some(origin) = recipe.from.as_ref().filter(|_| recipe.tokenizer.kind == TokenizerKind::Published)
+    else {
+        return Ok(None);
+    };
+    let files = world.files();
+    if let Some(run) = run
+        && files.inspect(&run.join(TOKENIZER_FILE)).or_exit(Exit::Run)?.is_some()
+    {
+        return Ok(Some(text_of_folder(files, run)?));
+    }
+    Ok(Some(Hub::open(files, &origin.model)?.text(files)?))
 }

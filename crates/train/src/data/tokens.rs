@@ -38,7 +38,8 @@ impl TokenStore {
 
 /// Tokenized documents, one after the other.
 ///
-/// A document is the end-of-document token, its text's tokens, and the end-of-document token again. The first is never
+/// A document is the token that begins one (but for some published models the one that ends one), its text's tokens, and
+/// the end-of-document token. The first is never
 /// predicted: the text's first token is predicted from it, as a model that ended one document begins the next. Each
 /// token of the text and the last marker is predicted once. So the bits of a text are the sum over all its targets, the
 /// end included, and its bytes are those of the text alone: markers count as zero bytes. That is slightly to a model's
@@ -207,7 +208,7 @@ fn flatten<T>(
     let mut parts = parts.iter().zip(encoded).peekable();
     for document in 0..documents {
         starts.push(tokens.len());
-        tokens.push(narrow(tokenizer.end_of_document()));
+        tokens.push(narrow(tokenizer.beginning_of_document()));
         while let Some((_, part)) = parts.next_if(|((owner, _), _)| *owner == document) {
             tokens.extend(part.into_iter().map(&narrow));
         }
