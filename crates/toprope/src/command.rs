@@ -381,6 +381,9 @@ pub struct Export {
     pub what: PathBuf,
     /// The folder to write, which must not be there.
     pub to: PathBuf,
+    /// Of a run with adapters, which is written in PEFT's format: the whole model with them merged into it instead.
+    #[arg(long)]
+    pub merge: bool,
 }
 
 /// How text is made.

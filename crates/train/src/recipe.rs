@@ -14,7 +14,7 @@ use crate::tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use toprope_guard::policy::Policy;
-use toprope_model::{AdamwOptions, Architecture, ModelConfig, TrainingOptions};
+use toprope_model::{AdamwOptions, AdapterOptions, Architecture, ModelConfig, TrainingOptions};
 use toprope_program::recompute::Recompute;
 use toprope_program::{DType, StateLayout};
 
@@ -55,6 +55,9 @@ pub struct Recipe<M = ModelConfig> {
     /// What is done about faults; it changes no number of an undisturbed run.
     #[serde(default)]
     pub guard: Policy,
+    /// Adapters, where they are trained instead of the model itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterOptions>,
     /// Where text comes from.
     pub data: DataConfig,
     /// How text becomes tokens.
@@ -255,6 +258,7 @@ impl Recipe {
             },
             recompute: self.training.recompute,
             depth_scaled_init: self.training.depth_scaled_init,
+            adapter: self.adapter.clone(),
         }
     }
 

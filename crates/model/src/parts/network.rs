@@ -1,12 +1,13 @@
 //! What every part builds with: parameters by name, weights rounded once, linear maps and norms; and the trunk.
 
 use super::{grouped, mla, mlp, moe};
+use crate::adapter::{AdaptedModule, AdapterOptions};
 use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::parameters::{Kind, Parameter, layer_part, parameters};
 use std::collections::HashMap;
 use toprope_program::constant::Content;
-use toprope_program::operator::{Add, Cast, Gather, Matmul, RmsNorm};
+use toprope_program::operator::{Add, Assemble, Cast, Gather, Matmul, RmsNorm, Scale};
 use toprope_program::{BuildError, Builder, DType, Dim, Initial, Operand, Role, Shape, Type, ValueId, View};
 
 /// A network under construction.
@@ -26,6 +27,9 @@ pub(crate) struct Network<'a> {
     rounded: HashMap<ValueId, ValueId>,
     inputs: HashMap<String, ValueId>,
     rope_table: Option<ValueId>,
+    /// Adapters by the parameter that they stand beside, with what their products are multiplied by.
+    adapters: HashMap<String, Vec<AdaptedModule>>,
+    adapter_scale: f64,
     /// What each layer with experts leaves for losses and the bias update, in order.
     pub routed: Vec<Routed>,
 }
@@ -69,6 +73,8 @@ impl<'a> Network<'a> {
             rounded: HashMap::new(),
             inputs: HashMap::new(),
             rope_table: None,
+            adapters: HashMap::new(),
+            adapter_scale: 0.0,
             routed: Vec::new(),
         }
     }
@@ -94,6 +100,22 @@ impl<'a> Network<'a> {
             let id = self.builder.state(&name, Type::new(dtype, shape), initial);
             self.parameters.insert(name, id);
         }
+    }
+
+    /// Declares the adapters' parameters as state, behind the model's; gives them.
+    pub fn declare_adapters(&mut self, options: Option<&AdapterOptions>) -> Vec<Parameter> {
+        let Some(options) = options else { return Vec::new() };
+        self.adapter_scale = options.scale();
+        for module in options.modules(self.architecture) {
+            self.adapters.entry(module.parameter.clone()).or_default().push(module);
+        }
+        let declare = |(parameter, initial): (Parameter, Initial)| {
+            let r#type = Type::new(DType::F32, parameter.shape.iter().copied());
+            let id = self.builder.state(&parameter.name, r#type, initial);
+            self.parameters.insert(parameter.name.clone(), id);
+            parameter
+        };
+        options.parameters(self.architecture).into_iter().map(declare).collect()
     }
 
     /// The state value of a parameter.
@@ -152,10 +174,48 @@ impl<'a> Network<'a> {
         format!("{}.{name}", self.builder.part())
     }
 
-    /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations.
+    /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations, with its adapters' products added.
     pub fn linear(&mut self, name: &str, x: impl Into<Operand>, weight: &str) -> Result<ValueId, ModelError> {
-        let weight = self.weight(weight)?;
-        self.product(name, x, weight, self.dtype)
+        let (x, modules) = (x.into(), self.adapters.get(weight).cloned());
+        let matrix = self.weight(weight)?;
+        let frozen = self.product(name, x.clone(), matrix, self.dtype)?;
+        match modules {
+            Some(modules) => self.adapted(name, x, frozen, &modules),
+            None => Ok(frozen),
+        }
+    }
+
+    /// A frozen product with what its adapters add, each in the columns of its module.
+    fn adapted(
+        &mut self,
+        name: &str,
+        x: Operand,
+        frozen: ValueId,
+        modules: &[AdaptedModule],
+    ) -> Result<ValueId, ModelError> {
+        let mut parts = Vec::new();
+        for module in modules {
+            let (down, up) = (self.weight(&module.down())?, self.weight(&module.up())?);
+            let leaf = module.leaf().to_string();
+            let small = self.product(&format!("{leaf}.lora_A"), x.clone(), down, self.dtype)?;
+            let (scaled, factor) = (self.local(&format!("{leaf}.scaled")), self.adapter_scale);
+            let small = self.builder.one(&scaled, Scale { factor }, [small.into()])?;
+            parts.push(self.product(&format!("{leaf}.lora_B"), small, up, self.dtype)?);
+        }
+        let shape = self.builder.program().value(frozen).shape.clone();
+        let added = match (parts.as_slice(), modules) {
+            (&[only], [module]) if shape.get(1).and_then(|dim| dim.constant()) == Some(module.rows) => only,
+            _ => {
+                let whole = self.whole(&shape)?;
+                let views =
+                    modules.iter().map(|module| whole.clone().narrow(1, module.row, module.rows)).collect();
+                let operator = Assemble { output: self.dtype, shape, views };
+                let operands: Vec<Operand> = parts.into_iter().map(Operand::from).collect();
+                let name = self.local(&format!("{name}.adapters"));
+                self.builder.apply_all(&name, operator, operands)?[0]
+            }
+        };
+        self.sum(&format!("{name}.adapted"), frozen, added)
     }
 
     /// `x · weightᵀ` with f32 results for a weight as it is.

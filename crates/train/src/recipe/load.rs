@@ -138,6 +138,7 @@ impl<M: Into<ModelConfig>> Recipe<M> {
             evaluation: self.evaluation,
             sample: self.sample,
             guard: self.guard,
+            adapter: self.adapter,
             data: self.data,
             tokenizer: self.tokenizer,
             from: self.from,
@@ -280,6 +281,10 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
         let reason = "`published` is the tokenizer of a model that training goes on from".to_string();
         return Err(fail("tokenizer.kind", reason).hint("add --from MODEL, or choose byte, bpe or file"));
     }
+    if recipe.adapter.is_some() && recipe.from.is_none() {
+        let reason = "adapters stand beside a published model's weights, and there are none".to_string();
+        return Err(fail("adapter", reason).hint("add --from MODEL, or leave the section out"));
+    }
     recipe.architecture().validate().map_err(|error| of_model(error, |key| format!("model.{key}")))?;
     recipe.training_options().validate(recipe.architecture()).map_err(|error| of_model(error, option))
 }
@@ -288,6 +293,7 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
 fn option(key: &str) -> String {
     match key.strip_prefix("adamw.") {
         Some(key) => format!("optimizer.{key}"),
+        None if key.starts_with("adapter.") => key.into(),
         None if key == "clip" => "optimizer.clip".into(),
         None if key == "micro_batch_sequences" => "training.micro_batch".into(),
         None => format!("training.{key}"),

@@ -1,0 +1,193 @@
+//! Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): beside a frozen matrix `W` a product of two small ones is
+//! trained, `y = x · Wᵀ + α/r · (x · Aᵀ) · Bᵀ` with `A` \[r, inputs\] and `B` \[outputs, r\]. Which matrices have one is
+//! said by the names of the published modules, as in PEFT.
+
+use crate::architecture::Architecture;
+use crate::checkpoint::pieces;
+use crate::error::{ModelError, key};
+use crate::parameters::{Kind, Parameter, parameters};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use toprope_program::Initial;
+
+/// What is adapted, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterOptions {
+    /// Rank of the product: the rows of `A`.
+    pub rank: usize,
+    /// The product is multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// Modules by the end of their names, as in `q_proj` or `layers.0.self_attn.q_proj`; `all-linear` is every one that can
+    /// be adapted.
+    pub targets: Vec<String>,
+}
+
+/// Every module that can be adapted, as a target.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// A published matrix with an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptedModule {
+    /// The published module, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Our parameter that holds its matrix.
+    pub parameter: String,
+    /// The first row of it there.
+    pub row: usize,
+    /// Its outputs.
+    pub rows: usize,
+    /// Its inputs.
+    pub columns: usize,
+    /// The part of the model that it belongs to.
+    pub part: String,
+}
+
+impl AdaptedModule {
+    /// The name of `A`, \[rank, columns\].
+    pub fn down(&self) -> String {
+        format!("{}.lora_A.weight", self.name)
+    }
+
+    /// The name of `B`, \[rows, rank\].
+    pub fn up(&self) -> String {
+        format!("{}.lora_B.weight", self.name)
+    }
+
+    /// The last word of its name.
+    pub fn leaf(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+impl AdapterOptions {
+    /// What the product is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// Checks the options, and that they fit the configuration.
+    ///
+    /// # Errors
+    /// The key that does not fit.
+    pub fn validate(&self, architecture: Architecture<'_>) -> Result<(), ModelError> {
+        if self.rank == 0 {
+            return Err(key("adapter.rank", "is 0", "choose a rank such as 8 or 16"));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            let mend = "it must be a positive number, such as twice the rank";
+            return Err(key("adapter.alpha", format!("is {}", self.alpha), mend));
+        }
+        let all = adaptable(architecture);
+        let leaves: BTreeSet<&str> = all.iter().map(AdaptedModule::leaf).collect();
+        let leaves = leaves.into_iter().collect::<Vec<_>>().join(", ");
+        if self.targets.is_empty() {
+            return Err(key(
+                "adapter.targets",
+                "is empty",
+                format!("name some of {leaves}, or {ALL_LINEAR}"),
+            ));
+        }
+        if let Some(none) =
+            self.targets.iter().find(|target| !all.iter().any(|module| matches(&module.name, target)))
+        {
+            let mend = format!("name some of {leaves}, or {ALL_LINEAR}");
+            return Err(key(
+                "adapter.targets",
+                format!("`{none}` matches no module that can be adapted"),
+                mend,
+            ));
+        }
+        if let Some(narrow) =
+            self.modules(architecture).iter().find(|module| self.rank > module.rows.min(module.columns))
+        {
+            let reason =
+                format!("is {}, and `{}` is {} x {}", self.rank, narrow.name, narrow.rows, narrow.columns);
+            return Err(key("adapter.rank", reason, "a rank above both sizes is no low one; lower it"));
+        }
+        Ok(())
+    }
+
+    /// The modules that have an adapter, in the order of the parameters.
+    pub fn modules(&self, architecture: Architecture<'_>) -> Vec<AdaptedModule> {
+        let mut modules = adaptable(architecture);
+        modules.retain(|module| self.targets.iter().any(|target| matches(&module.name, target)));
+        modules
+    }
+
+    /// Adds a module's product to its matrix \[rows, columns\], summed in f64.
+    pub fn merge(&self, module: &AdaptedModule, matrix: &mut [f32], down: &[f32], up: &[f32]) {
+        let scale = self.scale();
+        for (row, factors) in
+            matrix.chunks_exact_mut(module.columns.max(1)).zip(up.chunks_exact(self.rank.max(1)))
+        {
+            for (column, weight) in row.iter_mut().enumerate() {
+                let product: f64 = factors
+                    .iter()
+                    .enumerate()
+                    .map(|(at, factor)| {
+                        let small = down.get(at * module.columns + column).copied().unwrap_or(f32::NAN);
+                        f64::from(*factor) * f64::from(small)
+                    })
+                    .sum();
+                *weight = (f64::from(*weight) + scale * product) as f32;
+            }
+        }
+    }
+
+    /// The parameters of all adapters with what they hold at first: `A` normal with the deviation of PEFT's uniform
+    /// distribution, `B` zero, so that training begins at the published model.
+    pub(crate) fn parameters(&self, architecture: Architecture<'_>) -> Vec<(Parameter, Initial)> {
+        let mut list = Vec::new();
+        for module in self.modules(architecture) {
+            let parameter = |name: String, shape: Vec<usize>| Parameter {
+                name,
+                shape,
+                kind: Kind::Matrix,
+                part: module.part.clone(),
+                key: "adapter.rank",
+            };
+            let std = 1.0 / (3.0 * module.columns as f64).sqrt();
+            let down = parameter(module.down(), vec![self.rank, module.columns]);
+            list.push((down, Initial::Normal { std }));
+            list.push((parameter(module.up(), vec![module.rows, self.rank]), Initial::Zeros));
+        }
+        list
+    }
+}
+
+fn matches(module: &str, target: &str) -> bool {
+    target == ALL_LINEAR
+        || module.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// The modules that can be adapted: the linear maps of the main model's layers. Routed experts and their router are none
+/// in transformers, and embedding and head are shared or read by one operator with the loss.
+fn adaptable(architecture: Architecture<'_>) -> Vec<AdaptedModule> {
+    let table: HashMap<String, Parameter> =
+        parameters(architecture).into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
+    let layers: Vec<String> =
+        (0..architecture.layers()).map(|layer| format!("model.layers.{layer}.")).collect();
+    let mut modules = Vec::new();
+    for piece in pieces(architecture) {
+        let (Some(parameter), Some(name), &[rows, columns]) =
+            (table.get(&piece.parameter), piece.name.strip_suffix(".weight"), piece.shape.as_slice())
+        else {
+            continue;
+        };
+        let matrix = matches!(parameter.kind, Kind::Matrix | Kind::ResidualMatrix);
+        let in_a_layer = layers.iter().any(|prefix| name.starts_with(prefix.as_str()));
+        if !matrix || !in_a_layer || parameter.shape.len() != 2 || name.ends_with(".gate") {
+            continue;
+        }
+        modules.push(AdaptedModule {
+            name: name.to_string(),
+            parameter: piece.parameter,
+            row: piece.offset_elements / columns.max(1),
+            rows,
+            columns,
+            part: parameter.part.clone(),
+        });
+    }
+    modules
+}
