@@ -161,13 +161,15 @@ fn matches(module: &str, target: &str) -> bool {
         || module.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// The modules that can be adapted: the linear maps of the main model's layers. Routed experts and their router are none
-/// in transformers, and embedding and head are shared or read by one operator with the loss.
+/// The modules that can be adapted: the linear maps of the main model's layers. Embedding and head are shared or read by one
+/// operator with the loss. Of a model with experts they are those of attention alone: transformers keeps experts as stacks, and
+/// PEFT takes every `gate_proj`, `up_proj` and `down_proj` of such a model, dense layers' too, for a part of one.
 fn adaptable(architecture: Architecture<'_>) -> Vec<AdaptedModule> {
     let table: HashMap<String, Parameter> =
         parameters(architecture).into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
     let layers: Vec<String> =
         (0..architecture.layers()).map(|layer| format!("model.layers.{layer}.")).collect();
+    let stacked = architecture.experts_per_token() > 0;
     let mut modules = Vec::new();
     for piece in pieces(architecture) {
         let (Some(parameter), Some(name), &[rows, columns]) =
@@ -177,7 +179,7 @@ fn adaptable(architecture: Architecture<'_>) -> Vec<AdaptedModule> {
         };
         let matrix = matches!(parameter.kind, Kind::Matrix | Kind::ResidualMatrix);
         let in_a_layer = layers.iter().any(|prefix| name.starts_with(prefix.as_str()));
-        if !matrix || !in_a_layer || parameter.shape.len() != 2 || name.ends_with(".gate") {
+        if !matrix || !in_a_layer || parameter.shape.len() != 2 || (stacked && name.contains(".mlp.")) {
             continue;
         }
         modules.push(AdaptedModule {
