@@ -135,6 +135,8 @@ enum Kind {
     Byte,
     Library {
         tokenizer: Box<tokenizers::Tokenizer>,
+        /// The same, but it knows markers in a text: a published model's, for conversations.
+        marked: Option<Box<tokenizers::Tokenizer>>,
         /// What a document begins with.
         begin: u32,
         end: u32,
@@ -222,7 +224,8 @@ impl Tokenizer {
             return Err(TokenizerError::NoEnd { path: origin.to_owned(), token });
         };
         let pieces_known = train::cuts_alike(&value);
-        let kind = Kind::Library { tokenizer: Box::new(tokenizer), begin: end, end, pieces_known };
+        let kind =
+            Kind::Library { tokenizer: Box::new(tokenizer), marked: None, begin: end, end, pieces_known };
         Ok(Tokenizer { kind, json: Some(String::from_utf8_lossy(bytes).into_owned()) })
     }
 
@@ -241,12 +244,17 @@ impl Tokenizer {
         if tokens > vocabulary {
             return Err(TokenizerError::LargerThanModel { path: path.clone(), tokens, vocabulary });
         }
-        if let Kind::Library { tokenizer, begin, .. } = &mut made.kind {
+        if let Kind::Library { tokenizer, marked, begin, .. } = &mut made.kind {
             let framed = tokenizer.encode_fast("", true);
             let framed = framed.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
             let first = framed.get_ids().first().copied();
             let known = text.beginning.as_deref().and_then(|token| tokenizer.token_to_id(token));
             *begin = first.filter(|first| Some(*first) == known).unwrap_or(*begin);
+            let mut knowing = tokenizer.clone();
+            knowing.set_encode_special_tokens(false);
+            // It would shorten places by the spaces in them.
+            knowing.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+            *marked = Some(knowing);
         }
         Ok(made)
     }
@@ -316,6 +324,21 @@ impl Tokenizer {
                 .map(|encoding| encoding.get_ids().to_vec())
                 .map_err(|error| TokenizerError::Text { reason: error.to_string() }),
         }
+    }
+
+    /// The tokens of a conversation's text, in which markers are known, each with the byte that it begins at.
+    ///
+    /// # Errors
+    /// What the library says; a tokenizer that is no published model's.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<(u32, usize)>, TokenizerError> {
+        let Kind::Library { marked: Some(tokenizer), .. } = &self.kind else {
+            let reason = "conversations need the tokenizer of a published model".into();
+            return Err(TokenizerError::Text { reason });
+        };
+        let encoding = tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        let places = encoding.get_offsets().iter().map(|(begin, _)| *begin);
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
 
     /// The text of tokens; a character that is cut is replaced.

@@ -1,17 +1,15 @@
 //! `toprope generate` and `toprope chat`: text in a published model's words, as it is made.
 
-mod conversation; // messages to a prompt
-
 use crate::command::{Chat, Decoding, Generate};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::published;
-use conversation::{Conversation, Message};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use toprope_model::Architecture;
 use toprope_model::deepseek_v3::Inference;
 use toprope_model::hub::Text;
 use toprope_program::{Device, Range, Session, philox};
+use toprope_train::chat_template::ChatTemplate;
 use toprope_train::sample::choose;
 use toprope_train::tokenizer::PublishedTokenizer;
 use toprope_world::{RealWorld, World};
@@ -50,9 +48,10 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
 pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     let mut speaker = Speaker::open(&world, &arguments.model, &arguments.decoding)?;
-    let conversation = Conversation::new(&arguments.model, &speaker.text)?;
-    let mut messages: Vec<Message> =
-        arguments.system.iter().map(|text| Message { role: "system", content: text.clone() }).collect();
+    let template = ChatTemplate::new(&arguments.model, &speaker.text).or_exit(Exit::Recipe)?;
+    let said = |role: &str, text: &str| serde_json::json!({ "role": role, "content": text });
+    let mut messages: Vec<serde_json::Value> =
+        arguments.system.iter().map(|text| said("system", text)).collect();
     let terminal = std::io::stdin().is_terminal();
     if terminal {
         eprintln!("a line is a message; an empty line or Ctrl-D ends");
@@ -66,8 +65,8 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         else {
             break;
         };
-        messages.push(Message { role: "user", content: line });
-        let prompt = conversation.prompt(&messages)?;
+        messages.push(said("user", &line));
+        let prompt = template.render(&messages, None, true).or_exit(Exit::Recipe)?;
         let prompt = speaker.tokenizer.encode(&prompt, false).or_exit(Exit::Data)?;
         let answer = speaker.answer(&prompt);
         if let (Err(_), true) = (&answer, json) {
@@ -76,7 +75,7 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         }
         let made = answer?;
         println!();
-        messages.push(Message { role: "assistant", content: speaker.tokenizer.decode(&made) });
+        messages.push(said("assistant", &speaker.tokenizer.decode(&made)));
     }
     if json {
         println!("{}", serde_json::json!({ "messages": messages }));

@@ -1,13 +1,15 @@
 //! What a run is made of beside its programs: the text, the tokenizer, the batches, and the identity that its checkpoints carry.
 
 use crate::exit::{Exit, Failure, OrExit};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use toprope_model::hub::{Hub, Text, text_of_folder};
 use toprope_program::Validated;
 use toprope_train::batch::StepInputs;
+use toprope_train::chat_template::ChatTemplate;
 use toprope_train::checkpoint::Identity;
-use toprope_train::data::{Corpus, Tokens};
+use toprope_train::data::{Corpus, Render, Tokens};
 use toprope_train::recipe::Recipe;
 use toprope_train::tokenizer::{Tokenizer, TokenizerKind};
 use toprope_world::World;
@@ -40,7 +42,14 @@ impl Prepared {
         threads: usize,
     ) -> Result<Prepared, Failure> {
         let text = published_text(world, recipe, run)?;
-        let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
+        let turns = match (&recipe.data.chat, &text, &recipe.from) {
+            (Some(_), Some(text), Some(origin)) => {
+                Some(Turns(ChatTemplate::new(&origin.model, text).or_exit(Exit::Recipe)?))
+            }
+            _ => None,
+        };
+        let render = turns.as_ref().map(|turns| -> &dyn Render { turns });
+        let corpus = Corpus::load_with(&recipe.data, threads, render).or_exit(Exit::Data)?;
         let vocabulary = recipe.architecture().vocab_size();
         let saved = run.map(|run| run.join(TOKENIZER_FILE)).filter(|path| path.exists());
         let tokenizer = match (&text, saved) {
@@ -76,7 +85,24 @@ impl Prepared {
     }
 }
 
-/// What a published model's files say of text: those that a run keeps, or else the model's own.
+/// A model's template, for conversations.
+struct Turns(ChatTemplate);
+
+impl Render for Turns {
+    fn render(&self, messages: &[Value], tools: Option<&Value>, prompt: bool) -> Result<String, String> {
+        self.0.render(messages, tools, prompt).map_err(|error| error.reason())
+    }
+
+    fn end(&self) -> &str {
+        self.0.end()
+    }
+}
+
+/// The largest chat template that is read.
+const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a published model's files say of text: those that a run keeps, or else the model's own with the recipe's chat
+/// template.
 fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Result<Option<Text>, Failure> {
     let Some(origin) = recipe.from.as_ref().filter(|_| recipe.tokenizer.kind == TokenizerKind::Published)
     else {
@@ -88,5 +114,17 @@ fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Res
     {
         return Ok(Some(text_of_folder(files, run)?));
     }
-    Ok(Some(Hub::open(files, &origin.model)?.text(files)?))
+    let mut text = Hub::open(files, &origin.model)?.text(files)?;
+    if let Some(path) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
+        let bytes = files.read(path, TEMPLATE_BYTES_MAX).or_exit(Exit::Data)?;
+        let template = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            Failure::new(
+                Exit::Data,
+                format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()),
+            )
+        })?;
+        text.chat_template = Some(template);
+    }
+    Ok(Some(text))
 }
