@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 HERE = Path(__file__).parent
 BOUND = 1e-4
@@ -99,7 +99,8 @@ def of_documents(end):
 
 
 def of_conversations(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # The class that the folder names: an architecture's own would cut words in its own way.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     made = []
     for conversation in CONVERSATIONS:
         messages = [{"role": role, "content": content} for role, content in conversation]
