@@ -456,7 +456,7 @@ fn what_does_not_fit_the_model_is_one_error_with_its_place() {
     refused(&chat, &[], 3, &["there is no chat template", "data.chat.template"]);
     model(&case, "model", "llama-linear", Some("{{ raise_exception('roles must alternate') }}"));
     refused(&chat, &[], 4, &["talk.jsonl:1:", "roles must alternate"]);
-    let own = case.recipe(&[("validation_fraction", "chat = {}\nvalidation_fraction")]);
+    let own = case.recipe(&[("document_separator = \"\\n\\n\"", "chat = {}")]);
     fails(&train(&[own.to_str().unwrap()]), 4, &["data.chat", "--from MODEL"]);
 
     // Exports.
