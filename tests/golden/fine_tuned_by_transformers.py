@@ -230,26 +230,30 @@ def main():
             toprope(binary, "export", folder, exported)
             assert of_conversations(exported) == documents, "another tokenizer or template"
 
-            folder = run("lora", ADAPTER, BEHIND)
-            early = place / "early"
-            toprope(binary, "export", folder, early)
-            state = load_file(folder / f"checkpoints/step-{BEHIND:08}/state.safetensors")
-            run("lora", ADAPTER, STEPS, "--resume", "--steps", STEPS)
-            merged, adapters = place / "merged", place / "adapters"
-            toprope(binary, "export", folder, merged, "--merge")
-            toprope(binary, "export", folder, adapters)
-            verdict.say(record.name, "merged logits", apart(binary, merged, opened(merged), place / "2"))
-            if PeftModel is not None:
-                loaded = PeftModel.from_pretrained(opened(base), adapters)
-                verdict.say(record.name, "PEFT's logits", apart(binary, merged, loaded, place / "3"))
+            for kind, more in {"LoRA": ADAPTER, "DoRA": ADAPTER + "dora = true\n"}.items():
+                folder = run(kind, more, BEHIND)
+                early = place / f"{kind}-early"
+                toprope(binary, "export", folder, early)
+                state = load_file(folder / f"checkpoints/step-{BEHIND:08}/state.safetensors")
+                run(kind, more, STEPS, "--resume", "--steps", STEPS)
+                merged, adapters = place / f"{kind}-merged", place / f"{kind}-adapters"
+                toprope(binary, "export", folder, merged, "--merge")
+                toprope(binary, "export", folder, adapters)
+                far = apart(binary, merged, opened(merged), place / f"{kind}-2")
+                verdict.say(record.name, f"logits with {kind} merged", far)
+                if PeftModel is not None:
+                    loaded = PeftModel.from_pretrained(opened(base), adapters)
+                    far = apart(binary, merged, loaded, place / f"{kind}-3")
+                    verdict.say(record.name, f"PEFT's logits with {kind}", far)
 
-                def moments(name):
-                    own = name.removeprefix("base_model.model.").replace(".default.", ".")
-                    return BEHIND, state[f"{own}.m"].clone(), state[f"{own}.v"].clone()
+                    def moments(name):
+                        own = name.removeprefix("base_model.model.").replace(".default", "")
+                        own = own.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+                        return BEHIND, state[f"{own}.m"].clone(), state[f"{own}.v"].clone()
 
-                loaded = PeftModel.from_pretrained(opened(base), early, is_trainable=True)
-                theirs = trained(loaded, STEPS - BEHIND, plain, moments)
-                verdict.losses(record.name, "losses with PEFT", losses_of(folder)[BEHIND:], theirs)
+                    loaded = PeftModel.from_pretrained(opened(base), early, is_trainable=True)
+                    theirs = trained(loaded, STEPS - BEHIND, plain, moments)
+                    verdict.losses(record.name, f"losses with PEFT's {kind}", losses_of(folder)[BEHIND:], theirs)
     return int(verdict.failed)
 
 

@@ -1,6 +1,9 @@
 //! Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): beside a frozen matrix `W` a product of two small ones is
 //! trained, `y = x · Wᵀ + α/r · (x · Aᵀ) · Bᵀ` with `A` \[r, inputs\] and `B` \[outputs, r\]. Which matrices have one is
 //! said by the names of the published modules, as in PEFT.
+//!
+//! DoRA (Liu et al., arXiv 2402.09353) scales each row of the sum to a length `m` that is trained too:
+//! `y = m/‖W + α/r · B · A‖ ∘ (x · Wᵀ + α/r · (x · Aᵀ) · Bᵀ)`. No gradient flows through the lengths (section 4.3).
 
 use crate::architecture::Architecture;
 use crate::checkpoint::pieces;
@@ -21,10 +24,21 @@ pub struct AdapterOptions {
     /// Modules by the end of their names, as in `q_proj` or `layers.0.self_attn.q_proj`; `all-linear` is every one that can
     /// be adapted.
     pub targets: Vec<String>,
+    /// Whether the lengths of rows are trained apart from their directions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dora: bool,
 }
 
 /// Every module that can be adapted, as a target.
 pub const ALL_LINEAR: &str = "all-linear";
+
+/// What is behind a module's name in the name of its rows' lengths.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
+/// The published matrix whose rows' lengths a parameter begins with, where it is one of lengths.
+pub fn matrix_of_magnitude(parameter: &str) -> Option<String> {
+    parameter.strip_suffix(MAGNITUDE).map(|module| format!("{module}.weight"))
+}
 
 /// A published matrix with an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +58,12 @@ pub struct AdaptedModule {
 }
 
 impl AdaptedModule {
+    /// Stands behind the last row of a parameter of so many.
+    pub(crate) fn end(row: usize) -> AdaptedModule {
+        let nothing = String::new;
+        AdaptedModule { name: nothing(), parameter: nothing(), row, rows: 0, columns: 0, part: nothing() }
+    }
+
     /// The name of `A`, \[rank, columns\].
     pub fn down(&self) -> String {
         format!("{}.lora_A.weight", self.name)
@@ -52,6 +72,11 @@ impl AdaptedModule {
     /// The name of `B`, \[rows, rank\].
     pub fn up(&self) -> String {
         format!("{}.lora_B.weight", self.name)
+    }
+
+    /// The name of `m`, \[rows\].
+    pub fn magnitude(&self) -> String {
+        format!("{}{MAGNITUDE}", self.name)
     }
 
     /// The last word of its name.
@@ -115,22 +140,37 @@ impl AdapterOptions {
         modules
     }
 
-    /// Adds a module's product to its matrix \[rows, columns\], summed in f64.
-    pub fn merge(&self, module: &AdaptedModule, matrix: &mut [f32], down: &[f32], up: &[f32]) {
-        let scale = self.scale();
-        for (row, factors) in
-            matrix.chunks_exact_mut(module.columns.max(1)).zip(up.chunks_exact(self.rank.max(1)))
-        {
-            for (column, weight) in row.iter_mut().enumerate() {
-                let product: f64 = factors
-                    .iter()
-                    .enumerate()
-                    .map(|(at, factor)| {
-                        let small = down.get(at * module.columns + column).copied().unwrap_or(f32::NAN);
-                        f64::from(*factor) * f64::from(small)
-                    })
-                    .sum();
-                *weight = (f64::from(*weight) + scale * product) as f32;
+    /// Adds a module's product to its matrix \[rows, columns\], in f64, and gives its rows the lengths that were trained, where
+    /// there are any.
+    pub fn merge(
+        &self,
+        module: &AdaptedModule,
+        matrix: &mut [f32],
+        down: &[f32],
+        up: &[f32],
+        lengths: Option<&[f32]>,
+    ) {
+        let (scale, columns) = (self.scale(), module.columns.max(1));
+        let rows = matrix.chunks_exact_mut(columns).zip(up.chunks_exact(self.rank.max(1)));
+        for (index, (row, factors)) in rows.enumerate() {
+            let sum = |column: usize, weight: f32| {
+                let product = factors.iter().enumerate().map(|(at, factor)| {
+                    let small = down.get(at * columns + column).copied().unwrap_or(f32::NAN);
+                    f64::from(*factor) * f64::from(small)
+                });
+                f64::from(weight) + scale * product.sum::<f64>()
+            };
+            let sums: Vec<f64> =
+                row.iter().enumerate().map(|(column, weight)| sum(column, *weight)).collect();
+            let length = sums.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let stretch = match lengths {
+                Some(lengths) if length > 0.0 => {
+                    f64::from(lengths.get(index).copied().unwrap_or(f32::NAN)) / length
+                }
+                _ => 1.0,
+            };
+            for (weight, sum) in row.iter_mut().zip(sums) {
+                *weight = (stretch * sum) as f32;
             }
         }
     }
@@ -151,6 +191,11 @@ impl AdapterOptions {
             let down = parameter(module.down(), vec![self.rank, module.columns]);
             list.push((down, Initial::Normal { std }));
             list.push((parameter(module.up(), vec![module.rows, self.rank]), Initial::Zeros));
+            if self.dora {
+                let lengths =
+                    Parameter { kind: Kind::Norm, ..parameter(module.magnitude(), vec![module.rows]) };
+                list.push((lengths, Initial::Ones));
+            }
         }
         list
     }

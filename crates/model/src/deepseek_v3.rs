@@ -51,6 +51,7 @@ pub fn build_train<'a>(
     };
     let values = network.values_of(&trained)?;
     let gradients = differentiate(&mut network.builder, losses.total, &values, options.recompute)?;
+    network.compute_lengths()?;
     losses::carry(&mut network, &losses)?;
     if options.adapter.is_some() {
         // The selection biases are frozen with the rest.
@@ -80,6 +81,7 @@ pub fn build_evaluate<'a>(
     network.declare_adapters(options.adapter.as_ref());
     let trunk = network.trunk()?;
     losses::evaluation(&mut network, &trunk)?;
+    network.compute_lengths()?;
     Ok(network.builder.finish())
 }
 
@@ -119,6 +121,7 @@ pub fn build_adapted_logits<'a>(
     network.declare_adapters(adapter);
     let trunk = network.trunk()?;
     network.logits("logits", trunk.normed)?;
+    network.compute_lengths()?;
     Ok(network.builder.finish())
 }
 

@@ -226,6 +226,12 @@ fn adapters_alone_are_trained_and_leave_the_model_as_it_is() {
     ] {
         assert_eq!(state(&from(&case, name, &flags)), whole, "{name}");
     }
+    let with_lengths = state(&from(&case, "dora", &["--set", "adapter.dora=true"]));
+    let alone = ["--set", "adapter.dora=true", "--set", "training.state=in_place", "--unguarded"];
+    assert_eq!(state(&from(&case, "dora-alone", &alone)), with_lengths);
+    let first = |run| losses(&case, run)[..2].to_vec();
+    // It begins at the model, and then goes another way.
+    assert!((first("dora")[0] - first("run")[0]).abs() < 1e-5 && first("dora")[1] != first("run")[1]);
     let state = tensors(&case.path("run/checkpoints/step-00000006/state.safetensors"));
     let model = tensors(&case.path("on-device/checkpoints/step-00000002/state.safetensors"));
     for (name, numbers) in &state {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use toprope_model::ModelConfig;
+use toprope_model::adapter::matrix_of_magnitude;
 use toprope_model::checkpoint::{Piece, pieces};
 use toprope_model::hub::{Hub, HubError};
 use toprope_program::shape::{elements, sizes};
@@ -117,6 +118,9 @@ impl PublishedWeights {
 impl Source<'_> {
     /// A parameter's stored bytes; none for a value that the model does not have.
     fn read(&mut self, value: &Value) -> Result<Option<Vec<u8>>, InitialError> {
+        if let Some(matrix) = matrix_of_magnitude(&value.name) {
+            return self.lengths(&matrix);
+        }
         let Some(pieces) = self.of_parameter.get(&value.name) else { return Ok(None) };
         let mut bytes = Vec::with_capacity(elements(&sizes(&value.shape, &[])) * 4);
         for piece in pieces {
@@ -132,6 +136,18 @@ impl Source<'_> {
             bytes.extend(tensor.to_bytes(Width::Native));
         }
         Ok(Some(bytes))
+    }
+
+    /// The lengths of a published matrix's rows, as stored.
+    fn lengths(&self, matrix: &str) -> Result<Option<Vec<u8>>, InitialError> {
+        let piece = self.of_parameter.values().flatten().find(|piece| piece.name == matrix);
+        let Some((piece, columns)) = piece.and_then(|piece| Some((piece, *piece.shape.last()?))) else {
+            return Ok(None);
+        };
+        let numbers = self.hub.read(piece)?;
+        let length =
+            |row: &[f32]| row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32;
+        Ok(Some(numbers.chunks_exact(columns.max(1)).flat_map(|row| length(row).to_le_bytes()).collect()))
     }
 
     fn finish(self) -> Result<(), InitialError> {

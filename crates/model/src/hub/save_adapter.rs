@@ -68,7 +68,7 @@ fn config(architecture: Architecture<'_>, options: &AdapterOptions, base: &str) 
         "bias": "none",
         "fan_in_fan_out": false,
         "use_rslora": false,
-        "use_dora": false,
+        "use_dora": options.dora,
         "init_lora_weights": true,
         "inference_mode": true,
         "modules_to_save": null,

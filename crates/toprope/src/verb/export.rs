@@ -136,7 +136,8 @@ fn write_merged(
         let mut numbers = stored.piece(piece)?;
         if let Some(module) = modules.get(&piece.name) {
             let (down, up) = (stored.read(&module.down())?, stored.read(&module.up())?);
-            adapter.merge(module, &mut numbers, &down, &up);
+            let lengths = adapter.dora.then(|| stored.read(&module.magnitude())).transpose()?;
+            adapter.merge(module, &mut numbers, &down, &up, lengths.as_deref());
         }
         Ok(numbers)
     })
