@@ -276,7 +276,7 @@ fn campaign(world: &dyn World, arguments: &RunArguments) -> Result<bool, Campaig
             done += 1;
         }
         if plan.clean_steps > 0 {
-            report.clean.push(clean::run(&mut scene, plan.clean_steps, recipe.model.vocab_size)?);
+            report.clean.push(clean::run(&mut scene, plan.clean_steps, recipe.architecture().vocab_size())?);
         }
         let took = world.clock().monotonic().saturating_sub(started).as_secs_f64();
         eprintln!("{}: {done} faults, {} clean steps, {took:.0} s", scene.name, plan.clean_steps);

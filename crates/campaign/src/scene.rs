@@ -141,7 +141,7 @@ pub fn inputs(recipe: &Recipe) -> Result<StepInputs, CampaignError> {
     let documents: Vec<Document> = TEXT
         .iter()
         .enumerate()
-        .map(|(index, text)| Document { name: index.to_string(), text: (*text).to_string() })
+        .map(|(index, text)| Document::new(index.to_string(), (*text).to_string()))
         .collect();
     let tokenizer = Tokenizer::byte();
     let tokens = |documents: &[Document]| {

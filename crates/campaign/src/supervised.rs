@@ -18,6 +18,7 @@ use toprope_train::batch::{StepBatch, StepInputs};
 use toprope_train::engine::{
     Engine, EngineError, Guarded, GuardedOptions, GuardedSteps, Local, LocalOptions,
 };
+use toprope_train::initial::InitialState;
 use toprope_train::recipe::Recipe;
 use toprope_world::{FileWriter, World};
 
@@ -41,11 +42,11 @@ pub fn measure(
         evaluate: None,
         logits: None,
         layout: StateLayout::Double,
-        seed: recipe.seed,
+        initial: Some(Arc::new(InitialState::drawn(recipe.seed))),
         profile: None,
     };
     let failed = |error: EngineError| wrong(&recipe.name, error);
-    let bare = Local::open(device(threads)?, options)?;
+    let bare = Local::open(device(threads)?, options).map_err(failed)?;
     let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(bare)];
     let mut checks = 0;
     for level in [CheckLevel::Sampled, CheckLevel::Full] {
@@ -89,7 +90,7 @@ pub fn measure(
             train: train.clone(),
             evaluate: None,
             logits: None,
-            seed: recipe.seed,
+            initial: Some(Arc::new(InitialState::drawn(recipe.seed))),
         };
         let mut guarded = Guarded::open(options).map_err(failed)?;
         guarded.start().map_err(failed)?;

@@ -3,10 +3,12 @@
 use crate::config::DeepseekV3Config;
 use crate::error::ModelError;
 use crate::llama::LlamaConfig;
+use serde::Serialize;
 use toprope_program::constant::Rope;
 
-/// A configuration of one of the architectures.
-#[derive(Clone, Debug, PartialEq)]
+/// A configuration of one of the architectures; written down it is that configuration's own keys, `model_type` among them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum ModelConfig {
     /// DeepSeek-V3: latent attention, experts, prediction modules.
     DeepseekV3(DeepseekV3Config),
@@ -32,6 +34,18 @@ impl<'a> From<&'a DeepseekV3Config> for Architecture<'a> {
 impl<'a> From<&'a LlamaConfig> for Architecture<'a> {
     fn from(config: &'a LlamaConfig) -> Architecture<'a> {
         Architecture::Llama(config)
+    }
+}
+
+impl From<DeepseekV3Config> for ModelConfig {
+    fn from(config: DeepseekV3Config) -> ModelConfig {
+        ModelConfig::DeepseekV3(config)
+    }
+}
+
+impl From<LlamaConfig> for ModelConfig {
+    fn from(config: LlamaConfig) -> ModelConfig {
+        ModelConfig::Llama(config)
     }
 }
 

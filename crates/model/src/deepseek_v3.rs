@@ -12,10 +12,14 @@
 //! step, where the balance loss is weighed; `rates` f32\[3\] of the update: learning rate, 1 - β1^t, 1 - β2^t.
 //! A target of -1 has no loss; an `mtp_tokens` of -1 is embedded as zeros.
 //!
+//! With adapters ([`crate::adapter`]) the model's own parameters are state without a next one: no gradient, no moments.
+//! The adapters' parameters stand behind them, before everything else, and are what is trained.
+//!
 //! Carried: `gradient.<parameter>`; `loss`, `loss_main`, and where the model has them `loss_mtp`, `loss_balance`, each
 //! f32\[1\] and as it enters `loss`; `counts.<layer>` i32\[experts\] for each layer with experts.
 //! Outputs of the update: `gradient_norm` (before clipping) and `clip_factor`, f32\[1\].
 
+use crate::adapter::AdapterOptions;
 use crate::architecture::Architecture;
 use crate::cost::SEQUENCES;
 use crate::error::{ModelError, key};
@@ -37,14 +41,22 @@ pub fn build_train<'a>(
     options.validate(architecture)?;
     let mut network = network(architecture, name, Phase::Train, options.dtype, &Rows::sequences(options))?;
     network.declare_parameters(options.depth_scaled_init);
+    let adapters = network.declare_adapters(options.adapter.as_ref());
     let trunk = network.trunk()?;
     let losses = losses::training(&mut network, options, &trunk)?;
 
-    let trained: Vec<_> =
-        parameters(architecture).into_iter().filter(|parameter| parameter.is_trained()).collect();
+    let trained: Vec<_> = match options.adapter {
+        Some(_) => adapters,
+        None => parameters(architecture).into_iter().filter(|parameter| parameter.is_trained()).collect(),
+    };
     let values = network.values_of(&trained)?;
     let gradients = differentiate(&mut network.builder, losses.total, &values, options.recompute)?;
+    network.compute_lengths()?;
     losses::carry(&mut network, &losses)?;
+    if options.adapter.is_some() {
+        // The selection biases are frozen with the rest.
+        network.routed.clear();
+    }
     let sums = optimizer::carry_gradients(&mut network, &trained, gradients)?;
     network.builder.set_range(Range::Update);
     optimizer::update(&mut network, options, &trained, &sums)?;
@@ -66,8 +78,10 @@ pub fn build_evaluate<'a>(
     options.validate(architecture)?;
     let mut network = network(architecture, name, Phase::Evaluate, options.dtype, &Rows::sequences(options))?;
     network.declare_parameters(options.depth_scaled_init);
+    network.declare_adapters(options.adapter.as_ref());
     let trunk = network.trunk()?;
     losses::evaluation(&mut network, &trunk)?;
+    network.compute_lengths()?;
     Ok(network.builder.finish())
 }
 
@@ -79,16 +93,35 @@ pub fn build_logits<'a>(
     sequence: usize,
     name: &str,
 ) -> Result<Program, ModelError> {
+    build_adapted_logits(architecture, dtype, sequence, None, name)
+}
+
+/// [`build_logits`] of a model with adapters.
+pub fn build_adapted_logits<'a>(
+    architecture: impl Into<Architecture<'a>>,
+    dtype: DType,
+    sequence: usize,
+    adapter: Option<&AdapterOptions>,
+    name: &str,
+) -> Result<Program, ModelError> {
     let architecture = architecture.into();
     architecture.validate()?;
-    let options =
-        TrainingOptions { sequence, micro_batch_sequences: 1, dtype, mtp_weight: 1.0, ..Default::default() };
+    let options = TrainingOptions {
+        sequence,
+        micro_batch_sequences: 1,
+        dtype,
+        mtp_weight: 1.0,
+        adapter: adapter.cloned(),
+        ..Default::default()
+    };
     options.validate(architecture)?;
     let rows = Rows { symbol: "window", bound: sequence, each: 1, positions: sequence };
     let mut network = network(architecture, name, Phase::Prefill, dtype, &rows)?;
     network.declare_parameters(false);
+    network.declare_adapters(adapter);
     let trunk = network.trunk()?;
     network.logits("logits", trunk.normed)?;
+    network.compute_lengths()?;
     Ok(network.builder.finish())
 }
 

@@ -1,5 +1,6 @@
 //! Models as program builders: DeepSeek-V3, Llama, Qwen2. Knows nothing of guards, recipes' files or devices.
 
+pub mod adapter; // small matrices beside frozen ones
 pub mod architecture; // which of them, and what they share
 pub mod checkpoint; // our tensors to and from the published ones
 pub mod config; // Hugging Face's keys
@@ -15,6 +16,7 @@ pub mod rope_scaling; // stretched rotary frequencies
 pub mod totals; // parameter counts without building anything
 pub mod training_options; // what a training step needs beside the configuration
 
+pub use adapter::AdapterOptions;
 pub use architecture::{Architecture, ModelConfig};
 pub use config::DeepseekV3Config;
 pub use cost::packed_cost;

@@ -1,5 +1,6 @@
 //! What a training step needs beside the model's configuration.
 
+use crate::adapter::AdapterOptions;
 use crate::architecture::Architecture;
 use crate::error::{ModelError, key};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct TrainingOptions {
     pub recompute: Recompute,
     /// Whether matrices that write to the residual stream start smaller, by `1/√(2·layers)` (GPT-2, section 2.3).
     pub depth_scaled_init: bool,
+    /// Where adapters are trained and everything else is frozen: which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterOptions>,
 }
 
 /// AdamW's constants. Weight decay is for matrices; norms have none.
@@ -88,6 +92,7 @@ impl Default for TrainingOptions {
             muon: None,
             recompute: Recompute::Nothing,
             depth_scaled_init: false,
+            adapter: None,
         }
     }
 }
@@ -142,6 +147,9 @@ impl TrainingOptions {
                 format!("is {}, so the prediction modules would not learn", self.mtp_weight),
                 "make it positive, or set num_nextn_predict_layers to 0",
             ));
+        }
+        if let Some(adapter) = &self.adapter {
+            adapter.validate(architecture)?;
         }
         not_negative("mtp_weight", self.mtp_weight)?;
         not_negative("balance_alpha", self.balance_alpha)?;

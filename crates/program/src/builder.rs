@@ -189,6 +189,17 @@ impl Builder {
         Ok(self.apply(name, operator, operands)?[0])
     }
 
+    /// How many instructions the first range has.
+    pub fn instructions(&self) -> usize {
+        self.program.accumulate.len()
+    }
+
+    /// Puts the first range's instructions from `from` on before all others.
+    pub fn move_to_front(&mut self, from: usize) {
+        let count = self.program.accumulate.len();
+        self.program.accumulate.rotate_right(count.saturating_sub(from));
+    }
+
     /// Adds an operator that writes values which were declared before.
     pub fn apply_to(
         &mut self,

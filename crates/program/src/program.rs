@@ -119,6 +119,13 @@ impl Program {
         self.values_with_ids().filter(|(_, value)| matches!(value.role, Role::State { .. }))
     }
 
+    /// Whether a value is state of a training program that no update writes.
+    pub fn is_frozen(&self, id: ValueId) -> bool {
+        self.phase == Phase::Train
+            && matches!(self.value(id).role, Role::State { .. })
+            && !self.values.iter().any(|value| value.role == Role::Next { of: id })
+    }
+
     /// The type of an operand as the operator sees it.
     pub fn operand_type(&self, operand: &Operand) -> Type {
         let value = self.value(operand.value);

@@ -182,13 +182,17 @@ impl Session {
         })
     }
 
-    /// Writes the stored bytes of a value.
+    /// Writes the stored bytes of a value; one of state that no update writes, to both halves.
     ///
     /// # Errors
     /// The device's fault.
     pub fn write(&self, device: &mut dyn Device, name: &str, bytes: &[u8]) -> Result<(), Fault> {
-        let (_, location) = self.place(name)?;
-        device.write(self.buffer(location), location.offset_bytes, bytes)
+        let (id, location) = self.place(name)?;
+        device.write(self.buffer(location), location.offset_bytes, bytes)?;
+        if self.bindings.next != self.bindings.current && self.program.program().is_frozen(id) {
+            device.write(self.bindings.next, location.offset_bytes, bytes)?;
+        }
+        Ok(())
     }
 
     /// Writes f32 numbers.

@@ -74,6 +74,10 @@ pub struct Train {
     /// Go on from the newest intact checkpoint in the run's folder.
     #[arg(long)]
     pub resume: bool,
+    /// Begin from a published model, a Hugging Face folder or a GGUF file: model and tokenizer are its own, the rest is the
+    /// recipe's. With --resume: where the model of the run is now, should a run without a checkpoint need it again.
+    #[arg(long, value_name = "MODEL")]
+    pub from: Option<PathBuf>,
     /// Steps of the whole run, instead of the recipe's.
     #[arg(long)]
     pub steps: Option<u64>,
@@ -336,6 +340,9 @@ pub struct Inspect {
     /// tell whether they are complete, which numbers are not finite, and which is the newest intact one. Nothing in it is run.
     #[arg(long, conflicts_with_all = ["sets", "program"])]
     pub verify: bool,
+    /// The published model that the recipe goes on from, as in `train --from`.
+    #[arg(long, value_name = "MODEL")]
+    pub from: Option<PathBuf>,
     /// Change a key of the recipe, as in --set training.batch=4; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
@@ -379,6 +386,9 @@ pub struct Export {
     pub what: PathBuf,
     /// The folder to write, which must not be there.
     pub to: PathBuf,
+    /// Of a run with adapters, which is written in PEFT's format: the whole model with them merged into it instead.
+    #[arg(long)]
+    pub merge: bool,
 }
 
 /// How text is made.

@@ -73,7 +73,7 @@ impl StepInputs {
         BatchShape {
             sequence_length: self.recipe.training.sequence,
             sequences,
-            mtp_depth: self.recipe.model.num_nextn_predict_layers,
+            mtp_depth: self.recipe.architecture().prediction_layers(),
         }
     }
 

@@ -7,6 +7,7 @@
 //! This module knows nothing of models, programs, devices or runs.
 
 mod batch; // what a step reads, and which tokens are in it
+mod chat; // conversations, and whose turns are predicted
 mod compression; // gzip and xz of the same bytes, to compare with
 mod config; // the recipe's `[data]` table
 mod corpus; // documents, split and hashed
@@ -23,6 +24,7 @@ mod text; // one document a file
 mod tokens; // documents as one array of tokens
 
 pub use batch::{Batch, BatchShape, Batches, NO_TOKEN, ValidationBatches};
+pub use chat::{ChatConfig, Render};
 pub use compression::{CompressedBytes, bits_per_byte, compressed_bytes};
 pub use config::{DataConfig, Format, Source};
 pub use corpus::{Corpus, CorpusCounts, Document};

@@ -10,6 +10,7 @@ pub use local::{Local, LocalOptions, Profile};
 
 use crate::batch::StepBatch;
 use crate::checkpoint::OwnedTensor;
+use crate::initial::InitialError;
 use toprope_guard::supervisor::GuardError;
 use toprope_program::{Description, Fault, MemoryPlan, Validated};
 
@@ -22,6 +23,15 @@ pub enum EngineError {
     /// The guard gave up.
     #[error(transparent)]
     Guard(Box<GuardError>),
+    /// There is no state to begin with.
+    #[error(transparent)]
+    Initial(Box<InitialError>),
+}
+
+impl From<InitialError> for EngineError {
+    fn from(error: InitialError) -> EngineError {
+        EngineError::Initial(Box::new(error))
+    }
 }
 
 impl From<Fault> for EngineError {

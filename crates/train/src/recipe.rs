@@ -1,24 +1,29 @@
 //! Recipes: a whole run as TOML. Unknown keys are errors with the nearest right one.
 
 mod error;
-mod load;
+mod load; // from text to a recipe
+mod onto; // a published model in place of the model section
 
 pub use error::RecipeError;
-pub use load::{BUILT_IN, built_in, parse};
+pub use load::{BUILT_IN, built_in, parse, parse_onto};
+pub use onto::Base;
 
 use crate::data::DataConfig;
 use crate::schedule::ScheduleConfig;
 use crate::tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use toprope_guard::policy::Policy;
-use toprope_model::{AdamwOptions, DeepseekV3Config, MuonOptions, TrainingOptions};
+use toprope_model::{
+    AdamwOptions, AdapterOptions, Architecture, ModelConfig, MuonOptions, TrainingOptions,
+};
 use toprope_program::recompute::Recompute;
 use toprope_program::{DType, StateLayout};
 
-/// A whole run.
+/// A whole run, with a model of one of the architectures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
+pub struct Recipe<M = ModelConfig> {
     /// The name, for people.
     pub name: String,
     /// What it is for, in a line.
@@ -52,13 +57,29 @@ pub struct Recipe {
     /// What is done about faults; it changes no number of an undisturbed run.
     #[serde(default)]
     pub guard: Policy,
+    /// Adapters, where they are trained instead of the model itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterOptions>,
     /// Where text comes from.
     pub data: DataConfig,
     /// How text becomes tokens.
     #[serde(default)]
     pub tokenizer: TokenizerConfig,
+    /// The published model that training goes on from, where it does: written by `train --from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Origin>,
     /// The model, with Hugging Face's keys.
-    pub model: DeepseekV3Config,
+    pub model: M,
+}
+
+/// A published model that a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The folder or file.
+    pub model: PathBuf,
+    /// What [`crate::initial::weights_hash`] gave of its weights.
+    pub weights: String,
 }
 
 /// Steps, sizes and precision.
@@ -243,6 +264,11 @@ impl Recipe {
         self.training.micro_batch.unwrap_or(self.training.batch)
     }
 
+    /// The model, as builders take it.
+    pub fn architecture(&self) -> Architecture<'_> {
+        (&self.model).into()
+    }
+
     /// Tokens between the beginnings of two windows of held-out text.
     pub fn evaluation_stride(&self) -> usize {
         self.evaluation.stride.unwrap_or(self.training.sequence)
@@ -270,6 +296,7 @@ impl Recipe {
             },
             recompute: self.training.recompute,
             depth_scaled_init: self.training.depth_scaled_init,
+            adapter: self.adapter.clone(),
         }
     }
 
@@ -281,8 +308,8 @@ impl Recipe {
         toml::to_string(self)
     }
 
-    /// The hash of everything that decides the run's numbers: not its length in steps, names, devices, checkpoints, evaluation or
-    /// samples.
+    /// The hash of everything that decides the run's numbers: not its length in steps, names, places, devices, checkpoints,
+    /// evaluation or samples.
     pub fn hash(&self) -> String {
         let mut decisive = self.clone();
         decisive.name = String::new();
@@ -294,6 +321,9 @@ impl Recipe {
         decisive.evaluation = Evaluation::default();
         decisive.sample = Sample::default();
         decisive.guard = Policy::default();
+        if let Some(origin) = &mut decisive.from {
+            origin.model = PathBuf::new();
+        }
         let json = serde_json::to_string(&decisive).unwrap_or_default();
         blake3::hash(json.as_bytes()).to_hex().to_string()
     }

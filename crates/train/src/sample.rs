@@ -18,8 +18,8 @@ pub fn continue_text(
     seed: u64,
 ) -> Result<String, EngineError> {
     let end = tokenizer.end_of_document() as i32;
-    // The end of the document before comes first, as in training. A prompt that the tokenizer has no tokens for is none.
-    let mut tokens = vec![end];
+    // What begins a document comes first, as in training. A prompt that the tokenizer has no tokens for is none.
+    let mut tokens = vec![tokenizer.beginning_of_document() as i32];
     tokens.extend(tokenizer.encode(prompt).unwrap_or_default().into_iter().map(|token| token as i32));
     let first = tokens.len();
     for index in 0..count {

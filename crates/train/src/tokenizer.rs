@@ -11,6 +11,7 @@ pub use published::PublishedTokenizer;
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use toprope_model::hub::Text;
 
 /// The recipe's `[tokenizer]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub enum TokenizerKind {
     Bpe,
     /// From a file.
     File,
+    /// That of the published model that training goes on from.
+    Published,
 }
 
 /// What is wrong with a tokenizer.
@@ -99,6 +102,12 @@ pub enum TokenizerError {
         /// The model's `vocab_size`.
         vocabulary: usize,
     },
+    /// A published model without one.
+    #[error("{reason}\nhint: training goes on with the model's own tokenizer; put it beside the weights")]
+    NoneHere {
+        /// What was looked for.
+        reason: String,
+    },
     /// A text that has no tokens.
     #[error("tokenizer: a text could not be tokenized: {reason}")]
     Text {
@@ -126,6 +135,10 @@ enum Kind {
     Byte,
     Library {
         tokenizer: Box<tokenizers::Tokenizer>,
+        /// The same, but it knows markers in a text: a published model's, for conversations.
+        marked: Option<Box<tokenizers::Tokenizer>>,
+        /// What a document begins with.
+        begin: u32,
         end: u32,
         /// Whether it cuts text as those that are trained here do, and does nothing else to it.
         pieces_known: bool,
@@ -144,7 +157,7 @@ impl Tokenizer {
         Tokenizer { kind: Kind::Byte, json: None }
     }
 
-    /// The tokenizer that a recipe asks for; `documents` and the model's `vocabulary` are for one that is trained.
+    /// The tokenizer that a recipe asks for and that is no published model's; `documents` and the model's `vocabulary` are for one that is trained.
     ///
     /// # Errors
     /// The file is none, or training fails.
@@ -159,7 +172,7 @@ impl Tokenizer {
                 let texts: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
                 Tokenizer::train_bpe(&texts, vocabulary)
             }
-            TokenizerKind::File => {
+            TokenizerKind::File | TokenizerKind::Published => {
                 let path = config.path.as_deref().ok_or(TokenizerError::NoPath)?;
                 Tokenizer::from_file(path, config.end_of_document.as_deref())
             }
@@ -173,7 +186,7 @@ impl Tokenizer {
     pub fn saved(config: &TokenizerConfig, path: &Path) -> Result<Tokenizer, TokenizerError> {
         match config.kind {
             TokenizerKind::Byte => Ok(Tokenizer::byte()),
-            TokenizerKind::Bpe | TokenizerKind::File => {
+            TokenizerKind::Bpe | TokenizerKind::File | TokenizerKind::Published => {
                 Tokenizer::from_file(path, config.end_of_document.as_deref())
             }
         }
@@ -211,8 +224,39 @@ impl Tokenizer {
             return Err(TokenizerError::NoEnd { path: origin.to_owned(), token });
         };
         let pieces_known = train::cuts_alike(&value);
-        let kind = Kind::Library { tokenizer: Box::new(tokenizer), end, pieces_known };
+        let kind =
+            Kind::Library { tokenizer: Box::new(tokenizer), marked: None, begin: end, end, pieces_known };
         Ok(Tokenizer { kind, json: Some(String::from_utf8_lossy(bytes).into_owned()) })
+    }
+
+    /// The tokenizer of a published model, for documents: one ends with `end`, or else with the model's own end of a text, and
+    /// begins with what the model puts before a text, or else with what ends the one before.
+    ///
+    /// # Errors
+    /// The model has none; it is none; it has no such end of a document; it has more tokens than the model has rows.
+    pub fn published(text: &Text, end: Option<&str>, vocabulary: usize) -> Result<Tokenizer, TokenizerError> {
+        let Some((bytes, path)) = &text.tokenizer else {
+            return Err(TokenizerError::NoneHere { reason: text.no_tokenizer.clone().unwrap_or_default() });
+        };
+        let end = end.or(text.end.as_deref());
+        let mut made = Tokenizer::from_json(bytes, path, end)?;
+        let tokens = made.vocabulary_size();
+        if tokens > vocabulary {
+            return Err(TokenizerError::LargerThanModel { path: path.clone(), tokens, vocabulary });
+        }
+        if let Kind::Library { tokenizer, marked, begin, .. } = &mut made.kind {
+            let framed = tokenizer.encode_fast("", true);
+            let framed = framed.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+            let first = framed.get_ids().first().copied();
+            let known = text.beginning.as_deref().and_then(|token| tokenizer.token_to_id(token));
+            *begin = first.filter(|first| Some(*first) == known).unwrap_or(*begin);
+            let mut knowing = tokenizer.clone();
+            knowing.set_encode_special_tokens(false);
+            // It would shorten places by the spaces in them.
+            knowing.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+            *marked = Some(knowing);
+        }
+        Ok(made)
     }
 
     /// The `tokenizer.json`, where there is one.
@@ -225,6 +269,9 @@ impl Tokenizer {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.json.as_deref().unwrap_or("byte").as_bytes());
         hasher.update(&self.end_of_document().to_le_bytes());
+        if self.beginning_of_document() != self.end_of_document() {
+            hasher.update(&self.beginning_of_document().to_le_bytes());
+        }
         hasher.finalize().to_hex().to_string()
     }
 
@@ -239,8 +286,16 @@ impl Tokenizer {
         }
     }
 
-    /// The token that ends a document; it is a target like any other. A document begins with it too, so that its first
-    /// token is predicted from something.
+    /// The token that a document begins with, so that its first token is predicted from something: the one that ends a
+    /// document, but where a published model has another.
+    pub fn beginning_of_document(&self) -> u32 {
+        match &self.kind {
+            Kind::Byte => 256,
+            Kind::Library { begin, .. } => *begin,
+        }
+    }
+
+    /// The token that ends a document; it is a target like any other.
     pub fn end_of_document(&self) -> u32 {
         match &self.kind {
             Kind::Byte => 256,
@@ -269,6 +324,21 @@ impl Tokenizer {
                 .map(|encoding| encoding.get_ids().to_vec())
                 .map_err(|error| TokenizerError::Text { reason: error.to_string() }),
         }
+    }
+
+    /// The tokens of a conversation's text, in which markers are known, each with the byte that it begins at.
+    ///
+    /// # Errors
+    /// What the library says; a tokenizer that is no published model's.
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<(u32, usize)>, TokenizerError> {
+        let Kind::Library { marked: Some(tokenizer), .. } = &self.kind else {
+            let reason = "conversations need the tokenizer of a published model".into();
+            return Err(TokenizerError::Text { reason });
+        };
+        let encoding = tokenizer.encode(text, false);
+        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        let places = encoding.get_offsets().iter().map(|(begin, _)| *begin);
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
 
     /// The text of tokens; a character that is cut is replaced.

@@ -19,6 +19,7 @@ use toprope_program::StateLayout;
 use toprope_program::check::CheckLevel;
 use toprope_train::checkpoint::OwnedTensor;
 use toprope_train::engine::{Engine, Guarded, GuardedOptions, GuardedSteps};
+use toprope_train::initial::InitialState;
 use toprope_world::write_durably;
 
 /// A defect with the file that switches it on.
@@ -170,7 +171,7 @@ impl Bench {
             train: self.train.clone(),
             evaluate: None,
             logits: None,
-            seed: self.recipe.seed,
+            initial: Some(Arc::new(InitialState::drawn(self.recipe.seed))),
         };
         let mut engine = Guarded::open(options).map_err(|error| wrong("npu", error))?;
         let mut losses = Vec::new();

@@ -1,12 +1,24 @@
 //! Where the state is kept and where it comes back from: halves, snapshots, checkpoints.
 
-use super::{COPY_LIMIT, Copy, GuardError, NamedState, Supervisor, Tensor};
+use super::worker::Crew;
+use super::{COPY_LIMIT, Copy, GuardError, NamedState, SharedState, Supervisor, Tensor};
 use crate::decide::{Digest, Event, Source, StopReason, Worker};
 use crate::inject::{Handle, Home};
 use toprope_program::{Device, Fault, FaultKind, Progress};
 
 /// A state that changes in memory again and again is a host to be left.
 const SNAPSHOT_TRIES: u32 = 3;
+
+/// Writes a half to a device with memory of its own: to the buffer of its current state, and frozen values to that of the
+/// next one too.
+pub(super) fn write_half(state: &SharedState, half: usize, crew: &mut Crew) -> Result<(), Fault> {
+    let (current, next) = (crew.session.bindings().current, crew.session.bindings().next);
+    crew.device.write(current, 0, state.half(half))?;
+    for tensor in state.tensors().iter().filter(|tensor| tensor.frozen && next != current) {
+        crew.device.write(next, tensor.location.offset_bytes, &state.read(half, tensor))?;
+    }
+    Ok(())
+}
 
 impl Supervisor {
     /// The committed state, verified against the digest chain. One that changed since it was committed is taken from an
@@ -98,7 +110,7 @@ impl Supervisor {
         let Some(crew) = self.crews.get_mut(&worker) else { return Ok(()) };
         crew.session.write_constants(&mut crew.device)?;
         if crew.own_state {
-            crew.device.write(crew.session.bindings().current, 0, self.state.half(half))?;
+            write_half(&self.state, half, crew)?;
         } else if crew.half != half {
             crew.session.flip();
             crew.half = half;
@@ -118,7 +130,7 @@ impl Supervisor {
         let half = self.state.current();
         self.state.open(half);
         for (name, bytes) in &tensors {
-            if !self.state.write(half, name, bytes) {
+            if !self.state.store(half, name, bytes) {
                 return Err(format!("the checkpoint's `{name}` does not fit the program"));
             }
         }

@@ -402,7 +402,7 @@ impl Supervisor {
     /// No such value, or another number of bytes.
     pub fn write_state(&mut self, name: &str, bytes: &[u8]) -> Result<(), GuardError> {
         let half = self.state.current();
-        if self.state.write(half, name, bytes) {
+        if self.state.store(half, name, bytes) {
             Ok(())
         } else {
             Err(GuardError::State { name: name.into() })

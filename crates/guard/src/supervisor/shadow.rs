@@ -5,6 +5,7 @@
 //! of its own, which finds what does not repeat and leaves what repeats to the checks.
 
 use super::Supervisor;
+use super::keep::write_half;
 use super::worker::{Crew, Start, ready_now};
 use crate::decide::{Alarm, DeviceIndex, Digest, Rank, Suspect, Worker};
 use toprope_program::{CheckMask, Device, Fault, FaultKind, Progress, Range};
@@ -77,8 +78,7 @@ impl Supervisor {
         if shadow.holds == Some(self.committed) {
             crew.session.flip();
         } else {
-            let half = self.state.half(self.state.current());
-            crew.device.write(crew.session.bindings().current, 0, half)?;
+            write_half(&self.state, self.state.current(), crew)?;
         }
         crew.device.set_step(step);
         crew.session.set_checks(CheckMask::default());

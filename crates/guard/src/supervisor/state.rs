@@ -3,6 +3,7 @@
 
 use super::chain::{Group, digest_of, fold, groups, told};
 use crate::decide::Digest;
+use std::collections::HashMap;
 use std::sync::Arc;
 use toprope_program::shape::{elements, sizes};
 use toprope_program::{
@@ -23,6 +24,8 @@ pub struct Tensor {
     pub location: Location,
     /// Bytes without padding.
     pub bytes: usize,
+    /// Whether no update writes it: it lies in every half.
+    pub frozen: bool,
 }
 
 /// The state's halves.
@@ -30,6 +33,8 @@ pub struct SharedState {
     halves: Vec<Arc<SharedRegion>>,
     tensors: Vec<Tensor>,
     groups: Vec<Group>,
+    /// Digests of frozen values as they were stored: no update tells of them, and bytes that changed since must show.
+    frozen: HashMap<ValueId, u64>,
     current: usize,
     /// Committed steps that each half is of; none while it is being written.
     steps: Vec<Option<u64>>,
@@ -53,10 +58,11 @@ impl SharedState {
         let tensors = program.program().state().filter_map(|(id, value)| {
             let location = plan.place(id)?;
             let bytes = elements(&sizes(&value.shape, &[])) * value.dtype.size_bytes(Width::Native);
-            Some(Tensor { name: value.name.clone(), id, dtype: value.dtype, location, bytes })
+            let frozen = program.program().is_frozen(id);
+            Some(Tensor { name: value.name.clone(), id, dtype: value.dtype, location, bytes, frozen })
         });
         let (tensors, groups, steps) = (tensors.collect(), groups(program), vec![None; halves.len()]);
-        Ok(SharedState { halves, tensors, groups, current: 0, steps })
+        Ok(SharedState { halves, tensors, groups, frozen: HashMap::new(), current: 0, steps })
     }
 
     /// The regions, first half first.
@@ -149,6 +155,21 @@ impl SharedState {
         true
     }
 
+    /// Stores a value of a state that comes from elsewhere; a frozen one in every half.
+    pub fn store(&mut self, half: usize, name: &str, bytes: &[u8]) -> bool {
+        if !self.write(half, name, bytes) {
+            return false;
+        }
+        let frozen = self.tensors.iter().find(|tensor| tensor.name == name && tensor.frozen);
+        if let Some((id, dtype)) = frozen.map(|tensor| (tensor.id, tensor.dtype)) {
+            self.frozen.insert(id, digest_of(dtype, bytes));
+            for other in (0..self.halves.len()).filter(|other| *other != half) {
+                self.write(other, name, bytes);
+            }
+        }
+        true
+    }
+
     /// Fills a half with the bytes of a device's state buffer.
     pub fn fill(&mut self, half: usize, bytes: &[u8]) {
         let count = bytes.len().min(self.halves[half].len());
@@ -167,10 +188,19 @@ impl SharedState {
             .fold(0, |sum: u64, tensor| sum.wrapping_add(digest_of(tensor.dtype, self.value(half, tensor))))
     }
 
+    /// What is known of a group without its bytes.
+    fn told(&self, group: &Group, outputs: &Outputs) -> Option<u64> {
+        match (group.told, group.members.as_slice()) {
+            (Some(id), _) => told(outputs, id),
+            (None, [only]) => self.frozen.get(only).copied(),
+            (None, _) => None,
+        }
+    }
+
     /// The digest of a half that an update has just written, from what the update told; the rest from `half`'s bytes.
     pub fn digest_told(&self, half: usize, outputs: &Outputs) -> Digest {
         fold(self.groups.iter().map(|group| {
-            let told = group.told.and_then(|id| told(outputs, id));
+            let told = self.told(group, outputs);
             told.unwrap_or_else(|| self.group(half, group))
         }))
     }
@@ -186,7 +216,7 @@ impl SharedState {
     ) -> Result<Digest, E> {
         let mut digests = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            let mut sum = group.told.and_then(|id| told(outputs, id));
+            let mut sum = self.told(group, outputs);
             if sum.is_none() {
                 let mut own = 0u64;
                 for tensor in self.tensors.iter().filter(|tensor| group.members.contains(&tensor.id)) {

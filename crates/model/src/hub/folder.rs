@@ -191,8 +191,11 @@ fn is_copy(name: &str, architecture: Architecture<'_>) -> bool {
     })
 }
 
-/// What the small files beside the weights say of text.
-pub(super) fn text(files: &dyn Files, path: &Path) -> Result<Text, HubError> {
+/// What the small files of a folder say of text: `tokenizer.json` and those beside it.
+///
+/// # Errors
+/// A file is there and cannot be read.
+pub fn text(files: &dyn Files, path: &Path) -> Result<Text, HubError> {
     let mut text = Text::default();
     let tokenizer = path.join("tokenizer.json");
     match files.inspect(&tokenizer)? {

@@ -8,11 +8,14 @@ mod gguf; // tensors of a GGUF file
 mod gguf_config; // its metadata to a configuration
 mod gguf_tokenizer; // its metadata to a tokenizer.json
 mod save; // a folder that transformers opens
+mod save_adapter; // a folder that PEFT opens
 
 pub use config::{Published, parse};
 pub use describe::Description;
 pub use error::HubError;
+pub use folder::text as text_of_folder;
 pub use save::{Extra, save};
+pub use save_adapter::save_adapter;
 
 use crate::architecture::{Architecture, ModelConfig};
 use crate::checkpoint::{Piece, pieces};

@@ -29,8 +29,28 @@ pub fn save<E: From<HubError>>(
     extras: &[Extra],
     tensor: impl FnMut(&Piece) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
+    whole_or_nothing(files, folder, |aside| write(files, aside, config, extras, tensor))
+}
+
+/// Makes a folder aside, lets `write` fill it, and gives it its name when all is durable.
+pub(super) fn whole_or_nothing<E: From<HubError>>(
+    files: &dyn Files,
+    folder: &Path,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    if files.inspect(folder).map_err(HubError::from)?.is_some() {
+        return Err(HubError::Exists { path: folder.to_owned() }.into());
+    }
     let aside = aside(folder);
-    let written = write(files, folder, &aside, config, extras, tensor);
+    let filled = || -> Result<(), E> {
+        files.create_folder(&aside).map_err(HubError::from)?;
+        write(&aside)?;
+        files.sync_folder(&aside).map_err(HubError::from)?;
+        files.rename(&aside, folder).map_err(HubError::from)?;
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Ok(files.sync_folder(parent.unwrap_or(Path::new("."))).map_err(HubError::from)?)
+    };
+    let written = filled();
     if written.is_err() {
         // Why it failed is what is told.
         let _ = files.remove_folder(&aside);
@@ -38,43 +58,39 @@ pub fn save<E: From<HubError>>(
     written
 }
 
-fn write<E: From<HubError>>(
+/// Writes small files.
+pub(super) fn write_extras<'a>(
     files: &dyn Files,
     folder: &Path,
+    extras: impl IntoIterator<Item = &'a Extra>,
+) -> Result<(), HubError> {
+    for extra in extras {
+        let mut file = files.create(&folder.join(extra.name))?;
+        file.write(&extra.bytes)?;
+        file.sync()?;
+    }
+    Ok(())
+}
+
+fn write<E: From<HubError>>(
+    files: &dyn Files,
     aside: &Path,
     config: &ModelConfig,
     extras: &[Extra],
     mut tensor: impl FnMut(&Piece) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
-    let begun = || -> Result<(SafetensorsWriter, Vec<Piece>), HubError> {
-        if files.inspect(folder)?.is_some() {
-            return Err(HubError::Exists { path: folder.to_owned() });
-        }
-        files.create_folder(aside)?;
-        let text = serde_json::to_string_pretty(&published(config)).unwrap_or_default();
-        let configuration = Extra { name: "config.json", bytes: text.into_bytes() };
-        for extra in extras.iter().chain([&configuration]) {
-            let mut file = files.create(&aside.join(extra.name))?;
-            file.write(&extra.bytes)?;
-            file.sync()?;
-        }
-        let pieces = pieces(Architecture::from(config));
-        let announced: Vec<_> =
-            pieces.iter().map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
-        Ok((SafetensorsWriter::create(files, &aside.join(SINGLE_FILE), &announced)?, pieces))
-    };
-    let (mut writer, pieces) = begun()?;
+    let text = serde_json::to_string_pretty(&published(config)).unwrap_or_default();
+    let configuration = Extra { name: "config.json", bytes: text.into_bytes() };
+    write_extras(files, aside, extras.iter().chain([&configuration]))?;
+    let pieces = pieces(Architecture::from(config));
+    let announced: Vec<_> = pieces.iter().map(|piece| (piece.name.clone(), piece.shape.clone())).collect();
     let path = aside.join(SINGLE_FILE);
+    let mut writer = SafetensorsWriter::create(files, &path, &announced).map_err(HubError::from)?;
     for piece in pieces {
         let numbers = tensor(&piece)?;
         writer.write(&path, &piece.name, &numbers).map_err(HubError::from)?;
     }
-    writer.finish(&path).map_err(HubError::from)?;
-    files.sync_folder(aside).map_err(HubError::from)?;
-    files.rename(aside, folder).map_err(HubError::from)?;
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    files.sync_folder(parent.unwrap_or(Path::new("."))).map_err(HubError::from)?;
-    Ok(())
+    Ok(writer.finish(&path).map_err(HubError::from)?)
 }
 
 /// Where a folder is written before it has its name: by each process in a place of its own.

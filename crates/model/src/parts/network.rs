@@ -1,13 +1,17 @@
 //! What every part builds with: parameters by name, weights rounded once, linear maps and norms; and the trunk.
 
 use super::{grouped, mla, mlp, moe};
+use crate::adapter::{AdaptedModule, AdapterOptions};
 use crate::architecture::Architecture;
 use crate::error::ModelError;
 use crate::parameters::{Kind, Parameter, layer_part, parameters};
 use std::collections::HashMap;
 use toprope_program::constant::Content;
-use toprope_program::operator::{Add, Cast, Gather, Matmul, RmsNorm};
+use toprope_program::operator::{Add, Assemble, Cast, Gather, Matmul, Multiply, RmsNorm, Scale};
 use toprope_program::{BuildError, Builder, DType, Dim, Initial, Operand, Role, Shape, Type, ValueId, View};
+
+/// Added to the mean square of a row whose length is computed, so that one of zeros has no infinite inverse.
+const LENGTH_EPSILON: f64 = 1e-20;
 
 /// A network under construction.
 pub(crate) struct Network<'a> {
@@ -26,6 +30,12 @@ pub(crate) struct Network<'a> {
     rounded: HashMap<ValueId, ValueId>,
     inputs: HashMap<String, ValueId>,
     rope_table: Option<ValueId>,
+    /// Adapters by the parameter that they stand beside, with what their products are multiplied by.
+    adapters: HashMap<String, Vec<AdaptedModule>>,
+    adapter_scale: f64,
+    dora: bool,
+    /// Modules whose rows' lengths are still to be computed, and where one over them goes.
+    lengths: Vec<(AdaptedModule, ValueId)>,
     /// What each layer with experts leaves for losses and the bias update, in order.
     pub routed: Vec<Routed>,
 }
@@ -69,6 +79,10 @@ impl<'a> Network<'a> {
             rounded: HashMap::new(),
             inputs: HashMap::new(),
             rope_table: None,
+            adapters: HashMap::new(),
+            adapter_scale: 0.0,
+            dora: false,
+            lengths: Vec::new(),
             routed: Vec::new(),
         }
     }
@@ -94,6 +108,22 @@ impl<'a> Network<'a> {
             let id = self.builder.state(&name, Type::new(dtype, shape), initial);
             self.parameters.insert(name, id);
         }
+    }
+
+    /// Declares the adapters' parameters as state, behind the model's; gives them.
+    pub fn declare_adapters(&mut self, options: Option<&AdapterOptions>) -> Vec<Parameter> {
+        let Some(options) = options else { return Vec::new() };
+        (self.adapter_scale, self.dora) = (options.scale(), options.dora);
+        for module in options.modules(self.architecture) {
+            self.adapters.entry(module.parameter.clone()).or_default().push(module);
+        }
+        let declare = |(parameter, initial): (Parameter, Initial)| {
+            let r#type = Type::new(DType::F32, parameter.shape.iter().copied());
+            let id = self.builder.state(&parameter.name, r#type, initial);
+            self.parameters.insert(parameter.name.clone(), id);
+            parameter
+        };
+        options.parameters(self.architecture).into_iter().map(declare).collect()
     }
 
     /// The state value of a parameter.
@@ -152,10 +182,124 @@ impl<'a> Network<'a> {
         format!("{}.{name}", self.builder.part())
     }
 
-    /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations.
+    /// `x · weightᵀ` for a matrix `[outputs, inputs]`, in the dtype of activations, with its adapters' products added.
     pub fn linear(&mut self, name: &str, x: impl Into<Operand>, weight: &str) -> Result<ValueId, ModelError> {
-        let weight = self.weight(weight)?;
-        self.product(name, x, weight, self.dtype)
+        let (x, modules) = (x.into(), self.adapters.get(weight).cloned());
+        let matrix = self.weight(weight)?;
+        let frozen = self.product(name, x.clone(), matrix, self.dtype)?;
+        match modules {
+            Some(modules) => self.adapted(name, x, frozen, &modules),
+            None => Ok(frozen),
+        }
+    }
+
+    /// A frozen product with what its adapters add, each in the columns of its module.
+    fn adapted(
+        &mut self,
+        name: &str,
+        x: Operand,
+        frozen: ValueId,
+        modules: &[AdaptedModule],
+    ) -> Result<ValueId, ModelError> {
+        let mut parts: Vec<Operand> = Vec::new();
+        for module in modules {
+            let (down, up) = (self.weight(&module.down())?, self.weight(&module.up())?);
+            let leaf = module.leaf();
+            let small = self.product(&format!("{leaf}.lora_A"), x.clone(), down, self.dtype)?;
+            let (scaled, factor) = (self.local(&format!("{leaf}.scaled")), self.adapter_scale);
+            let small = self.builder.one(&scaled, Scale { factor }, [small.into()])?;
+            parts.push(self.product(&format!("{leaf}.lora_B"), small, up, self.dtype)?.into());
+        }
+        let shape = self.builder.program().value(frozen).shape.clone();
+        let whole = self.whole(&shape)?;
+        let columns = shape.get(1).and_then(|dim| dim.constant()).unwrap_or_default();
+        let window = |row: usize, rows: usize| whole.clone().narrow(1, row, rows);
+        let mut views: Vec<View> = modules.iter().map(|module| window(module.row, module.rows)).collect();
+        if self.dora {
+            for (part, (module, view)) in parts.iter_mut().zip(modules.iter().zip(&views)) {
+                let own = Operand { value: frozen, view: Some(view.clone()) };
+                *part = self.stretched(module, own, part.clone())?.into();
+            }
+            // What has no adapter stays as it is.
+            let mut next = 0;
+            for module in modules.iter().chain([&AdaptedModule::end(columns)]) {
+                if module.row > next {
+                    let view = window(next, module.row - next);
+                    parts.push(Operand { value: frozen, view: Some(view.clone()) });
+                    views.push(view);
+                }
+                next = module.row + module.rows;
+            }
+        }
+        let joined = match (parts.as_slice(), modules) {
+            ([only], [module]) if only.view.is_none() && module.rows == columns => only.value,
+            _ => {
+                let operator = Assemble { output: self.dtype, shape, views };
+                let name = self.local(&format!("{name}.adapters"));
+                self.builder.apply_all(&name, operator, parts)?[0]
+            }
+        };
+        if self.dora { Ok(joined) } else { self.sum(&format!("{name}.adapted"), frozen, joined) }
+    }
+
+    /// The sum of a module's two products with its columns stretched to the lengths that are trained.
+    fn stretched(
+        &mut self,
+        module: &AdaptedModule,
+        frozen: Operand,
+        added: Operand,
+    ) -> Result<ValueId, ModelError> {
+        let (leaf, tokens) = (module.leaf(), self.rows);
+        let name = |what: &str| format!("{leaf}.{what}");
+        let sum = self.local(&name("sum"));
+        let sum = self.builder.one(&sum, Add { output: self.dtype }, [frozen, added])?;
+        // One over the root mean square of each row, written by instructions that autodiff does not see.
+        let (rstd, r#type) = (self.local(&name("rstd")), Type::new(DType::F32, [module.rows]));
+        let rstd = self.builder.declare(&rstd, r#type, Role::Scratch);
+        self.lengths.push((module.clone(), rstd));
+        let magnitude = self.parameter(&module.magnitude())?;
+        let stretch = self.local(&name("stretch"));
+        let operator = Multiply { output: DType::F32 };
+        let stretch = self.builder.one(&stretch, operator, [magnitude.into(), rstd.into()])?;
+        let factor = 1.0 / (module.columns as f64).sqrt();
+        let scaled = self.local(&name("stretch.scaled"));
+        let stretch = self.builder.one(&scaled, Scale { factor }, [stretch.into()])?;
+        let repeated = self.builder.seen(stretch, |view| view.repeat(0, tokens))?;
+        let stretched = self.local(&name("stretched"));
+        Ok(self.builder.one(&stretched, Multiply { output: self.dtype }, [sum.into(), repeated])?)
+    }
+
+    /// Puts what computes the lengths of rows before everything else. To be called behind autodiff, to which they are constants.
+    pub fn compute_lengths(&mut self) -> Result<(), ModelError> {
+        let mut ones: HashMap<usize, ValueId> = HashMap::new();
+        let before = self.builder.instructions();
+        for (module, rstd) in std::mem::take(&mut self.lengths) {
+            self.builder.set_part(module.part.clone());
+            let leaf = module.leaf();
+            let name = |network: &Network<'_>, what: &str| network.local(&format!("{leaf}.{what}"));
+            let (down, up) = (self.parameter(&module.down())?, self.parameter(&module.up())?);
+            let operator = Matmul { output: DType::F32, row_sums: false };
+            let product = name(self, "lora");
+            let product = self.builder.one(&product, operator, [up.into(), down.into()])?;
+            let (scaled, factor) = (name(self, "lora.scaled"), self.adapter_scale);
+            let scaled = self.builder.one(&scaled, Scale { factor }, [product.into()])?;
+            let matrix = self.parameter(&module.parameter)?;
+            let own = self.builder.seen(matrix, |view| view.narrow(0, module.row, module.rows))?;
+            let merged = name(self, "merged");
+            let merged = self.builder.one(&merged, Add { output: DType::F32 }, [own, scaled.into()])?;
+            let columns = module.columns;
+            let one = *ones.entry(columns).or_insert_with(|| {
+                let r#type = Type::new(DType::F32, [columns]);
+                self.builder.constant("dora.ones", r#type, Content::Splat { value: 1.0 })
+            });
+            let r#type = Type::new(DType::F32, [module.rows, columns]);
+            let directions = name(self, "directions");
+            let directions = self.builder.declare(&directions, r#type, Role::Scratch);
+            let operands = vec![merged.into(), one.into()];
+            self.builder.apply_to(RmsNorm { epsilon: LENGTH_EPSILON }, operands, vec![directions, rstd])?;
+        }
+        self.builder.move_to_front(before);
+        Ok(())
     }
 
     /// `x · weightᵀ` with f32 results for a weight as it is.

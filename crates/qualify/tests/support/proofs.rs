@@ -25,7 +25,7 @@ fn checked(program: Program) -> Arc<Validated> {
 /// The first steps of a tiny recipe.
 pub fn training(name: &str, dtype: DType, steps: u64) -> TrainingCase {
     let recipe = recipe(name, dtype);
-    let documents = [Document { name: "text".into(), text: TEXT.into() }];
+    let documents = [Document::new("text".into(), TEXT.into())];
     let tokens =
         || Tokens::of_documents(&documents, &Tokenizer::byte(), 1, "tests").expect("bytes are tokens");
     let schedule = StepInputs::schedule(&recipe).expect("a schedule");

@@ -5,12 +5,15 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::Counted;
 use crate::verb::prepare::TOKENIZER_FILE;
 use crate::verb::{published, recipe};
+use std::collections::BTreeMap;
 use std::path::Path;
 use toprope_model::ModelConfig;
+use toprope_model::adapter::{AdaptedModule, AdapterOptions};
 use toprope_model::checkpoint::{Piece, pieces};
-use toprope_model::hub::{Extra, save};
-use toprope_model::parameters::parameters;
+use toprope_model::hub::{Extra, save, save_adapter, text_of_folder};
 use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Loaded, newest_intact_of_any};
+use toprope_train::recipe::Recipe;
+use toprope_train::tokenizer::TokenizerKind;
 use toprope_world::{RealWorld, World};
 
 /// The largest tokenizer that is copied.
@@ -28,7 +31,12 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
     }
     let is_run = world.files().inspect(&arguments.what.join("recipe.toml")).or_exit(Exit::Run)?.is_some();
     let (from, tensors) = match is_run {
-        true => of_run(&world, &arguments.what, &arguments.to)?,
+        true => of_run(&world, &arguments.what, &arguments.to, arguments.merge)?,
+        false if arguments.merge => {
+            let hint = "hint: --merge is for a run with adapters";
+            let message = format!("{}: not a run's folder\n{hint}", arguments.what.display());
+            return Err(Failure::new(Exit::Usage, message));
+        }
         false => of_model(&world, &arguments.what, &arguments.to)?,
     };
     println!("{tensors} tensors of {from} in {}", arguments.to.display());
@@ -39,46 +47,118 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
 }
 
 /// The newest intact checkpoint of a run.
-fn of_run(world: &dyn World, run: &Path, to: &Path) -> Result<(String, usize), Failure> {
+fn of_run(world: &dyn World, run: &Path, to: &Path, merge: bool) -> Result<(String, usize), Failure> {
     let recipe = recipe::load(&run.join("recipe.toml").to_string_lossy(), &[])?;
     let loaded = newest(world, &run.join(CHECKPOINTS_FOLDER))?;
-    if recipe.model.experts() == 0 && recipe.model.num_nextn_predict_layers > 0 {
+    if let ModelConfig::DeepseekV3(config) = &recipe.model
+        && config.experts() == 0
+        && config.num_nextn_predict_layers > 0
+    {
         let reason = "transformers has no model of dense layers with prediction modules";
         let hint = "hint: a recipe with num_nextn_predict_layers = 0, or with experts, can be exported";
         return Err(Failure::new(Exit::Recipe, format!("{}: {reason}\n{hint}", run.display())));
     }
-    let config = ModelConfig::DeepseekV3(recipe.model);
-    let mut extras = Vec::new();
-    let tokenizer = run.join(TOKENIZER_FILE);
-    if world.files().inspect(&tokenizer).or_exit(Exit::Run)?.is_some() {
-        let bytes = world.files().read(&tokenizer, TOKENIZER_BYTES_MAX).or_exit(Exit::Run)?;
-        extras.push(Extra { name: "tokenizer.json", bytes });
-        let said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-        extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
-    } else {
-        eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
+    let extras = extras_of_run(world, &recipe, run)?;
+    let config = recipe.model;
+    let from = format!("{} behind {} steps", run.display(), loaded.manifest().header.step);
+    let stored = Stored { loaded: &loaded, current: (String::new(), Vec::new()) };
+    let count = match (&recipe.adapter, merge) {
+        (None, true) => {
+            let message = format!("{}: the run has no adapters to merge", run.display());
+            return Err(Failure::new(Exit::Usage, format!("{message}\nhint: leave --merge out")));
+        }
+        (None, false) => write_stored(world, to, &config, &extras, stored)?,
+        (Some(adapter), true) => write_merged(world, to, &config, &extras, stored, adapter)?,
+        (Some(adapter), false) => {
+            let base = recipe.from.as_ref().map(|origin| origin.model.display().to_string());
+            let base = base.unwrap_or_default();
+            save_adapter(world.files(), to, (&config).into(), adapter, &base, &extras, |name| {
+                stored.read(name)
+            })?
+        }
+    };
+    Ok((from, count))
+}
+
+/// The parameters of a checkpoint.
+struct Stored<'a> {
+    loaded: &'a Loaded,
+    /// The parameter that was read last: pieces of one come one after the other.
+    current: (String, Vec<f32>),
+}
+
+impl Stored<'_> {
+    fn read(&self, name: &str) -> Result<Vec<f32>, Failure> {
+        let record = self.loaded.record(name);
+        let elements = record.map_or(0, |record| record.shape.iter().product::<u64>());
+        let mut bytes = vec![0; elements as usize * 4];
+        self.loaded.read_tensor(name, &mut bytes).or_exit(Exit::Run)?;
+        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
-    // Pieces of one parameter come one after the other, so each is read once.
-    let sizes: std::collections::BTreeMap<String, u64> = parameters(&config)
-        .into_iter()
-        .map(|parameter| (parameter.name.clone(), parameter.elements()))
-        .collect();
-    let mut current: (String, Vec<f32>) = (String::new(), Vec::new());
-    let count = write(world, to, &config, &extras, |piece| {
-        if current.0 != piece.parameter {
-            let elements = sizes.get(&piece.parameter).copied().unwrap_or(0);
-            let mut bytes = vec![0; elements as usize * 4];
-            loaded.read_tensor(&piece.parameter, &mut bytes).or_exit(Exit::Run)?;
-            let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            current = (piece.parameter.clone(), numbers.collect());
+
+    fn piece(&mut self, piece: &Piece) -> Result<Vec<f32>, Failure> {
+        if self.current.0 != piece.parameter {
+            self.current = (piece.parameter.clone(), self.read(&piece.parameter)?);
         }
         let run = piece.offset_elements..piece.offset_elements.saturating_add(piece.elements());
-        let numbers = current.1.get(run).ok_or_else(|| {
+        let numbers = self.current.1.get(run).ok_or_else(|| {
             Failure::new(Exit::Run, format!("`{}` of the checkpoint is too short", piece.parameter))
         })?;
         Ok(numbers.to_vec())
-    })?;
-    Ok((format!("{} behind {} steps", run.display(), loaded.manifest().header.step), count))
+    }
+}
+
+fn write_stored(
+    world: &dyn World,
+    to: &Path,
+    config: &ModelConfig,
+    extras: &[Extra],
+    mut stored: Stored<'_>,
+) -> Result<usize, Failure> {
+    write(world, to, config, extras, |piece| stored.piece(piece))
+}
+
+/// The model with its adapters' products added to its weights.
+fn write_merged(
+    world: &dyn World,
+    to: &Path,
+    config: &ModelConfig,
+    extras: &[Extra],
+    mut stored: Stored<'_>,
+    adapter: &AdapterOptions,
+) -> Result<usize, Failure> {
+    let modules: BTreeMap<String, AdaptedModule> = adapter
+        .modules(config.into())
+        .into_iter()
+        .map(|module| (format!("{}.weight", module.name), module))
+        .collect();
+    write(world, to, config, extras, |piece| {
+        let mut numbers = stored.piece(piece)?;
+        if let Some(module) = modules.get(&piece.name) {
+            let (down, up) = (stored.read(&module.down())?, stored.read(&module.up())?);
+            let lengths = adapter.dora.then(|| stored.read(&module.magnitude())).transpose()?;
+            adapter.merge(module, &mut numbers, &down, &up, lengths.as_deref());
+        }
+        Ok(numbers)
+    })
+}
+
+/// The small files that a run's tokenizer gives.
+fn extras_of_run(world: &dyn World, recipe: &Recipe, run: &Path) -> Result<Vec<Extra>, Failure> {
+    if recipe.tokenizer.kind == TokenizerKind::Published {
+        return Ok(published::text_files(&text_of_folder(world.files(), run)?));
+    }
+    let tokenizer = run.join(TOKENIZER_FILE);
+    if world.files().inspect(&tokenizer).or_exit(Exit::Run)?.is_none() {
+        eprintln!("note: the run's tokens are bytes, which is no tokenizer.json");
+        return Ok(Vec::new());
+    }
+    let bytes = world.files().read(&tokenizer, TOKENIZER_BYTES_MAX).or_exit(Exit::Run)?;
+    let said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    Ok(vec![
+        Extra { name: "tokenizer.json", bytes },
+        Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() },
+    ])
 }
 
 fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
@@ -95,24 +175,10 @@ fn newest(world: &dyn World, folder: &Path) -> Result<Loaded, Failure> {
 fn of_model(world: &dyn World, path: &Path, to: &Path) -> Result<(String, usize), Failure> {
     let hub = published::open(world, path)?;
     let text = hub.text(world.files())?;
-    let mut extras = Vec::new();
-    match text.tokenizer {
-        Some((bytes, _)) => extras.push(Extra { name: "tokenizer.json", bytes }),
-        None => eprintln!("note: no tokenizer: {}", text.no_tokenizer.unwrap_or_default()),
+    if let (None, Some(reason)) = (&text.tokenizer, &text.no_tokenizer) {
+        eprintln!("note: no tokenizer: {reason}");
     }
-    let mut said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-    for (name, value) in
-        [("bos_token", text.beginning), ("eos_token", text.end), ("chat_template", text.chat_template)]
-    {
-        if let Some(value) = value {
-            said[name] = value.into();
-        }
-    }
-    extras.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
-    if !text.ends.is_empty() {
-        let generation = serde_json::json!({ "eos_token_id": text.ends });
-        extras.push(Extra { name: "generation_config.json", bytes: generation.to_string().into_bytes() });
-    }
+    let extras = published::text_files(&text);
     hub.check_copies(hub.config().into())?;
     let count = write(world, to, hub.config(), &extras, |piece| Ok(hub.read(piece)?))?;
     Ok((path.display().to_string(), count))

@@ -1,17 +1,15 @@
 //! `toprope generate` and `toprope chat`: text in a published model's words, as it is made.
 
-mod conversation; // messages to a prompt
-
 use crate::command::{Chat, Decoding, Generate};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::published;
-use conversation::{Conversation, Message};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use toprope_model::Architecture;
 use toprope_model::deepseek_v3::Inference;
 use toprope_model::hub::{Hub, Text};
 use toprope_program::{Device, Range, Session, philox};
+use toprope_train::chat_template::ChatTemplate;
 use toprope_train::sample::choose;
 use toprope_train::tokenizer::PublishedTokenizer;
 use toprope_world::{RealWorld, World};
@@ -51,12 +49,13 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
 pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     let (hub, text) = opened(&world, &arguments.model)?;
-    let conversation = Conversation::new(&arguments.model, &text)?;
-    let mut messages: Vec<Message> =
-        arguments.system.iter().map(|text| Message { role: "system", content: text.clone() }).collect();
+    let template = ChatTemplate::new(&arguments.model, &text).or_exit(Exit::Recipe)?;
+    let said = |role: &str, text: &str| serde_json::json!({ "role": role, "content": text });
+    let mut messages: Vec<serde_json::Value> =
+        arguments.system.iter().map(|text| said("system", text)).collect();
     // A template that fails does so here, before the weights are read.
-    let first = Message { role: "user", content: "hello".into() };
-    conversation.prompt(&[messages.as_slice(), &[first]].concat())?;
+    let first = [messages.as_slice(), &[said("user", "hello")]].concat();
+    template.render(&first, None, true).or_exit(Exit::Recipe)?;
     let mut speaker = Speaker::new(&hub, text, &arguments.decoding)?;
     let terminal = std::io::stdin().is_terminal();
     if terminal {
@@ -71,8 +70,8 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         else {
             break;
         };
-        messages.push(Message { role: "user", content: line });
-        let prompt = conversation.prompt(&messages)?;
+        messages.push(said("user", &line));
+        let prompt = template.render(&messages, None, true).or_exit(Exit::Recipe)?;
         let prompt = speaker.tokenizer.encode(&prompt, false).or_exit(Exit::Data)?;
         let answer = speaker.answer(&prompt);
         if let (Err(_), true) = (&answer, json) {
@@ -81,7 +80,7 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         }
         let made = answer?;
         println!();
-        messages.push(Message { role: "assistant", content: speaker.tokenizer.decode(&made) });
+        messages.push(said("assistant", &speaker.tokenizer.decode(&made)));
     }
     if json {
         println!("{}", serde_json::json!({ "messages": messages }));

@@ -4,12 +4,13 @@ mod verify; // whether checkpoints are whole
 
 use crate::command::Inspect;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::verb::recipe;
 use crate::verb::validated::validated;
+use crate::verb::{published, recipe};
 use std::path::Path;
 use toprope_model::hub::Hub;
 use toprope_model::{DeepseekV3Config, deepseek_v3, inspect, totals};
 use toprope_program::text;
+use toprope_train::recipe::{Base, Origin, Recipe};
 use toprope_world::{RealWorld, World};
 
 /// Shows it.
@@ -22,9 +23,12 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
     }
     let path = Path::new(&arguments.what);
     if path.is_dir() || arguments.what.ends_with(".gguf") {
-        return published(path, json);
+        return of_headers(path, json);
     }
-    let recipe = recipe::load(&arguments.what, &arguments.sets)?;
+    let recipe = match &arguments.from {
+        Some(model) => onto(model, arguments)?,
+        None => recipe::load(&arguments.what, &arguments.sets)?,
+    };
     let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name)
         .or_exit(Exit::Recipe)?;
     if arguments.program {
@@ -42,8 +46,16 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// A recipe laid onto a published model, of which the headers alone are read.
+fn onto(model: &Path, arguments: &Inspect) -> Result<Recipe, Failure> {
+    let world = RealWorld::new();
+    let hub = published::open(&world, model)?;
+    let origin = Origin { model: model.to_owned(), weights: String::new() };
+    recipe::load_onto(&arguments.what, &arguments.sets, &Base { origin, config: hub.config() })
+}
+
 /// A published model, from its headers alone.
-fn published(path: &Path, json: bool) -> Result<Exit, Failure> {
+fn of_headers(path: &Path, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
     let hub = Hub::open(world.files(), path)?;
     let text = hub.text(world.files())?;

@@ -1,14 +1,18 @@
 //! What a run is made of beside its programs: the text, the tokenizer, the batches, and the identity that its checkpoints carry.
 
 use crate::exit::{Exit, Failure, OrExit};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
+use toprope_model::hub::{Hub, Text, text_of_folder};
 use toprope_program::Validated;
 use toprope_train::batch::StepInputs;
+use toprope_train::chat_template::ChatTemplate;
 use toprope_train::checkpoint::Identity;
-use toprope_train::data::{Corpus, Tokens};
+use toprope_train::data::{Corpus, Render, Tokens};
 use toprope_train::recipe::Recipe;
-use toprope_train::tokenizer::Tokenizer;
+use toprope_train::tokenizer::{Tokenizer, TokenizerKind};
+use toprope_world::World;
 
 /// The tokenizer of a run, in its folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -21,23 +25,39 @@ pub struct Prepared {
     pub tokenizer: Tokenizer,
     /// The batch of each step.
     pub inputs: Arc<StepInputs>,
+    /// What the published model's files say of text, where the run goes on from one.
+    pub text: Option<Text>,
     /// What a checkpoint of the run says of itself.
     pub identity: Identity,
 }
 
 impl Prepared {
-    /// Reads a recipe's data. `saved` is a run's own tokenizer, used where it exists; `train` is the recipe's training step.
+    /// Reads a recipe's data. `run` is the folder of a run, whose own tokenizer is used where it has one; `train` is the
+    /// recipe's training step.
     pub fn read(
+        world: &dyn World,
         recipe: &Recipe,
         train: &Validated,
-        saved: Option<&Path>,
+        run: Option<&Path>,
         threads: usize,
     ) -> Result<Prepared, Failure> {
-        let corpus = Corpus::load(&recipe.data, threads).or_exit(Exit::Data)?;
-        let vocabulary = recipe.model.vocab_size;
-        let tokenizer = match saved.filter(|path| path.exists()) {
-            Some(path) => Tokenizer::saved(&recipe.tokenizer, path),
-            None => Tokenizer::from_config(&recipe.tokenizer, &corpus.training, vocabulary),
+        let text = published_text(world, recipe, run)?;
+        let turns = match (&recipe.data.chat, &text, &recipe.from) {
+            (Some(_), Some(text), Some(origin)) => {
+                Some(Turns(ChatTemplate::new(&origin.model, text).or_exit(Exit::Recipe)?))
+            }
+            _ => None,
+        };
+        let render = turns.as_ref().map(|turns| -> &dyn Render { turns });
+        let corpus = Corpus::load_with(&recipe.data, threads, render).or_exit(Exit::Data)?;
+        let vocabulary = recipe.architecture().vocab_size();
+        let saved = run.map(|run| run.join(TOKENIZER_FILE)).filter(|path| path.exists());
+        let tokenizer = match (&text, saved) {
+            (Some(text), _) => {
+                Tokenizer::published(text, recipe.tokenizer.end_of_document.as_deref(), vocabulary)
+            }
+            (None, Some(path)) => Tokenizer::saved(&recipe.tokenizer, &path),
+            (None, None) => Tokenizer::from_config(&recipe.tokenizer, &corpus.training, vocabulary),
         };
         let tokenizer = tokenizer.or_exit(Exit::Data)?;
         tokenizer.check_fits(vocabulary).or_exit(Exit::Data)?;
@@ -61,6 +81,50 @@ impl Prepared {
             tokenizer_hash: tokenizer.hash(),
             corpus_hash: corpus.hash.clone(),
         };
-        Ok(Prepared { corpus, tokenizer, inputs, identity })
+        Ok(Prepared { corpus, tokenizer, inputs, text, identity })
     }
+}
+
+/// A model's template, for conversations.
+struct Turns(ChatTemplate);
+
+impl Render for Turns {
+    fn render(&self, messages: &[Value], tools: Option<&Value>, prompt: bool) -> Result<String, String> {
+        self.0.render(messages, tools, prompt).map_err(|error| error.reason())
+    }
+
+    fn end(&self) -> &str {
+        self.0.end()
+    }
+}
+
+/// The largest chat template that is read.
+const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a published model's files say of text: those that a run keeps, or else the model's own with the recipe's chat
+/// template.
+fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Result<Option<Text>, Failure> {
+    let Some(origin) = recipe.from.as_ref().filter(|_| recipe.tokenizer.kind == TokenizerKind::Published)
+    else {
+        return Ok(None);
+    };
+    let files = world.files();
+    if let Some(run) = run
+        && files.inspect(&run.join(TOKENIZER_FILE)).or_exit(Exit::Run)?.is_some()
+    {
+        return Ok(Some(text_of_folder(files, run)?));
+    }
+    let mut text = Hub::open(files, &origin.model)?.text(files)?;
+    if let Some(path) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
+        let bytes = files.read(path, TEMPLATE_BYTES_MAX).or_exit(Exit::Data)?;
+        let template = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            Failure::new(
+                Exit::Data,
+                format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()),
+            )
+        })?;
+        text.chat_template = Some(template);
+    }
+    Ok(Some(text))
 }

@@ -6,7 +6,7 @@ use crate::verb::validated::validated;
 use std::path::Path;
 use toprope_devices::OpenOptions;
 use toprope_model::deepseek_v3::{Inference, build_inference};
-use toprope_model::hub::{Hub, HubError, Text};
+use toprope_model::hub::{Extra, Hub, HubError, Text};
 use toprope_model::{Architecture, ModelConfig};
 use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Tensor, Width};
 use toprope_train::tokenizer::PublishedTokenizer;
@@ -114,6 +114,28 @@ pub fn tokenizer(text: &mut Text, config: &ModelConfig) -> Result<PublishedToken
         Failure::new(Exit::Data, format!("{}\n{hint}", text.no_tokenizer.clone().unwrap_or_default()))
     })?;
     PublishedTokenizer::from_json(&bytes, &path, Architecture::from(config).vocab_size()).or_exit(Exit::Data)
+}
+
+/// The small files that say of a model's text what its own files said.
+pub fn text_files(text: &Text) -> Vec<Extra> {
+    let mut files = Vec::new();
+    if let Some((bytes, _)) = &text.tokenizer {
+        files.push(Extra { name: "tokenizer.json", bytes: bytes.clone() });
+    }
+    let mut said = serde_json::json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    for (name, value) in
+        [("bos_token", &text.beginning), ("eos_token", &text.end), ("chat_template", &text.chat_template)]
+    {
+        if let Some(value) = value {
+            said[name] = value.as_str().into();
+        }
+    }
+    files.push(Extra { name: "tokenizer_config.json", bytes: said.to_string().into_bytes() });
+    if !text.ends.is_empty() {
+        let generation = serde_json::json!({ "eos_token_id": text.ends });
+        files.push(Extra { name: "generation_config.json", bytes: generation.to_string().into_bytes() });
+    }
+    files
 }
 
 /// Writes a window of tokens that begins a sequence at `from`.

@@ -1,18 +1,29 @@
 //! Finding a recipe by name or file.
 
 use crate::exit::{Exit, Failure};
-use toprope_train::recipe::{self, BUILT_IN, Recipe};
+use toprope_train::recipe::{self, BUILT_IN, Base, Recipe};
 
 /// The largest recipe that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
 /// Loads a recipe: the name of one in the binary, or a file.
 pub fn load(what: &str, sets: &[String]) -> Result<Recipe, Failure> {
-    let (file, text) = match recipe::built_in(what) {
+    let (file, text) = text(what)?;
+    recipe::parse(&file, &text, sets).map_err(|error| Failure::new(Exit::Recipe, error))
+}
+
+/// Loads a recipe and lays it onto a published model.
+pub fn load_onto(what: &str, sets: &[String], base: &Base<'_>) -> Result<Recipe, Failure> {
+    let (file, text) = text(what)?;
+    recipe::parse_onto(&file, &text, sets, base).map_err(|error| Failure::new(Exit::Recipe, error))
+}
+
+/// What a recipe is called in messages, and its text.
+fn text(what: &str) -> Result<(String, String), Failure> {
+    Ok(match recipe::built_in(what) {
         Some(text) => (format!("{what} (built in)"), text.to_string()),
         None => (what.to_string(), read(what)?),
-    };
-    recipe::parse(&file, &text, sets).map_err(|error| Failure::new(Exit::Recipe, error))
+    })
 }
 
 fn read(path: &str) -> Result<String, Failure> {

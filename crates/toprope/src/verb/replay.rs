@@ -2,8 +2,9 @@
 //! there.
 
 use crate::exit::{Exit, Failure, OrExit};
-use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
+use crate::verb::prepare::Prepared;
 use crate::verb::recipe;
+use crate::verb::train::initial_state;
 use crate::verb::validated::validated;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Identity, OwnedTensor, newest_intact_until};
 use toprope_train::engine::{Engine, Local, LocalOptions};
 use toprope_train::recipe::{Recipe, built_in};
-use toprope_world::{EntryKind, World};
+use toprope_world::{EntryKind, RealWorld, World};
 
 /// Where steps come from.
 pub struct Source {
@@ -70,8 +71,8 @@ impl Source {
         };
         let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name);
         let program = validated(program.or_exit(Exit::Recipe)?)?;
-        let saved = folder.as_ref().map(|folder| folder.join(TOKENIZER_FILE));
-        let Prepared { inputs, identity, .. } = Prepared::read(&recipe, &program, saved.as_deref(), threads)?;
+        let Prepared { inputs, identity, .. } =
+            Prepared::read(world, &recipe, &program, folder.as_deref(), threads)?;
         Ok(Source { name: what.into(), recipe, program, folder, inputs, identity, committed })
     }
 
@@ -109,14 +110,6 @@ impl Source {
         device: Box<dyn Device>,
         step: u64,
     ) -> Result<Vec<OwnedTensor>, Failure> {
-        let options = LocalOptions {
-            train: self.program.clone(),
-            evaluate: None,
-            logits: None,
-            layout: self.recipe.training.state.into(),
-            seed: self.recipe.seed,
-            profile: None,
-        };
         let mut from = 0;
         let mut loaded = None;
         if let Some(folder) = &self.folder {
@@ -132,6 +125,15 @@ impl Source {
                 loaded = Some(snapshot.tensors);
             }
         }
+        let own: Arc<dyn World> = Arc::new(RealWorld::new());
+        let options = LocalOptions {
+            train: self.program.clone(),
+            evaluate: None,
+            logits: None,
+            layout: self.recipe.training.state.into(),
+            initial: loaded.is_none().then(|| Arc::new(initial_state(&self.recipe, &own))),
+            profile: None,
+        };
         let mut engine = Local::open(device, options).or_exit(Exit::Device)?;
         if let Some(state) = loaded {
             engine.restore(&state).or_exit(Exit::Device)?;

@@ -1,11 +1,13 @@
 //! `toprope train`: from a recipe to a model.
 
-mod folder; // the recipe and the run's folder
+mod folder; // the recipe, the run's folder and its first state
 mod guarded; // the engine of a guarded run
 mod learnt; // what the model learnt
 mod profile; // where the time went
 mod programs; // what is run
 mod retest; // whether a quarantined device may come back
+
+pub use folder::initial_state;
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
@@ -14,6 +16,7 @@ use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
 use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
+use crate::verb::published;
 use learnt::{Learnt, learnt};
 use programs::Programs;
 use serde::Serialize;
@@ -92,9 +95,9 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let server = server.transpose().or_exit(Exit::Usage)?;
 
     let saved = path.join(TOKENIZER_FILE);
-    let own = arguments.resume.then_some(saved.as_path());
-    let prepared = Prepared::read(&recipe, &programs.train, own, threads)?;
-    let Prepared { corpus, tokenizer, inputs, identity } = &prepared;
+    let own = arguments.resume.then_some(path.as_path());
+    let prepared = Prepared::read(&*world, &recipe, &programs.train, own, threads)?;
+    let Prepared { corpus, tokenizer, inputs, text, identity } = &prepared;
     let totals = totals::totals(&recipe.model).or_exit(Exit::Recipe)?;
 
     let budget = Duration::from_millis(150);
@@ -106,6 +109,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let planned = programs.planned_bytes(&recipe);
     let progress = Progress::new(recipe.training.steps, from, flops / peak_flops);
     let progress = Rc::new(RefCell::new(progress));
+    let initial = Arc::new(initial_state(&recipe, &world));
     let mut engine = if guarded {
         // The probe has done its work, and its memory is wanted.
         drop(device);
@@ -118,6 +122,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             inputs,
             folder: &folder,
             identity,
+            initial: &initial,
+            restored: state.is_some(),
             progress: &progress,
             metrics: server.is_some().then(|| metrics.clone()),
             disk_full,
@@ -132,10 +138,10 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             evaluate: Some(programs.evaluate.clone()),
             logits: Some(programs.logits.clone()),
             layout: recipe.training.state.into(),
-            seed: recipe.seed,
+            initial: state.is_none().then(|| initial.clone()),
             profile: arguments.profile.then(|| world.clone()),
         };
-        Running::Local(Box::new(Local::open(device, options).or_exit(Exit::Device)?))
+        Running::Local(Box::new(Local::open(device, options).map_err(|error| not_begun(&error))?))
     };
     if let Some(state) = state {
         engine.engine().restore(&state).or_exit(Exit::Device)?;
@@ -144,7 +150,13 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     if let Running::Guarded(engine) = &mut engine {
         engine.start().map_err(|error| gave_up(&error, &path))?;
     }
-    if let Some(json) = tokenizer.to_json().filter(|_| !saved.exists()) {
+    if let Some(text) = text.as_ref().filter(|_| !saved.exists()) {
+        // The tokenizer comes last: where it is, all is.
+        for file in published::text_files(text).into_iter().rev() {
+            let path = path.join(file.name);
+            toprope_world::write_durably(world.files(), &path, &file.bytes).or_exit(Exit::Run)?;
+        }
+    } else if let Some(json) = tokenizer.to_json().filter(|_| !saved.exists()) {
         toprope_world::write_durably(world.files(), &saved, json.as_bytes()).or_exit(Exit::Run)?;
     }
     let description = engine.engine().describe();
@@ -158,12 +170,15 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             &serde_json::json!({
                 "event": "start", "step": from, "devices": devices, "checks": checks,
                 "device": description.name, "level": description.level,
-                "program": identity.program_hash, "corpus": identity.corpus_hash,
+                "program": identity.program_hash, "corpus": identity.corpus_hash, "from": recipe.from,
             }),
         )
         .or_exit(Exit::Run)?;
 
     progress.borrow().line(&format!("{}: {}", recipe.name, recipe.description));
+    if let Some(origin) = &recipe.from {
+        progress.borrow().line(&format!("going on from {}", origin.model.display()));
+    }
     progress.borrow().line(&format!(
         "{} parameters, {:.2} GFLOP and {} tokens a step, {} planned, {} of text ({:.2} epochs)",
         totals.main,
@@ -298,6 +313,12 @@ impl Running {
 
 fn go_on(path: &Path) -> String {
     format!("hint: go on with `toprope train --run {} --resume`", path.display())
+}
+
+/// Why an engine did not open.
+fn not_begun(error: &EngineError) -> Failure {
+    let exit = if matches!(error, EngineError::Initial(_)) { Exit::Recipe } else { Exit::Device };
+    Failure::new(exit, error)
 }
 
 /// An engine's last word.

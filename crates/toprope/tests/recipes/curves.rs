@@ -2,9 +2,11 @@
 //! bf16 within 2e-3, over the first 20 steps.
 
 use crate::support::{cpu, inputs, program, recipe, reference};
+use std::sync::Arc;
 use toprope_program::{DType, Device, StateLayout, Width};
 use toprope_train::checkpoint::{OwnedTensor, TensorView, state_hash};
 use toprope_train::engine::{Engine, Local, LocalOptions};
+use toprope_train::initial::InitialState;
 use toprope_train::recipe::Recipe;
 
 fn engine(device: Box<dyn Device>, recipe: &Recipe, layout: StateLayout) -> Local {
@@ -13,7 +15,7 @@ fn engine(device: Box<dyn Device>, recipe: &Recipe, layout: StateLayout) -> Loca
         evaluate: None,
         logits: None,
         layout,
-        seed: recipe.seed,
+        initial: Some(Arc::new(InitialState::drawn(recipe.seed))),
         profile: None,
     };
     Local::open(device, options).unwrap()

@@ -35,7 +35,7 @@ pub fn inputs(recipe: &Recipe) -> StepInputs {
     let documents: Vec<Document> = TEXT
         .iter()
         .enumerate()
-        .map(|(index, text)| Document { name: format!("{index}"), text: (*text).to_string() })
+        .map(|(index, text)| Document::new(format!("{index}"), (*text).to_string()))
         .collect();
     let tokenizer = Tokenizer::byte();
     let tokens = |documents: &[Document]| Tokens::of_documents(documents, &tokenizer, 2, "tests").unwrap();

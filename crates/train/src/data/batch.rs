@@ -21,7 +21,7 @@ pub struct Batch {
     pub sequence_length: usize,
     /// The tokens; the end-of-document token where there is none.
     pub tokens: Vec<i32>,
-    /// The token after, within the same document; otherwise [`NO_TOKEN`].
+    /// The token after, within the same document and where it is learnt; otherwise [`NO_TOKEN`].
     pub targets: Vec<i32>,
     /// For each depth d = 1, 2, …  of multi-token prediction (entry d − 1): the token d after, which its module reads
     /// beside the trunk's output (DeepSeek-V3 report, 2.2); [`NO_TOKEN`] outside the document.
@@ -260,8 +260,14 @@ impl Batch {
                     Some(place) if !padding && place < document_end => data.store().at(place),
                     _ => NO_TOKEN,
                 };
-                let target = |count: usize| if place < predicted_before { NO_TOKEN } else { ahead(count) };
+                let target = |count: usize| match place.checked_add(count) {
+                    Some(at) if place >= predicted_before && at < data.len() && data.is_learnt(at) => {
+                        ahead(count)
+                    }
+                    _ => NO_TOKEN,
+                };
                 self.tokens.push(if padding { data.padding() } else { data.store().at(place) });
+                self.target_count += u64::from(target(1) != NO_TOKEN);
                 self.targets.push(target(1));
                 for depth in 1..=self.mtp_tokens.len() {
                     self.mtp_tokens[depth - 1].push(ahead(depth));
@@ -272,9 +278,6 @@ impl Batch {
                 self.segment_start.push(segment_start as i32);
                 self.positions.push((place - part.start) as i32);
             }
-            let from = part.start.max(predicted_before);
-            let predicted = if padding { 0 } else { part.end.min(document_end - 1).saturating_sub(from) };
-            self.target_count += predicted as u64;
             place = part.end;
         }
         self.sequences += 1;

@@ -1,6 +1,6 @@
 //! The recipe's `[data]` table.
 
-use super::DataError;
+use super::{ChatConfig, DataError};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -46,6 +46,9 @@ pub struct DataConfig {
     pub format: Format,
     /// The field or column with the text in JSONL and Parquet.
     pub field: String,
+    /// Where the files hold conversations, one a line: how they are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatConfig>,
     /// Only files with one of these extensions are taken from folders, without the dot; empty takes all.
     pub extensions: Vec<String>,
     /// Cuts a text file into documents, itself left out; without it each file is one document.
@@ -81,6 +84,7 @@ impl Default for DataConfig {
             validation_paths: Vec::new(),
             format: Format::Auto,
             field: "text".to_owned(),
+            chat: None,
             extensions: Vec::new(),
             document_separator: None,
             skip_bad_lines: false,
@@ -133,6 +137,35 @@ impl DataConfig {
         }
         if self.field.is_empty() {
             return wrong("field", "is empty; name the field or column with the text");
+        }
+        if let Some(chat) = &self.chat {
+            if registry {
+                return wrong(
+                    "chat",
+                    "does not go with source = \"cargo-registry\": sources are no conversations",
+                );
+            }
+            if !matches!(self.format, Format::Auto | Format::Jsonl) {
+                return wrong(
+                    "format",
+                    "must be \"jsonl\" with [data.chat]: a conversation is a line of JSON",
+                );
+            }
+            if self.document_separator.is_some() {
+                return wrong(
+                    "document_separator",
+                    "does not go with [data.chat]: each line is a conversation",
+                );
+            }
+            if chat.field.is_empty() {
+                return wrong("chat.field", "is empty; name the field with the messages");
+            }
+            if chat.roles.is_empty() || chat.roles.iter().any(String::is_empty) {
+                return wrong(
+                    "chat.roles",
+                    "names nobody whose turns are predicted; name for example \"assistant\"",
+                );
+            }
         }
         if let Some(extension) = self.extensions.iter().find(|e| e.is_empty() || e.contains(['.', '/'])) {
             let reason = format!("`{extension}` is not an extension; write it without dot, as in \"txt\"");

@@ -1,7 +1,11 @@
 //! Documents, those that are trained on and those that are held out, and their hash.
 
 use super::compression::{CompressedBytes, compressed_bytes};
-use super::{DataConfig, DataError, Format, Source, jsonl, near_duplicate, paths, registry, split, text};
+use super::{
+    DataConfig, DataError, Format, Render, Source, jsonl, near_duplicate, paths, registry, split, text,
+};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// One text.
@@ -12,6 +16,40 @@ pub struct Document {
     pub name: String,
     /// What it says; never empty.
     pub text: String,
+    /// The bytes of the text that are predicted, of a conversation; none for all of it.
+    pub learnt: Option<Vec<Range<usize>>>,
+}
+
+impl Document {
+    /// A text that is predicted as a whole.
+    pub fn new(name: String, text: String) -> Document {
+        Document { name, text, learnt: None }
+    }
+
+    /// Cuts the text at the last character that ends within `bytes`.
+    pub(super) fn truncate(&mut self, bytes: usize) {
+        let end = self.text.floor_char_boundary(bytes);
+        self.text.truncate(end);
+        for range in self.learnt.iter_mut().flatten() {
+            *range = range.start.min(end)..range.end.min(end);
+        }
+    }
+
+    /// What is predicted, in one piece.
+    pub(super) fn learnt_text(&self) -> Cow<'_, str> {
+        match &self.learnt {
+            None => Cow::Borrowed(&self.text),
+            Some(ranges) => ranges.iter().filter_map(|range| self.text.get(range.clone())).collect(),
+        }
+    }
+
+    /// Bytes that are predicted.
+    pub(super) fn learnt_bytes(&self) -> u64 {
+        match &self.learnt {
+            None => self.text.len() as u64,
+            Some(ranges) => ranges.iter().map(|range| range.len() as u64).sum(),
+        }
+    }
 }
 
 /// What was read, and what was left out.
@@ -40,7 +78,7 @@ pub struct Corpus {
     pub validation: Vec<Document>,
     /// BLAKE3, in hexadecimal, over both lists in order: of each the number of documents (u64, little-endian), then
     /// of each document its length in bytes (the same) and its bytes. Names do not enter, so that data that was moved
-    /// keeps its hash.
+    /// keeps its hash. What is predicted of a conversation follows its bytes: begin and end of each range (the same).
     pub hash: String,
     /// What was read, and what was left out.
     pub counts: CorpusCounts,
@@ -55,14 +93,31 @@ impl Corpus {
     /// # Errors
     /// The first thing that is wrong, with file, place and mend.
     pub fn load(config: &DataConfig, threads: usize) -> Result<Self, DataError> {
+        Corpus::load_with(config, threads, None)
+    }
+
+    /// As [`Corpus::load`]; `render` makes texts of conversations, where the files hold them.
+    ///
+    /// # Errors
+    /// As [`Corpus::load`].
+    pub fn load_with(
+        config: &DataConfig,
+        threads: usize,
+        render: Option<&dyn Render>,
+    ) -> Result<Self, DataError> {
         config.check()?;
+        if config.chat.is_some() && render.is_none() {
+            let reason =
+                "needs the chat template of a published model: go on from one with --from MODEL".into();
+            return Err(DataError::Config { key: "chat", reason });
+        }
         let mut counts = CorpusCounts::default();
         let (mut training, mut validation, origin) = match config.source {
             Source::CargoRegistry => {
                 let (training, validation) = registry::documents(config, &mut counts)?;
                 (training, validation, "the sources in Cargo's registry folder".to_owned())
             }
-            Source::Files => from_files(config, &mut counts)?,
+            Source::Files => from_files(config, render, &mut counts)?,
         };
         let found = validation.len();
         let mut repeated =
@@ -108,6 +163,9 @@ fn hash(parts: [&[Document]; 2]) -> String {
         hasher.update(&(documents.len() as u64).to_le_bytes());
         for document in documents {
             hasher.update(&(document.text.len() as u64).to_le_bytes()).update(document.text.as_bytes());
+            for range in document.learnt.iter().flatten() {
+                hasher.update(&(range.start as u64).to_le_bytes()).update(&(range.end as u64).to_le_bytes());
+            }
         }
     }
     hasher.finalize().to_hex().to_string()
@@ -115,6 +173,7 @@ fn hash(parts: [&[Document]; 2]) -> String {
 
 fn from_files(
     config: &DataConfig,
+    render: Option<&dyn Render>,
     counts: &mut CorpusCounts,
 ) -> Result<(Vec<Document>, Vec<Document>, String), DataError> {
     let files = paths::expand(&config.paths, &config.extensions, "paths")?;
@@ -134,8 +193,8 @@ fn from_files(
                 ),
             });
         }
-        let training = read(&files, config, config.max_bytes, counts)?;
-        let validation = read(&held_out_files, config, config.validation_max_bytes, counts)?;
+        let training = read(&files, config, render, config.max_bytes, counts)?;
+        let validation = read(&held_out_files, config, render, config.validation_max_bytes, counts)?;
         return Ok((training, validation, origin));
     }
     let held_out = config.validation_documents.is_some() || config.held_out_fraction() > 0.0;
@@ -144,7 +203,7 @@ fn from_files(
     } else {
         config.max_bytes
     };
-    let documents = read(&files, config, limit, counts)?;
+    let documents = read(&files, config, render, limit, counts)?;
     let count = match config.validation_documents {
         Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
         None if !held_out => 0,
@@ -179,6 +238,7 @@ fn from_files(
 fn read(
     files: &[PathBuf],
     config: &DataConfig,
+    render: Option<&dyn Render>,
     limit_bytes: u64,
     counts: &mut CorpusCounts,
 ) -> Result<Vec<Document>, DataError> {
@@ -190,12 +250,17 @@ fn read(
             break;
         }
         let before = documents.len();
-        let (cut, skipped) = match format_of(path, config.format) {
-            Format::Jsonl => {
-                jsonl::documents(path, &config.field, config.skip_bad_lines, left, &mut documents)?
+        let (cut, skipped) = match (format_of(path, config.format), &config.chat, render) {
+            (_, Some(chat), Some(render)) => {
+                let line = jsonl::Line::Chat(chat, render);
+                jsonl::documents(path, line, config.skip_bad_lines, left, &mut documents)?
             }
-            Format::Parquet => parquet(path, config, left, &mut documents)?,
-            Format::Auto | Format::Text => {
+            (Format::Jsonl, ..) => {
+                let line = jsonl::Line::Text(&config.field);
+                jsonl::documents(path, line, config.skip_bad_lines, left, &mut documents)?
+            }
+            (Format::Parquet, ..) => parquet(path, config, left, &mut documents)?,
+            (Format::Auto | Format::Text, ..) => {
                 (text::documents(path, config.document_separator.as_deref(), left, &mut documents)?, 0)
             }
         };
@@ -240,14 +305,14 @@ fn parquet(path: &Path, _: &DataConfig, _: u64, _: &mut Vec<Document>) -> Result
 fn cut(documents: &mut Vec<Document>, limit_bytes: u64) -> bool {
     let mut left = limit_bytes;
     for index in 0..documents.len() {
-        let text = &mut documents[index].text;
-        if text.len() as u64 > left {
-            text.truncate(text.floor_char_boundary(left as usize));
-            let keep = if text.is_empty() { index } else { index + 1 };
+        let document = &mut documents[index];
+        if document.text.len() as u64 > left {
+            document.truncate(left as usize);
+            let keep = if document.text.is_empty() { index } else { index + 1 };
             documents.truncate(keep);
             return true;
         }
-        left -= text.len() as u64;
+        left -= document.text.len() as u64;
     }
     false
 }

@@ -1,6 +1,6 @@
 //! JSONL: one JSON object a line, one document each.
 
-use super::{DataError, Document, text};
+use super::{ChatConfig, DataError, Document, Render, chat, text};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
@@ -10,11 +10,34 @@ use std::path::Path;
 /// A longer line is taken for a file that is not JSONL, before memory is asked for.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
+/// What a line is.
+#[derive(Clone, Copy)]
+pub(super) enum Line<'a> {
+    /// A text in a field.
+    Text(&'a str),
+    /// A conversation.
+    Chat(&'a ChatConfig, &'a dyn Render),
+}
+
+/// Where a document is.
+pub(super) struct Place<'a> {
+    /// The file.
+    pub(super) path: &'a Path,
+    /// From 1.
+    pub(super) line: u64,
+}
+
+impl Place<'_> {
+    pub(super) fn name(&self) -> String {
+        format!("{}:{}", self.path.display(), self.line)
+    }
+}
+
 /// Appends the documents of a JSONL file until they hold `limit_bytes` of text; the last is cut at a character. Gives
 /// whether the limit cut something off, and the bad lines that were skipped.
 pub(super) fn documents(
     path: &Path,
-    field: &str,
+    what: Line<'_>,
     skip_bad_lines: bool,
     limit_bytes: u64,
     documents: &mut Vec<Document>,
@@ -47,19 +70,19 @@ pub(super) fn documents(
         }
         let start = offset;
         offset += length as u64;
-        match document(path, field, line, start, &line_bytes) {
+        match document(&Place { path, line }, what, start, &line_bytes) {
             Ok(None) => {}
-            Ok(Some(mut text)) => {
+            Ok(Some(mut document)) => {
                 let left = limit_bytes - taken;
-                if text.len() as u64 > left {
-                    text.truncate(text.floor_char_boundary(left as usize));
-                    if !text.is_empty() {
-                        documents.push(Document { name: format!("{}:{line}", path.display()), text });
+                if document.text.len() as u64 > left {
+                    document.truncate(left as usize);
+                    if !document.text.is_empty() {
+                        documents.push(document);
                     }
                     return Ok((true, skipped));
                 }
-                taken += text.len() as u64;
-                documents.push(Document { name: format!("{}:{line}", path.display()), text });
+                taken += document.text.len() as u64;
+                documents.push(document);
             }
             Err(error) if skip_bad_lines => {
                 skipped += 1;
@@ -77,14 +100,14 @@ pub(super) fn documents(
     Ok((false, skipped))
 }
 
-/// The text of one line; `None` for a blank line and for empty text.
+/// The document of one line; `None` for a blank line and for empty text.
 fn document(
-    path: &Path,
-    field: &str,
-    line: u64,
+    place: &Place<'_>,
+    what: Line<'_>,
     start: u64,
     bytes: &[u8],
-) -> Result<Option<String>, DataError> {
+) -> Result<Option<Document>, DataError> {
+    let Place { path, line } = *place;
     let text = std::str::from_utf8(bytes).map_err(|error| DataError::NotUtf8 {
         path: path.to_owned(),
         offset: start + error.valid_up_to() as u64,
@@ -92,6 +115,14 @@ fn document(
     })?;
     let mark = if line == 1 && text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let text = &text[mark..];
+    let field = match what {
+        Line::Text(field) => field,
+        Line::Chat(config, render) => {
+            return chat::document(config, render, place, text).map_err(|(column, reason)| {
+                DataError::BadLine { path: path.to_owned(), line, column: (column + mark) as u64, reason }
+            });
+        }
+    };
     if text.trim().is_empty() {
         return Ok(None);
     }
@@ -102,7 +133,7 @@ fn document(
         .and_then(|value| json.end().map(|()| value));
     match value {
         Ok(Some(text)) if text.is_empty() => Ok(None),
-        Ok(Some(text)) => Ok(Some(text)),
+        Ok(Some(text)) => Ok(Some(Document::new(place.name(), text))),
         Ok(None) => {
             Err(DataError::MissingField { path: path.to_owned(), line, field: field.to_owned(), found })
         }

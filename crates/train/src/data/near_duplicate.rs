@@ -27,7 +27,7 @@ pub(super) fn find(
     if threshold >= 1.0 || held_out.is_empty() {
         return vec![false; held_out.len()];
     }
-    let sets: Vec<Vec<u64>> = held_out.iter().map(|document| shingles(&document.text)).collect();
+    let sets: Vec<Vec<u64>> = held_out.iter().map(|document| shingles(&document.learnt_text())).collect();
     let mut holders: HashMap<u64, Vec<u32>, BuildHasherDefault<Hashed>> = HashMap::default();
     for (index, set) in sets.iter().enumerate() {
         for shingle in set {
@@ -55,7 +55,7 @@ pub(super) fn find(
                 scope.spawn(|| {
                     let mut found = Vec::new();
                     while let Some(document) = training.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        found.extend(repeats(None, &shingles(&document.text)));
+                        found.extend(repeats(None, &shingles(&document.learnt_text())));
                     }
                     found
                 })
@@ -138,7 +138,7 @@ mod tests {
     use crate::data::Document;
 
     fn document(text: String) -> Document {
-        Document { name: String::new(), text }
+        Document::new(String::new(), text)
     }
 
     /// Words from `first` on, all different.

@@ -126,13 +126,13 @@ fn read(
                 if text.len() as u64 > left {
                     let text = &text[..text.floor_char_boundary(left as usize)];
                     if !text.is_empty() {
-                        documents.push(Document { name, text: text.to_owned() });
+                        documents.push(Document::new(name, text.to_owned()));
                     }
                     return Ok((true, skipped));
                 }
                 taken += text.len() as u64;
                 if !text.is_empty() {
-                    documents.push(Document { name, text: text.to_owned() });
+                    documents.push(Document::new(name, text.to_owned()));
                 }
             }
         }

@@ -207,7 +207,7 @@ fn select(
         counts.files += 1;
         *of_crate += text.len() as u64;
         total += text.len() as u64;
-        documents.push(Document { name: source.name, text });
+        documents.push(Document::new(source.name, text));
     }
     documents.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(documents)

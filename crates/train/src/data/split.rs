@@ -52,8 +52,7 @@ pub(super) fn trim(documents: Vec<Document>, limit_bytes: u64, seed: u64) -> Vec
     let mut documents = documents;
     documents.retain(|_| kept.next() == Some(true));
     if let [only] = documents.as_mut_slice() {
-        let end = only.text.floor_char_boundary(usize::try_from(limit_bytes).unwrap_or(usize::MAX));
-        only.text.truncate(end);
+        only.truncate(usize::try_from(limit_bytes).unwrap_or(usize::MAX));
     }
     documents
 }

@@ -72,11 +72,11 @@ pub(super) fn documents(
     let name = path.display().to_string();
     match separator {
         None if text.is_empty() => {}
-        None => documents.push(Document { name, text }),
+        None => documents.push(Document::new(name, text)),
         Some(separator) => {
             for (index, part) in text.split(separator).enumerate() {
                 if !part.is_empty() {
-                    documents.push(Document { name: format!("{name}#{}", index + 1), text: part.to_owned() });
+                    documents.push(Document::new(format!("{name}#{}", index + 1), part.to_owned()));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::{DataError, Document};
 use crate::tokenizer::{Tokenizer, parts};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens in the smallest integers that hold the vocabulary.
@@ -38,14 +39,20 @@ impl TokenStore {
 
 /// Tokenized documents, one after the other.
 ///
-/// A document is the end-of-document token, its text's tokens, and the end-of-document token again. The first is never
+/// A document is the token that begins one (but for some published models the one that ends one), its text's tokens, and
+/// the end-of-document token. The first is never
 /// predicted: the text's first token is predicted from it, as a model that ended one document begins the next. Each
 /// token of the text and the last marker is predicted once. So the bits of a text are the sum over all its targets, the
 /// end included, and its bytes are those of the text alone: markers count as zero bytes. That is slightly to a model's
 /// disadvantage beside a compressor of the concatenated text, which need not say where documents end.
+///
+/// A conversation is the tokens of its text, markers in it known, with none around it: its template has them. Of its tokens
+/// those are predicted that begin in a range that is, and its bytes are those ranges'.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
     store: TokenStore,
+    /// Whether each token is predicted; none where all are that have one before them.
+    learnt: Option<Vec<bool>>,
     /// The first token of each document, and after the last one the number of tokens.
     starts: Vec<usize>,
     bytes: u64,
@@ -74,23 +81,27 @@ impl Tokens {
         let parts: Vec<(usize, &str)> = documents
             .iter()
             .enumerate()
-            .flat_map(|(index, document)| parts(&document.text, part_bytes).map(move |part| (index, part)))
+            .flat_map(|(index, document)| {
+                let whole = document.learnt.is_some();
+                let bytes = if whole { usize::MAX } else { part_bytes };
+                parts(&document.text, bytes).map(move |part| (index, part))
+            })
             .collect();
-        let encoded = encode_all(documents, &parts, tokenizer, threads)?;
+        let (encoded, marks) = encode_all(documents, &parts, tokenizer, threads)?;
         let count = encoded.iter().map(Vec::len).sum::<usize>() + 2 * documents.len();
         let vocabulary_size = tokenizer.vocabulary_size();
         let mut starts = Vec::with_capacity(documents.len() + 1);
         let store = if vocabulary_size <= 1 << 16 {
-            TokenStore::U16(flatten(documents.len(), &parts, encoded, tokenizer, count, &mut starts, |t| {
-                t as u16
-            }))
+            TokenStore::U16(flatten(documents, &parts, encoded, tokenizer, count, &mut starts, |t| t as u16))
         } else {
-            TokenStore::U32(flatten(documents.len(), &parts, encoded, tokenizer, count, &mut starts, |t| t))
+            TokenStore::U32(flatten(documents, &parts, encoded, tokenizer, count, &mut starts, |t| t))
         };
+        let learnt = marks.map(|marks| masks(documents, &marks, &starts));
         Ok(Self {
             store,
+            learnt,
             starts,
-            bytes: documents.iter().map(|document| document.text.len() as u64).sum(),
+            bytes: documents.iter().map(Document::learnt_bytes).sum(),
             vocabulary_size,
             padding: tokenizer.end_of_document() as i32,
             origin: origin.to_owned(),
@@ -112,14 +123,22 @@ impl Tokens {
         self.starts.len() - 1
     }
 
-    /// Bytes of the documents' texts.
+    /// Bytes of the documents' texts that are predicted.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Tokens that are predicted: all but the start of each document.
+    /// Tokens that are predicted: all but the start of each document, or those that are learnt.
     pub fn targets(&self) -> u64 {
-        (self.len() - self.documents()) as u64
+        match &self.learnt {
+            None => (self.len() - self.documents()) as u64,
+            Some(learnt) => learnt.iter().filter(|learnt| **learnt).count() as u64,
+        }
+    }
+
+    /// Whether the token at a place below [`len`](Self::len) is predicted, where one stands before it in its document.
+    pub(super) fn is_learnt(&self, index: usize) -> bool {
+        self.learnt.as_ref().is_none_or(|learnt| learnt[index])
     }
 
     /// Larger than each token.
@@ -149,23 +168,34 @@ impl Tokens {
     }
 }
 
+/// Which tokens of a part are learnt; empty where the document says nothing of it.
+type Marks = Vec<bool>;
+
+/// Tokens of each part, and where a document says which are learnt, those marks.
 fn encode_all(
     documents: &[Document],
     parts: &[(usize, &str)],
     tokenizer: &Tokenizer,
     threads: usize,
-) -> Result<Vec<Vec<u32>>, DataError> {
+) -> Result<(Vec<Vec<u32>>, Option<Vec<Marks>>), DataError> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut encoder = tokenizer.encoder();
         let mut done = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some((_, text)) = parts.get(index) else { return done };
-            done.push((index, encoder.encode(text)));
+            let Some((document, text)) = parts.get(index) else { return done };
+            done.push((
+                index,
+                match &documents[*document].learnt {
+                    None => encoder.encode(text).map(|tokens| (tokens, Marks::new())),
+                    Some(learnt) => tokenizer.encode_marked(text).map(|places| marked(places, learnt)),
+                },
+            ));
         }
     };
     let mut encoded = vec![Vec::new(); parts.len()];
+    let mut marks = vec![Marks::new(); parts.len()];
     let mut failed: Option<(usize, String)> = None;
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.clamp(1, parts.len().max(1))).map(|_| scope.spawn(work)).collect();
@@ -174,7 +204,7 @@ fn encode_all(
                 Ok(done) => {
                     for (index, result) in done {
                         match result {
-                            Ok(tokens) => encoded[index] = tokens,
+                            Ok((tokens, learnt)) => (encoded[index], marks[index]) = (tokens, learnt),
                             Err(error) if failed.as_ref().is_none_or(|(first, _)| index < *first) => {
                                 failed = Some((index, error.to_string()));
                             }
@@ -187,15 +217,45 @@ fn encode_all(
         }
     });
     match failed {
-        None => Ok(encoded),
+        None => {
+            let any = documents.iter().any(|document| document.learnt.is_some());
+            Ok((encoded, any.then_some(marks)))
+        }
         Some((index, reason)) => {
             Err(DataError::Tokenize { document: documents[parts[index].0].name.clone(), reason })
         }
     }
 }
 
+/// Tokens, and for each whether it begins in a range that is learnt.
+fn marked(places: Vec<(u32, usize)>, learnt: &[Range<usize>]) -> (Vec<u32>, Marks) {
+    places
+        .into_iter()
+        .map(|(token, place)| (token, learnt.iter().any(|range| range.contains(&place))))
+        .unzip()
+}
+
+/// The marks of all tokens. A conversation is one part; other documents are learnt but for their first token.
+fn masks(documents: &[Document], marks: &[Marks], starts: &[usize]) -> Vec<bool> {
+    let mut all = Vec::with_capacity(starts.last().copied().unwrap_or(0));
+    let mut of_parts = marks.iter().filter(|marks| !marks.is_empty());
+    for (document, bounds) in documents.iter().zip(starts.windows(2)) {
+        let count = bounds[1] - bounds[0];
+        let begin = all.len();
+        match document.learnt {
+            Some(_) => all.extend(of_parts.next().into_iter().flatten()),
+            None => all.resize(begin + count, true),
+        }
+        all.resize(begin + count, false);
+        if let Some(first) = all.get_mut(begin).filter(|_| count > 0) {
+            *first = false;
+        }
+    }
+    all
+}
+
 fn flatten<T>(
-    documents: usize,
+    documents: &[Document],
     parts: &[(usize, &str)],
     encoded: Vec<Vec<u32>>,
     tokenizer: &Tokenizer,
@@ -205,13 +265,18 @@ fn flatten<T>(
 ) -> Vec<T> {
     let mut tokens = Vec::with_capacity(count);
     let mut parts = parts.iter().zip(encoded).peekable();
-    for document in 0..documents {
+    for (index, document) in documents.iter().enumerate() {
         starts.push(tokens.len());
-        tokens.push(narrow(tokenizer.end_of_document()));
-        while let Some((_, part)) = parts.next_if(|((owner, _), _)| *owner == document) {
+        let framed = document.learnt.is_none();
+        if framed {
+            tokens.push(narrow(tokenizer.beginning_of_document()));
+        }
+        while let Some((_, part)) = parts.next_if(|((owner, _), _)| *owner == index) {
             tokens.extend(part.into_iter().map(&narrow));
         }
-        tokens.push(narrow(tokenizer.end_of_document()));
+        if framed {
+            tokens.push(narrow(tokenizer.end_of_document()));
+        }
     }
     starts.push(tokens.len());
     tokens
@@ -243,10 +308,8 @@ mod tests {
     fn markers_around_each_document_and_the_same_for_all_threads() {
         assert!(breaks_at_lines(&Tokenizer::byte()));
         let long = "let a = 1;\nlet b = 2;\n".repeat(20_000);
-        let documents: Vec<Document> = ["ab", &long, "é"]
-            .iter()
-            .map(|text| Document { name: "d".to_owned(), text: (*text).to_owned() })
-            .collect();
+        let documents: Vec<Document> =
+            ["ab", &long, "é"].iter().map(|text| Document::new("d".to_owned(), (*text).to_owned())).collect();
         let tokens = Tokens::of_documents(&documents, &Tokenizer::byte(), 1, "test").unwrap();
         let TokenStore::U16(all) = tokens.store() else { panic!("257 tokens fit 16 bits") };
         assert_eq!(all[..5], [256, 97, 98, 256, 256]);

@@ -1,9 +1,10 @@
 //! Runs steps in worker processes under the guard.
 
-use super::local::{initial_state, stored};
+use super::local::stored;
 use super::{Committed, Engine, EngineError, Verdict, inputs};
 use crate::batch::{StepBatch, StepInputs};
 use crate::checkpoint::{self, DataCursor, Identity, OwnedSnapshot, OwnedTensor, SnapshotHeader};
+use crate::initial::{InitialError, InitialState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use toprope_guard::supervisor::{Durable, GuardError, NamedState, StepResult, Steps, Supervisor};
@@ -68,6 +69,8 @@ pub struct Checkpoints {
     pub seed: u64,
     /// The step's program, whose state they hold.
     pub program: Arc<Validated>,
+    /// How the run began.
+    pub initial: Arc<InitialState>,
 }
 
 impl Durable for Checkpoints {
@@ -76,7 +79,12 @@ impl Durable for Checkpoints {
         let (loaded, _) = found.map_err(|error| error.to_string())?;
         let Some(loaded) = loaded else {
             // A run without a checkpoint goes back to how it began.
-            return Ok(Some((0, initial_state(self.program.program(), self.seed).collect())));
+            let mut state = NamedState::new();
+            let taken = self.initial.each::<InitialError>(self.program.program(), |name, bytes| {
+                state.push((name.to_owned(), bytes.to_vec()));
+                Ok(())
+            });
+            return taken.map(|()| Some((0, state))).map_err(|error| error.to_string());
         };
         let snapshot = loaded.read_all().map_err(|error| error.to_string())?;
         let tensors = snapshot.tensors.into_iter().map(|tensor| (tensor.name, tensor.bytes));
@@ -123,8 +131,8 @@ pub struct GuardedOptions {
     pub evaluate: Option<Arc<Validated>>,
     /// Logits of one window, where the run samples.
     pub logits: Option<Arc<Validated>>,
-    /// Seed of the initial weights.
-    pub seed: u64,
+    /// The state before the first step; none where one will be restored.
+    pub initial: Option<Arc<InitialState>>,
 }
 
 /// The engine of a guarded run.
@@ -141,14 +149,16 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Draws the initial state. No worker is started before the first step or a restored state.
+    /// Writes the initial state. No worker is started before the first step or a restored state.
     ///
     /// # Errors
-    /// A program whose state has no place.
+    /// A program whose state has no place; a state that cannot be read.
     pub fn open(options: GuardedOptions) -> Result<Guarded, EngineError> {
-        let GuardedOptions { mut supervisor, train, evaluate, logits, seed } = options;
-        for (name, bytes) in initial_state(train.program(), seed) {
-            supervisor.write_state(&name, &bytes)?;
+        let GuardedOptions { mut supervisor, train, evaluate, logits, initial } = options;
+        if let Some(initial) = initial {
+            initial.each::<EngineError>(train.program(), |name, bytes| {
+                Ok(supervisor.write_state(name, bytes)?)
+            })?;
         }
         Ok(Guarded {
             supervisor,

@@ -3,11 +3,12 @@
 use super::{Committed, Engine, EngineError, Verdict, inputs};
 use crate::batch::StepBatch;
 use crate::checkpoint::{OwnedTensor, TensorDtype};
+use crate::initial::InitialState;
 use std::sync::Arc;
-use toprope_program::shape::{elements, sizes};
+use toprope_program::shape::sizes;
 use toprope_program::{
-    DType, Description, Device, Fault, FaultKind, MemoryPlan, Program, Range, Role, Session, StateLayout,
-    Tensor, Validated, Width,
+    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, Session, StateLayout, Validated,
+    Width,
 };
 use toprope_world::World;
 
@@ -21,27 +22,10 @@ pub struct LocalOptions {
     pub logits: Option<Arc<Validated>>,
     /// Whether the next state takes the current one's place.
     pub layout: StateLayout,
-    /// Seed of the initial weights.
-    pub seed: u64,
+    /// The state before the first step; none where one will be restored.
+    pub initial: Option<Arc<InitialState>>,
     /// Whose clock times each instruction, where the run is profiled.
     pub profile: Option<Arc<dyn World>>,
-}
-
-/// The state before the first step: each value's name and its stored bytes.
-pub(super) fn initial_state(program: &Program, seed: u64) -> impl Iterator<Item = (String, Vec<u8>)> {
-    program.state().filter_map(move |(_, value)| {
-        let Role::State { initial } = &value.role else { return None };
-        let shape = sizes(&value.shape, &[]);
-        let bytes = match value.dtype {
-            // Integers start at zero.
-            DType::I32 | DType::U32 => vec![0; elements(&shape) * 4],
-            DType::F32 | DType::Bf16 => {
-                let drawn = initial.draw(seed, &value.name, elements(&shape));
-                Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from)).to_bytes(Width::Native)
-            }
-        };
-        Some((value.name.clone(), bytes))
-    })
 }
 
 /// Seconds of each instruction of the step, summed over runs.
@@ -71,14 +55,16 @@ pub struct Local {
 }
 
 impl Local {
-    /// Prepares the program on the device and draws the initial state.
+    /// Prepares the program on the device and writes the initial state.
     ///
     /// # Errors
-    /// The device's fault.
-    pub fn open(mut device: Box<dyn Device>, options: LocalOptions) -> Result<Local, Fault> {
+    /// The device's fault; a state that cannot be read.
+    pub fn open(mut device: Box<dyn Device>, options: LocalOptions) -> Result<Local, EngineError> {
         let train = Session::open(&mut *device, options.train.clone(), Width::Native, options.layout)?;
-        for (name, bytes) in initial_state(options.train.program(), options.seed) {
-            train.write(&mut *device, &name, &bytes)?;
+        if let Some(initial) = &options.initial {
+            initial.each::<EngineError>(options.train.program(), |name, bytes| {
+                Ok(train.write(&mut *device, name, bytes)?)
+            })?;
         }
         Ok(Local {
             device,

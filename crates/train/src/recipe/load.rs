@@ -1,8 +1,10 @@
 //! From a name or a file to a recipe.
 
+use super::onto::Base;
 use super::{OptimizerKind, Recipe, RecipeError};
 use crate::schedule::Schedule;
-use toprope_model::ModelError;
+use crate::tokenizer::TokenizerKind;
+use toprope_model::{DeepseekV3Config, LlamaConfig, ModelConfig, ModelError};
 
 /// The recipes in the binary, by name. The first is the default.
 pub const BUILT_IN: &[(&str, &str)] = &[
@@ -24,25 +26,125 @@ pub fn built_in(name: &str) -> Option<&'static str> {
 /// # Errors
 /// The first thing that is wrong, with the line of the file or the `--set` that made it so.
 pub fn parse(file: &str, text: &str, sets: &[String]) -> Result<Recipe, RecipeError> {
-    // The text alone comes first, so that its errors have lines.
-    let alone: Recipe = toml::from_str(text).map_err(|error| located(file, text, &error))?;
+    resolve(file, text, sets, None)
+}
+
+/// Parses a recipe that goes on from a published model: model and tokenizer are that one's, and what the recipe says of
+/// them may not contradict it.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_onto(file: &str, text: &str, sets: &[String], base: &Base<'_>) -> Result<Recipe, RecipeError> {
+    resolve(file, text, sets, Some(base))
+}
+
+fn resolve(file: &str, text: &str, sets: &[String], base: Option<&Base<'_>>) -> Result<Recipe, RecipeError> {
     let mut table: toml::Table = toml::from_str(text).map_err(|error| located(file, text, &error))?;
+    // The text alone comes first, so that its errors have lines.
+    let shape = Shape::of(&table, base);
+    shape.check_text(text).map_err(|error| located(file, text, &error))?;
     let mut earlier = Vec::new();
-    let mut recipe = alone;
+    let mut last = complete(&table, base);
     for set in sets {
-        let next = with_set(&mut table, set)?;
-        earlier.push(std::mem::replace(&mut recipe, next));
+        with_set(&mut table, set, base)?;
+        earlier.push(std::mem::replace(&mut last, complete(&table, base)));
     }
-    let Err(error) = check(&recipe) else { return Ok(recipe) };
+    let error = match last {
+        Ok(recipe) => return Ok(recipe),
+        Err(error) => error,
+    };
     // What is wrong in the end came with the set behind the last state that was right, or with a later one that gave the very
     // key; where there is neither, with the file.
-    let last_right = earlier.iter().rposition(|recipe| check(recipe).is_ok());
+    let last_right = earlier.iter().rposition(Result::is_ok);
     let given = || sets.iter().rposition(|set| key_of(set) == error.key.as_deref());
     let (origin, line) = match last_right.max(given()) {
         Some(set) => (format!("--set {}", sets[set]), None),
         None => (file.to_string(), error.key.as_deref().and_then(|key| line_of(text, key))),
     };
     Err(RecipeError { file: origin, line, ..error })
+}
+
+/// Whose keys the model section has: parsed as what it is, so that errors name the key and its place.
+#[derive(Clone, Copy)]
+enum Shape {
+    DeepseekV3,
+    Llama,
+    /// None is needed: it is a published model's.
+    Published,
+}
+
+impl Shape {
+    fn of(table: &toml::Table, base: Option<&Base<'_>>) -> Shape {
+        let kind = table.get("model").and_then(|model| model.get("model_type")).and_then(toml::Value::as_str);
+        match (base, kind) {
+            (Some(_), _) => Shape::Published,
+            (None, Some("llama" | "qwen2")) => Shape::Llama,
+            (None, _) => Shape::DeepseekV3,
+        }
+    }
+
+    fn check_text(self, text: &str) -> Result<(), toml::de::Error> {
+        match self {
+            Shape::DeepseekV3 => toml::from_str::<Recipe<DeepseekV3Config>>(text).map(|_| ()),
+            Shape::Llama => toml::from_str::<Recipe<LlamaConfig>>(text).map(|_| ()),
+            Shape::Published => toml::from_str::<Recipe<Option<toml::Table>>>(text).map(|_| ()),
+        }
+    }
+
+    fn check_table(self, table: &toml::Table) -> Result<(), toml::de::Error> {
+        let value = toml::Value::Table(table.clone());
+        match self {
+            Shape::DeepseekV3 => value.try_into::<Recipe<DeepseekV3Config>>().map(|_| ()),
+            Shape::Llama => value.try_into::<Recipe<LlamaConfig>>().map(|_| ()),
+            Shape::Published => value.try_into::<Recipe<Option<toml::Table>>>().map(|_| ()),
+        }
+    }
+}
+
+/// The recipe of a table whose keys are right, with what types cannot say checked.
+fn complete(table: &toml::Table, base: Option<&Base<'_>>) -> Result<Recipe, RecipeError> {
+    let mut table = table.clone();
+    if let Some(base) = base {
+        base.lay_under(&mut table)?;
+    }
+    let shape = Shape::of(&table, None);
+    let value = toml::Value::Table(table);
+    let recipe = match shape {
+        Shape::Llama => value.try_into::<Recipe<LlamaConfig>>().map(Recipe::of_any),
+        Shape::DeepseekV3 | Shape::Published => {
+            value.try_into::<Recipe<DeepseekV3Config>>().map(Recipe::of_any)
+        }
+    };
+    let recipe = recipe.map_err(|error| {
+        let (reason, hint) = explain(error.message());
+        RecipeError { file: String::new(), line: None, key: None, reason, hint }
+    })?;
+    check(&recipe)?;
+    Ok(recipe)
+}
+
+impl<M: Into<ModelConfig>> Recipe<M> {
+    fn of_any(self) -> Recipe {
+        Recipe {
+            name: self.name,
+            description: self.description,
+            seed: self.seed,
+            device: self.device,
+            fallback: self.fallback,
+            training: self.training,
+            schedule: self.schedule,
+            optimizer: self.optimizer,
+            checkpoint: self.checkpoint,
+            evaluation: self.evaluation,
+            sample: self.sample,
+            guard: self.guard,
+            adapter: self.adapter,
+            data: self.data,
+            tokenizer: self.tokenizer,
+            from: self.from,
+            model: self.model.into(),
+        }
+    }
 }
 
 fn key_of(set: &str) -> Option<&str> {
@@ -73,8 +175,8 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
     key.rsplit_once('.').and_then(|(table, _)| line_of(text, table))
 }
 
-/// Applies one `--set` and gives the recipe as it is then.
-fn with_set(table: &mut toml::Table, set: &str) -> Result<Recipe, RecipeError> {
+/// Applies one `--set`; the recipe's keys must be right behind it.
+fn with_set(table: &mut toml::Table, set: &str, base: Option<&Base<'_>>) -> Result<(), RecipeError> {
     let Some((key, value)) = set.split_once('=') else {
         return Err(RecipeError {
             file: "--set".into(),
@@ -100,16 +202,10 @@ fn with_set(table: &mut toml::Table, set: &str) -> Result<Recipe, RecipeError> {
         section = inner;
     }
     section.insert(last.into(), value);
-    Recipe::deserialize_table(table.clone()).map_err(|error| {
+    Shape::of(table, base).check_table(table).map_err(|error| {
         let (reason, hint) = explain(error.message());
         RecipeError { file: "--set".into(), line: None, key: Some(key.into()), reason, hint }
     })
-}
-
-impl Recipe {
-    fn deserialize_table(table: toml::Table) -> Result<Recipe, toml::de::Error> {
-        serde::Deserialize::deserialize(toml::Value::Table(table))
-    }
 }
 
 fn located(file: &str, text: &str, error: &toml::de::Error) -> RecipeError {
@@ -124,6 +220,10 @@ fn located(file: &str, text: &str, error: &toml::de::Error) -> RecipeError {
 /// The parser's message, and the nearest right key where one is misspelt.
 fn explain(message: &str) -> (String, Option<String>) {
     let message = message.trim();
+    if message.starts_with("missing field `model`") {
+        let hint = "add a section [model], or name the published model to go on from with --from MODEL";
+        return (message.into(), Some(hint.into()));
+    }
     let Some(rest) = message.strip_prefix("unknown field ") else { return (message.into(), None) };
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let wrong = quoted.next().unwrap_or_default();
@@ -183,14 +283,23 @@ fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     Schedule::new(&recipe.schedule, training.steps)
         .map_err(|error| fail(&format!("schedule.{}", error.key), error.reason))?;
-    recipe.model.validate().map_err(|error| of_model(error, |key| format!("model.{key}")))?;
-    recipe.training_options().validate(&recipe.model).map_err(|error| of_model(error, option))
+    if recipe.tokenizer.kind == TokenizerKind::Published && recipe.from.is_none() {
+        let reason = "`published` is the tokenizer of a model that training goes on from".to_string();
+        return Err(fail("tokenizer.kind", reason).hint("add --from MODEL, or choose byte, bpe or file"));
+    }
+    if recipe.adapter.is_some() && recipe.from.is_none() {
+        let reason = "adapters stand beside a published model's weights, and there are none".to_string();
+        return Err(fail("adapter", reason).hint("add --from MODEL, or leave the section out"));
+    }
+    recipe.architecture().validate().map_err(|error| of_model(error, |key| format!("model.{key}")))?;
+    recipe.training_options().validate(recipe.architecture()).map_err(|error| of_model(error, option))
 }
 
 /// The recipe's key for one of the model's training options.
 fn option(key: &str) -> String {
     match key.strip_prefix("adamw.") {
         Some(key) => format!("optimizer.{key}"),
+        None if key.starts_with("adapter.") => key.into(),
         None if key == "clip" || key.starts_with("muon.") => format!("optimizer.{key}"),
         None if key == "micro_batch_sequences" => "training.micro_batch".into(),
         None => format!("training.{key}"),

@@ -184,7 +184,7 @@ fn held_out_text_that_is_all_trained_on() {
 
 #[test]
 fn shorter_than_a_sequence() {
-    let documents = [Document { name: "d".into(), text: "0123456789".into() }];
+    let documents = [Document::new("d".into(), "0123456789".into())];
     let tokens = Tokens::of_documents(&documents, &Tokenizer::byte(), 1, "some/file.txt").unwrap();
     let shape = |sequence_length, sequences| BatchShape { sequence_length, sequences, mtp_depth: 0 };
     assert!(Batches::new(&tokens, shape(12, 4), 0).is_ok());

@@ -8,7 +8,7 @@ const END: i32 = 256;
 
 fn tokens(texts: &[&str]) -> Tokens {
     let documents: Vec<Document> =
-        texts.iter().map(|text| Document { name: "d".into(), text: (*text).to_owned() }).collect();
+        texts.iter().map(|text| Document::new("d".into(), (*text).to_owned())).collect();
     Tokens::of_documents(&documents, &Tokenizer::byte(), 2, "test").unwrap()
 }
 

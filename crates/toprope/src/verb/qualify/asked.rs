@@ -6,7 +6,7 @@ use crate::command::Qualify;
 use crate::exit::{Exit, Failure};
 use crate::verb::recipe;
 use std::path::Path;
-use toprope_model::{DeepseekV3Config, TrainingOptions};
+use toprope_model::{DeepseekV3Config, ModelConfig, TrainingOptions};
 use toprope_program::{DType, Program};
 use toprope_qualify::shapes::{Need, Shape, Skipped, distinct, of_calls};
 use toprope_train::recipe::Recipe;
@@ -59,7 +59,10 @@ pub fn asked(arguments: &Qualify) -> Result<Asked, Failure> {
     let mut options = recipe.training_options();
     options.sequence = arguments.seq.unwrap_or(options.sequence);
     options.micro_batch_sequences = arguments.micro_batch.unwrap_or(options.micro_batch_sequences);
-    let model = recipe.model.clone();
+    let model = match &recipe.model {
+        ModelConfig::DeepseekV3(model) => model.clone(),
+        ModelConfig::Llama(_) => return Err(unknown(target, "llama")),
+    };
     of_model(target, &model, &options, shard, Some(recipe))
 }
 
@@ -76,6 +79,15 @@ fn of_model(
     Ok(Asked { shapes: distinct(&listed), skipped: Vec::new(), recipe })
 }
 
+fn unknown(file: &str, kind: &str) -> Failure {
+    Failure::new(
+        Exit::Recipe,
+        format!(
+            "{file}: the architecture `{kind}` is not known; there is deepseek_v3\nhint: write cases.jsonl with the Python package `toprope` from a step of your model, and name it with --for"
+        ),
+    )
+}
+
 /// A configuration; one of another architecture is told with those that there are.
 fn configuration(file: &str, text: &str) -> Result<DeepseekV3Config, Failure> {
     let wrong = |reason: String| Failure::new(Exit::Recipe, format!("{file}: {reason}"));
@@ -83,9 +95,7 @@ fn configuration(file: &str, text: &str) -> Result<DeepseekV3Config, Failure> {
         serde_json::from_str(text).map_err(|error| wrong(format!("no JSON: {error}")))?;
     let kind = json.get("model_type").and_then(serde_json::Value::as_str);
     if let Some(kind) = kind.filter(|kind| *kind != "deepseek_v3") {
-        return Err(wrong(format!(
-            "the architecture `{kind}` is not known; there is deepseek_v3\nhint: write cases.jsonl with the Python package `toprope` from a step of your model, and name it with --for"
-        )));
+        return Err(unknown(file, kind));
     }
     DeepseekV3Config::from_json(text).map_err(|error| wrong(error.to_string()))
 }

@@ -82,7 +82,7 @@ fn recipe(name: &str, dtype: DType) -> Result<Recipe, Failure> {
 }
 
 fn training(recipe: &Recipe, steps: u64) -> Result<TrainingCase, Failure> {
-    let documents = [Document { name: "operators".into(), text: TEXT.into() }];
+    let documents = [Document::new("operators".into(), TEXT.into())];
     let tokenizer = Tokenizer::byte();
     let tokens = || Tokens::of_documents(&documents, &tokenizer, 1, "the proof").or_exit(Exit::Internal);
     let schedule = StepInputs::schedule(recipe).or_exit(Exit::Internal)?;

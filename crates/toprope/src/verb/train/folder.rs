@@ -2,10 +2,14 @@
 
 use crate::command::Train;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::verb::recipe;
+use crate::progress::Counted;
+use crate::verb::{published, recipe};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use toprope_model::checkpoint::pieces;
 use toprope_train::checkpoint::{Identity, OwnedTensor, newest_intact};
-use toprope_train::recipe::Recipe;
+use toprope_train::initial::{InitialState, weights_hash};
+use toprope_train::recipe::{Base, Origin, Recipe};
 use toprope_train::run_folder::RunFolder;
 use toprope_world::World;
 
@@ -17,7 +21,17 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
     }
     let named = arguments.recipe.as_deref();
     if !arguments.resume {
-        return recipe::load(named.unwrap_or("default"), &sets);
+        return match (&arguments.from, named) {
+            (Some(model), Some(name)) => onto(world, name, &sets, model),
+            (Some(_), None) => {
+                let hint = "hint: recipes/continue.toml is one to start from";
+                Err(Failure::new(
+                    Exit::Usage,
+                    format!("--from needs a recipe: what to train on, and how\n{hint}"),
+                ))
+            }
+            (None, named) => recipe::load(named.unwrap_or("default"), &sets),
+        };
     }
     let Some(folder) = &arguments.run else {
         return Err(Failure::new(Exit::Usage, "--resume needs the run's folder\nhint: add --run FOLDER"));
@@ -27,9 +41,23 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
     if !matches!(world.files().inspect(&kept), Ok(Some(_))) {
         return recipe::load(named.unwrap_or("default"), &sets);
     }
-    let resolved = recipe::load(&kept.to_string_lossy(), &sets)?;
+    let mut resolved = recipe::load(&kept.to_string_lossy(), &sets)?;
+    match (&arguments.from, &mut resolved.from) {
+        (Some(model), Some(origin)) => origin.model = std::path::absolute(model).or_exit(Exit::Recipe)?,
+        (Some(_), None) => {
+            let message = format!("{}: the run did not begin from a published model", folder.display());
+            return Err(Failure::new(Exit::Usage, format!("{message}\nhint: leave --from out")));
+        }
+        (None, _) => {}
+    }
+    let again = |name: &str| match &resolved.from {
+        Some(origin) => {
+            recipe::load_onto(name, &sets, &Base { origin: origin.clone(), config: &resolved.model })
+        }
+        None => recipe::load(name, &sets),
+    };
     match named {
-        Some(name) if recipe::load(name, &sets)?.hash() != resolved.hash() => Err(Failure::new(
+        Some(name) if again(name)?.hash() != resolved.hash() => Err(Failure::new(
             Exit::Run,
             format!(
                 "{}: the run was begun with another recipe than {name}\nhint: leave the recipe out, or choose another --run folder",
@@ -37,6 +65,34 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
             ),
         )),
         _ => Ok(resolved),
+    }
+}
+
+/// A recipe laid onto a published model.
+fn onto(world: &dyn World, name: &str, sets: &[String], model: &Path) -> Result<Recipe, Failure> {
+    let hub = published::open(world, model)?;
+    let origin = |weights: String| -> Result<Origin, Failure> {
+        Ok(Origin { model: std::path::absolute(model).or_exit(Exit::Recipe)?, weights })
+    };
+    // What is wrong with the recipe is told before the weights are read.
+    recipe::load_onto(name, sets, &Base { origin: origin(String::new())?, config: hub.config() })?;
+    let progress = Counted::new("tensors", pieces(hub.config()).len() as u64);
+    let mut read = 0;
+    let weights = weights_hash(&hub, |tensor| {
+        read += 1;
+        progress.set(read, tensor);
+    })?;
+    progress.finish();
+    recipe::load_onto(name, sets, &Base { origin: origin(weights)?, config: hub.config() })
+}
+
+/// The state before the run's first step.
+pub fn initial_state(recipe: &Recipe, world: &Arc<dyn World>) -> InitialState {
+    match &recipe.from {
+        Some(origin) => {
+            InitialState::published(recipe.seed, world.clone(), origin.clone(), recipe.model.clone())
+        }
+        None => InitialState::drawn(recipe.seed),
     }
 }
 

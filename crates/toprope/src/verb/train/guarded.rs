@@ -27,6 +27,7 @@ use toprope_program::check::{self, CheckLevel, CheckPlan, CheckSite};
 use toprope_train::batch::StepInputs;
 use toprope_train::checkpoint::Identity;
 use toprope_train::engine::{Checkpoints, Guarded, GuardedOptions, GuardedSteps};
+use toprope_train::initial::InitialState;
 use toprope_train::recipe::{Recipe, StatePlan};
 use toprope_train::run_folder::RunFolder;
 use toprope_world::World;
@@ -41,6 +42,8 @@ pub(super) struct Parts<'a> {
     pub(super) inputs: &'a Arc<StepInputs>,
     pub(super) folder: &'a Rc<RefCell<RunFolder>>,
     pub(super) identity: &'a Identity,
+    pub(super) initial: &'a Arc<InitialState>,
+    pub(super) restored: bool,
     pub(super) progress: &'a Rc<RefCell<Progress>>,
     pub(super) metrics: Option<Arc<Metrics>>,
     pub(super) disk_full: Arc<AtomicBool>,
@@ -72,7 +75,18 @@ pub(super) fn spec(name: &str, arguments: &Train) -> Result<DeviceSpec, Failure>
 pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
     let (recorder, on_own_fault) = (recorder(&parts), on_own_fault(&parts));
     let Parts {
-        arguments, recipe, world, programs, inputs, folder, identity, step_estimate, checked, ..
+        arguments,
+        recipe,
+        world,
+        programs,
+        inputs,
+        folder,
+        identity,
+        initial,
+        restored,
+        step_estimate,
+        checked,
+        ..
     } = parts;
     let names = std::iter::once(arguments.device()).chain(arguments.fallback.iter().map(String::as_str));
     let (checkpoints, run_id) = {
@@ -86,6 +100,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         identity: identity.clone(),
         seed: recipe.seed,
         program: programs.train.clone(),
+        initial: initial.clone(),
     };
     let Checked { program, sites, faults } = checked;
     let devices = names.map(|name| spec(name, arguments)).collect::<Result<Vec<DeviceSpec>, Failure>>()?;
@@ -121,9 +136,9 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
         train: programs.train.clone(),
         evaluate: Some(programs.evaluate.clone()),
         logits: Some(programs.logits.clone()),
-        seed: recipe.seed,
+        initial: (!restored).then(|| initial.clone()),
     };
-    Guarded::open(options).or_exit(Exit::Device)
+    Guarded::open(options).map_err(|error| super::not_begun(&error))
 }
 
 /// The step as the guard runs it.

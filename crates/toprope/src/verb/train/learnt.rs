@@ -31,19 +31,30 @@ pub(super) fn learnt(
     }
     // By default all of it: the compressors' figures are of the same bytes.
     let model = bits_per_byte(engine, inputs, recipe.evaluation.final_tokens).or_exit(Exit::Device)?;
-    let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
-    let (gzip, xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
-    println!(
-        "held-out text ({}): model {model:.3} bits per byte, gzip -9 {gzip:.3}, xz -9 {xz:.3}",
-        bytes(corpus.validation_bytes())
-    );
+    let (mut gzip, mut xz) = (None, None);
+    if let Some(chat) = &recipe.data.chat {
+        // What a compressor makes of whole conversations is no measure for turns of them.
+        println!(
+            "held-out conversations ({}): {model:.3} bits per byte of what {} said",
+            corpus.validation.len(),
+            chat.roles.join(" and ")
+        );
+    } else {
+        let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
+        let (of_gzip, of_xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
+        println!(
+            "held-out text ({}): model {model:.3} bits per byte, gzip -9 {of_gzip:.3}, xz -9 {of_xz:.3}",
+            bytes(corpus.validation_bytes())
+        );
+        (gzip, xz) = (Some(of_gzip), Some(of_xz));
+    }
     if recipe.sample.tokens > 0 {
         let toprope_train::recipe::Sample { prompt, tokens, temperature } = &recipe.sample;
         let text = sample::continue_text(engine, tokenizer, prompt, *tokens, *temperature, recipe.seed)
             .or_exit(Exit::Device)?;
         println!("in its own words:\n{}", indented(&format!("{prompt}{text}")));
     }
-    Ok(Learnt { model: Some(model), gzip: Some(gzip), xz: Some(xz) })
+    Ok(Learnt { model: Some(model), gzip, xz })
 }
 
 fn indented(text: &str) -> String {

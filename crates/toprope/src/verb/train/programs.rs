@@ -25,7 +25,8 @@ impl Programs {
             train: validated(deepseek_v3::build_train(model, &options, name).or_exit(Exit::Recipe)?)?,
             evaluate: validated(deepseek_v3::build_evaluate(model, &options, name).or_exit(Exit::Recipe)?)?,
             logits: validated(
-                deepseek_v3::build_logits(model, dtype, sequence, name).or_exit(Exit::Recipe)?,
+                deepseek_v3::build_adapted_logits(model, dtype, sequence, recipe.adapter.as_ref(), name)
+                    .or_exit(Exit::Recipe)?,
             )?,
         })
     }
