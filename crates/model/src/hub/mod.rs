@@ -8,11 +8,13 @@ mod gguf; // tensors of a GGUF file
 mod gguf_config; // its metadata to a configuration
 mod gguf_tokenizer; // its metadata to a tokenizer.json
 mod save; // a folder that transformers opens
+mod sketch; // what `inspect` shows of a model that is refused
 
 pub use config::{Published, parse};
 pub use describe::Description;
 pub use error::HubError;
 pub use save::{Extra, save};
+pub use sketch::Sketch;
 
 use crate::architecture::{Architecture, ModelConfig};
 use crate::checkpoint::{Piece, pieces};

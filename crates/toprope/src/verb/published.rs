@@ -8,7 +8,8 @@ use toprope_devices::OpenOptions;
 use toprope_model::deepseek_v3::{Inference, build_inference};
 use toprope_model::hub::{Hub, HubError, Text};
 use toprope_model::{Architecture, ModelConfig};
-use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Tensor, Width};
+use toprope_program::tensor::stored;
+use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Width};
 use toprope_train::tokenizer::PublishedTokenizer;
 use toprope_world::World;
 
@@ -95,8 +96,7 @@ fn write_weights(
         let size = dtype.size_bytes(Width::Native);
         let mut offset = location.offset_bytes + piece.offset_elements * size;
         for part in numbers.chunks(PART_ELEMENTS) {
-            let tensor = Tensor::rounded(dtype, &[part.len()], part.iter().map(|x| f64::from(*x)));
-            let stored = tensor.to_bytes(Width::Native);
+            let stored = stored(dtype, Width::Native, part);
             device.write(session.buffer(location), offset, &stored).or_exit(Exit::Device)?;
             offset += stored.len();
         }
