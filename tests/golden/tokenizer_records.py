@@ -171,7 +171,14 @@ def every_character():
 def ours(binary, source, texts):
     lines = "\n".join(text.hex() for text in texts)
     done = subprocess.run([binary, str(source)], input=lines + "\n", check=True, capture_output=True, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
+
+
+def tell(data, mine, want):
+    """Where two lists part."""
+    same = next((at for at, pair in enumerate(zip(mine, want)) if pair[0] != pair[1]), min(len(mine), len(want)))
+    part = slice(max(same - 4, 0), same + 8)
+    print(f"differs at token {same} of {text_of(data)[:40]!r}\n  here   {mine[part]}\n  theirs {want[part]}")
 
 
 def beside_transformers(source, binary):
@@ -186,7 +193,7 @@ def beside_transformers(source, binary):
         count += len(want)
         if mine["tokens"] != want or mine["text"] != back:
             wrong += 1
-            print(f"differs: {text_of(data)[:60]!r}\n  here   {mine['tokens'][:24]}\n  theirs {want[:24]}")
+            tell(data, mine["tokens"], want)
     print(f"{source}: {len(texts) - wrong} of {len(texts)} texts, {count} tokens, are transformers'")
     return wrong
 
@@ -202,7 +209,7 @@ def beside_llama_cpp(source, binary):
         count += len(want)
         if mine["tokens"] != want:
             wrong += 1
-            print(f"differs: {text_of(data)[:60]!r}\n  here   {mine['tokens'][:24]}\n  theirs {want[:24]}")
+            tell(data, mine["tokens"], want)
     print(f"{source}: {len(texts) - wrong} of {len(texts)} texts, {count} tokens, are llama.cpp's")
     return wrong
 

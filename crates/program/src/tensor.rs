@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn f32_numbers_are_stored_as_tensors_are() {
-        let specials = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::MIN, f32::MIN_POSITIVE, 1e-45, 1.0 + 2f32.powi(-8)];
+        let specials =
+            [0.0, -0.0, f32::NAN, f32::INFINITY, f32::MIN, f32::MIN_POSITIVE, 1e-45, 1.0 + 2f32.powi(-8)];
         let numbers: Vec<f32> =
             (0..0x1_0000u32).map(|x| f32::from_bits(x * 0xFFF1)).chain(specials).collect();
         for dtype in [DType::F32, DType::Bf16] {
@@ -137,7 +138,10 @@ mod tests {
                 let have = Tensor::from_bytes(dtype, &[numbers.len()], width, &have).unwrap();
                 let want = Tensor::from_bytes(dtype, &[numbers.len()], width, &want).unwrap();
                 for ((have, want), x) in have.data.iter().zip(&want.data).zip(&numbers) {
-                    assert!(have.to_bits() == want.to_bits() || have.is_nan() && want.is_nan(), "{dtype} of {x:e}");
+                    assert!(
+                        have.to_bits() == want.to_bits() || have.is_nan() && want.is_nan(),
+                        "{dtype} of {x:e}"
+                    );
                 }
             }
         }

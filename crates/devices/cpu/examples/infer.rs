@@ -28,7 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut device = CpuDevice::new(options)?;
     let config = parse(CONFIG)?.config;
     let what = Inference::Cached { window: PROMPT };
-    let program = Arc::new(validate(build_inference(&config, what, dtype, PROMPT + MADE, "infer")?).map_err(|_| "invalid")?);
+    let program = Arc::new(
+        validate(build_inference(&config, what, dtype, PROMPT + MADE, "infer")?).map_err(|_| "invalid")?,
+    );
     let mut session = Session::open(&mut device, program.clone(), Width::Native, StateLayout::InPlace)?;
     let mut bits = 1u64;
     let values: Vec<_> = program.program().state().map(|(id, value)| (id, value.clone())).collect();
@@ -57,7 +59,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             step(&mut device, &mut session, PROMPT + made, 1)?;
         }
         let seconds = started.elapsed().as_secs_f64();
-        println!("{MADE} tokens made in {:.1} ms each: {:.0} tokens/s", 1e3 * seconds / MADE as f64, MADE as f64 / seconds);
+        println!(
+            "{MADE} tokens made in {:.1} ms each: {:.0} tokens/s",
+            1e3 * seconds / MADE as f64,
+            MADE as f64 / seconds
+        );
         show(&mut device, &program, MADE);
     }
     Ok(())
@@ -89,7 +95,11 @@ fn show(device: &mut CpuDevice, program: &toprope_program::Validated, steps: usi
         let part = instruction.part.rsplit('.').next().unwrap_or_default();
         let output = instruction.outputs.first().map(|id| program.program().value(*id).name.clone());
         let output = output.unwrap_or_default();
-        let name = format!("{} {part} {}", instruction.operator.name(), output.rsplit('.').next().unwrap_or_default());
+        let name = format!(
+            "{} {part} {}",
+            instruction.operator.name(),
+            output.rsplit('.').next().unwrap_or_default()
+        );
         let time = times.entry(name).or_default();
         time.0 += entry.calls;
         time.1 += entry.nanoseconds;
@@ -97,6 +107,10 @@ fn show(device: &mut CpuDevice, program: &toprope_program::Validated, steps: usi
     let mut times: Vec<_> = times.into_iter().collect();
     times.sort_by_key(|(_, (_, nanoseconds))| std::cmp::Reverse(*nanoseconds));
     for (name, (calls, nanoseconds)) in times {
-        println!("  {name:40} {:5} calls {:9.3} ms", calls / steps as u64, nanoseconds as f64 / 1e6 / steps as f64);
+        println!(
+            "  {name:40} {:5} calls {:9.3} ms",
+            calls / steps as u64,
+            nanoseconds as f64 / 1e6 / steps as f64
+        );
     }
 }

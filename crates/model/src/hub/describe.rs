@@ -134,11 +134,13 @@ fn tokenizer(bytes: &[u8], vocabulary: usize) -> String {
         Err(error) => return format!("no JSON, which will be refused ({error})"),
     };
     let model = &json["model"];
-    let count = |part: &Value| part.as_object().map_or_else(|| part.as_array().map_or(0, Vec::len), |map| map.len());
+    let count =
+        |part: &Value| part.as_object().map_or_else(|| part.as_array().map_or(0, Vec::len), |map| map.len());
     let added = json["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
     let numbers = model["vocab"].as_object().into_iter().flat_map(|map| map.values());
     let numbers = numbers.chain(added.iter().map(|token| &token["id"]));
-    let tokens = numbers.filter_map(Value::as_u64).max().map_or(count(&model["vocab"]) as u64, |last| last + 1);
+    let tokens =
+        numbers.filter_map(Value::as_u64).max().map_or(count(&model["vocab"]) as u64, |last| last + 1);
     let kind = model["type"].as_str().unwrap_or("of an unnamed kind");
     let markers = added.iter().filter(|token| token["special"] == true).count();
     let words = format!("{kind}, {tokens} tokens, {markers} of them markers");

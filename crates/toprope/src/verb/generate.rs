@@ -31,6 +31,9 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
         let hint = "hint: give --prompt some text; the model has no token that begins one";
         return Err(Failure::new(Exit::Usage, format!("the prompt has no tokens\n{hint}")));
     }
+    if arguments.warm_up {
+        speaker.warm_up(&prompt)?;
+    }
     print!("{}", arguments.prompt);
     let answer = speaker.answer(world.clock(), &prompt)?;
     println!();
@@ -106,7 +109,11 @@ impl Answer {
     fn speed(&self) -> String {
         let rate = |tokens: usize, time: Duration| match time.is_zero() || tokens == 0 {
             true => String::new(),
-            false => format!(" in {:.2} s ({:.0} tokens/s)", time.as_secs_f64(), tokens as f64 / time.as_secs_f64()),
+            false => format!(
+                " in {:.2} s ({:.0} tokens/s)",
+                time.as_secs_f64(),
+                tokens as f64 / time.as_secs_f64()
+            ),
         };
         format!(
             "{} tokens read{}; {} made{}",
@@ -144,16 +151,7 @@ impl Speaker {
         let what = Inference::Cached { window: WINDOW };
         let session = published::session(&hub, &config, &mut *device, what, decoding.dtype, capacity)?;
         let decoding = decoding.clone();
-        Ok(Speaker {
-            device,
-            session,
-            tokenizer,
-            text,
-            decoding,
-            capacity,
-            read: Vec::new(),
-            drawn: 0,
-        })
+        Ok(Speaker { device, session, tokenizer, text, decoding, capacity, read: Vec::new(), drawn: 0 })
     }
 
     /// Goes on from a prompt, printing as it does.
@@ -194,6 +192,15 @@ impl Speaker {
         }
         let decode = clock.monotonic().saturating_sub(began).saturating_sub(prefill);
         Ok(Answer { made, read: prompt.len() - shared, prefill, steps, decode })
+    }
+
+    /// Reads a prompt and forgets it.
+    fn warm_up(&mut self, prompt: &[u32]) -> Result<(), Failure> {
+        for part in prompt.chunks(WINDOW) {
+            self.step(part)?;
+        }
+        self.read.clear();
+        Ok(())
     }
 
     /// The logits behind some more tokens.

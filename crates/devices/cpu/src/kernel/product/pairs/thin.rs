@@ -3,8 +3,8 @@
 //! Every output is the same chain of the same instructions over the same tiles as in [`super::multiply_block`], so a row has
 //! the bits that it has in a taller product.
 
-use super::pack::pack_tile_at;
 use super::GROUP;
+use super::pack::pack_tile_at;
 use crate::kernel::product::block::{Finish, Output, finish_block};
 use crate::kernel::product::pack::Block;
 use crate::lanes::{Avx512, Element, Lanes, WIDTH};
@@ -51,8 +51,7 @@ pub(super) unsafe fn multiply_block<O: Element>(
                 *line.add(pair) = bits(2 * pair) | bits(2 * pair + 1) << 16;
             }
         }
-        let finish =
-            Finish { output, carry, carry_stride: COLUMNS, lane_sums, first: true, last: true };
+        let finish = Finish { output, carry, carry_stride: COLUMNS, lane_sums, first: true, last: true };
         let b = b.transposed();
         for column in (0..columns).step_by(COLUMNS) {
             let width = (columns - column).min(COLUMNS);
@@ -162,10 +161,7 @@ unsafe fn across<const R: usize>(
         let second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
         for sums in sums {
             let [low, high] = *sums;
-            *sums = [
-                _mm512_permutex2var_ps(low, first, high),
-                _mm512_permutex2var_ps(low, second, high),
-            ];
+            *sums = [_mm512_permutex2var_ps(low, first, high), _mm512_permutex2var_ps(low, second, high)];
         }
     }
 }
