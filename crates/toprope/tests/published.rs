@@ -125,6 +125,42 @@ fn gguf_files_are_evaluated_and_shown() {
     assert!(shown.contains("llama3 by 8") && shown.contains("(tied)"), "{shown}");
 }
 
+#[test]
+fn what_is_refused_is_shown_before_the_reason() {
+    let mut bytes = std::fs::read(golden("gguf/llama.gguf")).unwrap();
+    let key = b"general.architecture";
+    let place = bytes.windows(key.len()).position(|part| part == key).unwrap();
+    // Behind the key stand the value's type and its length.
+    let value = place + key.len() + 12;
+    assert_eq!(&bytes[value..value + 5], b"llama");
+    bytes[value..value + 5].copy_from_slice(b"mamba");
+    let room = TempDir::new().unwrap();
+    let model = room.path().join("mamba.gguf");
+    std::fs::write(&model, bytes).unwrap();
+    let output = toprope(&["inspect", model.to_str().unwrap(), "--json"]);
+    let (shown, error) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(
+        shown.contains("GGUF") && shown.contains("mamba") && shown.contains("F32: 21 tensors"),
+        "{shown}"
+    );
+    assert!(error.contains("`general.architecture` is \"mamba\""), "{error}");
+    assert!(json(&shown)["refused"].as_str().unwrap().contains("mamba"));
+}
+
+#[test]
+fn a_tokenizer_is_told_in_words() {
+    let shown = done(&["inspect", golden("tokenizers/smollm.gguf").to_str().unwrap()]);
+    assert!(shown.contains("BPE, 400 tokens, 2 of them markers, without a chat template"), "{shown}");
+    let room = talking(None);
+    let tokenizer = room.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).unwrap();
+    std::fs::write(&tokenizer, text.replace("\"w42\":42", "\"w42\":43")).unwrap();
+    let shown = done(&["inspect", room.path().to_str().unwrap()]);
+    assert!(shown.contains("44 tokens") && shown.contains("will be refused"), "{shown}");
+}
+
 /// A record's folder with a tokenizer of one word a token.
 fn talking(template: Option<&str>) -> TempDir {
     let room = TempDir::new().unwrap();
@@ -159,6 +195,7 @@ fn greedy_text_from_caches_is_that_of_whole_windows() {
         "--max-tokens",
         "12",
         "--ignore-end",
+        "--warm-up",
         "--json",
     ]));
     let made: Vec<u64> =
