@@ -202,7 +202,9 @@ def beside_llama_cpp(source, binary):
     import llama_cpp
 
     theirs = llama_cpp.Llama(str(source), vocab_only=True, verbose=False)
-    texts = TEXTS + list(every_character())
+    # Nothing is assigned in planes 4 to 13, and a vocabulary may have no token for the first byte of what is there (SmolLM2
+    # has none): llama.cpp leaves such a byte out after it merged, transformers and we before.
+    texts = TEXTS + [text for text in every_character() if not 0x40000 <= ord(text.decode()[1]) < 0xE0000]
     said, wrong, count = ours(binary, source, texts), 0, 0
     for data, mine in zip(texts, said, strict=True):
         want = theirs.tokenize(text_of(data).encode(), add_bos=True, special=True) if data else mine["tokens"]

@@ -272,6 +272,13 @@ fn a_text_is_evaluated_as_its_tokens_are() {
     assert!((loss(&of_tokens) - loss(&of_text)).abs() < 1e-5);
     let bits = loss(&of_text) * 8.0 / std::f64::consts::LN_2 / 26.0;
     assert!((of_text["bits_per_byte"].as_f64().unwrap() - bits).abs() < 1e-9);
+    // Bytes that are no UTF-8 are told, and the rest of the text counts.
+    let torn = room.path().join("torn.txt");
+    std::fs::write(&torn, b"w1 w2 \xff w4").unwrap();
+    let output = toprope(&["eval", model, "--data", torn.to_str().unwrap(), "--json"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("byte 6 is not UTF-8"));
+    let said = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!((said["tokens"].as_f64(), said["bytes"].as_u64()), (Some(3.0), Some(10)));
     // Windows of three share a token: each token is predicted once.
     let windows = json(&done(&["eval", model, "--data", text.to_str().unwrap(), "--context", "3", "--json"]));
     let parts = ["1,2,3", "3,4,5", "5,6,7", "7,8,9"]

@@ -35,6 +35,7 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
         speaker.warm_up(&prompt)?;
     }
     print!("{}", arguments.prompt);
+    std::io::stdout().flush().or_exit(Exit::Internal)?;
     let answer = speaker.answer(world.clock(), &prompt)?;
     println!();
     eprintln!("{}", answer.speed());
