@@ -42,10 +42,8 @@ const SIDE: usize = 32;
 const GROUP: usize = 32;
 /// 32-bit words of a tile.
 const TILE: usize = WIDTH * WIDTH;
-/// The deepest chunk: packed columns stay in the second-level cache.
+/// Depth of a chunk: packed columns stay in the second-level cache.
 const DEPTH: usize = 512;
-/// The deepest chunk for `vdpbf16ps`: 32 packed columns and the rows that meet them share a first-level cache of 32 KiB.
-const DEPTH_DOT: usize = 288;
 /// Rows packed at once.
 const ROWS: usize = 256;
 
@@ -78,16 +76,6 @@ impl Unit {
     /// The unit that multiplies these operands at `level`: none unless both are bf16.
     pub(super) fn for_operands(level: Level, a: Floats<'_>, b: Floats<'_>) -> Option<Unit> {
         if a.is_bf16() && b.is_bf16() { Unit::of(level) } else { None }
-    }
-
-    /// The deepest chunk.
-    fn depth_max(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Unit::Dot => DEPTH_DOT,
-            #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
-            _ => DEPTH,
-        }
     }
 
     /// Makes this thread ready for `multiply`.
@@ -152,7 +140,7 @@ pub(super) fn scratch_values(rows: usize, columns: usize, depth: usize) -> usize
     let thin = 0;
     let depth = depth.next_multiple_of(GROUP);
     let (high, wide) = (rows.next_multiple_of(SIDE), columns.next_multiple_of(SIDE));
-    let carry = if depth > DEPTH.min(DEPTH_DOT) { high * wide } else { SIDE * SIDE };
+    let carry = if depth > DEPTH { high * wide } else { SIDE * SIDE };
     let whole = (wide + high.min(ROWS)) * depth.min(DEPTH) / 2 + high.min(ROWS) * WIDTH + carry;
     whole.max(thin)
 }
@@ -181,8 +169,8 @@ pub(super) unsafe fn multiply_block<O: Element>(
     }
     let wide = columns.next_multiple_of(SIDE);
     let high = rows.next_multiple_of(SIDE).min(ROWS);
-    let chunks = depth.div_ceil(unit.depth_max()).max(1);
-    let chunk = depth.div_ceil(chunks).next_multiple_of(GROUP);
+    let chunks = depth.div_ceil(DEPTH).max(1);
+    let chunk = depth.next_multiple_of(GROUP).min(DEPTH);
     // SAFETY: parts of the scratch memory as `scratch_values` counts them.
     let (packed_b, packed_a, lane_sums, carry) = unsafe {
         let packed_a = scratch.add(wide * chunk / 2);
@@ -192,9 +180,8 @@ pub(super) unsafe fn multiply_block<O: Element>(
     // SAFETY: the unit is available.
     unsafe { unit.begin() };
     for index in 0..chunks {
-        // The last chunks may be empty when the depth is a little over a multiple; then they carry on unchanged.
-        let start = (index * chunk).min(depth);
-        let length = chunk.min(depth - start);
+        let start = index * DEPTH;
+        let length = DEPTH.min(depth - start);
         let groups = length.div_ceil(GROUP);
         let (first, last) = (index == 0, index + 1 == chunks);
         // SAFETY: inside the operand; whole strips of 32 columns fit `packed_b`.
