@@ -37,7 +37,8 @@ pub fn run(root: &Path, python: &str, recipe: &str, pairs: usize) -> Result<(), 
     Ok(())
 }
 
-fn last_json(mut command: Command) -> Result<Value, String> {
+/// The last line of JSON that a command prints.
+pub fn last_json(mut command: Command) -> Result<Value, String> {
     let output = command.output().map_err(|error| format!("cannot start: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();

@@ -120,7 +120,7 @@ pub fn build_adapted_logits<'a>(
     network.declare_parameters(false);
     network.declare_adapters(adapter);
     let trunk = network.trunk()?;
-    network.logits("logits", trunk.normed)?;
+    network.logits("logits", trunk.normed, network.rows)?;
     network.compute_lengths()?;
     Ok(network.builder.finish())
 }
@@ -132,7 +132,8 @@ pub enum Inference {
     Logits,
     /// The sum of losses and the number of targets, as [`build_evaluate`]; the symbol is `window`.
     Losses,
-    /// Logits of a window behind what caches hold, as [`build_prefill`]: of a prompt in parts, or of one more token.
+    /// Logits of one row of a window behind what caches hold, as [`build_prefill`] has those of every row: of a prompt in
+    /// parts, or of one more token. Input `row` i32\[1\] says which; output `logits` f32\[1, vocabulary\].
     Cached {
         /// The longest window.
         window: usize,
@@ -173,7 +174,12 @@ pub fn build_inference<'a>(
     let trunk = network.trunk()?;
     match what {
         Inference::Losses => losses::evaluation(&mut network, &trunk)?,
-        _ => network.logits("logits", trunk.normed)?,
+        Inference::Logits => network.logits("logits", trunk.normed, network.rows)?,
+        Inference::Cached { .. } => {
+            let row = network.input("row", DType::I32, 1.into());
+            let picked = network.picked("picked", trunk.normed, row)?;
+            network.logits("logits", picked, 1.into())?;
+        }
     }
     Ok(network.builder.finish())
 }
@@ -220,7 +226,7 @@ fn cached(
     network.cache_rows = Some(sequence);
     network.declare_parameters(false);
     let trunk = network.trunk()?;
-    network.logits("logits", trunk.normed)?;
+    network.logits("logits", trunk.normed, network.rows)?;
     Ok(network.builder.finish())
 }
 

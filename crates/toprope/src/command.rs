@@ -431,6 +431,9 @@ pub struct Generate {
     /// The text to go on from.
     #[arg(long)]
     pub prompt: String,
+    /// Read the prompt once before the times are taken that are shown: of a device that is warm.
+    #[arg(long)]
+    pub warm_up: bool,
     /// How text is made.
     #[command(flatten)]
     pub decoding: Decoding,

@@ -125,6 +125,42 @@ fn gguf_files_are_evaluated_and_shown() {
     assert!(shown.contains("llama3 by 8") && shown.contains("(tied)"), "{shown}");
 }
 
+#[test]
+fn what_is_refused_is_shown_before_the_reason() {
+    let mut bytes = std::fs::read(golden("gguf/llama.gguf")).unwrap();
+    let key = b"general.architecture";
+    let place = bytes.windows(key.len()).position(|part| part == key).unwrap();
+    // Behind the key stand the value's type and its length.
+    let value = place + key.len() + 12;
+    assert_eq!(&bytes[value..value + 5], b"llama");
+    bytes[value..value + 5].copy_from_slice(b"mamba");
+    let room = TempDir::new().unwrap();
+    let model = room.path().join("mamba.gguf");
+    std::fs::write(&model, bytes).unwrap();
+    let output = toprope(&["inspect", model.to_str().unwrap(), "--json"]);
+    let (shown, error) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(
+        shown.contains("GGUF") && shown.contains("mamba") && shown.contains("F32: 21 tensors"),
+        "{shown}"
+    );
+    assert!(error.contains("`general.architecture` is \"mamba\""), "{error}");
+    assert!(json(&shown)["refused"].as_str().unwrap().contains("mamba"));
+}
+
+#[test]
+fn a_tokenizer_is_told_in_words() {
+    let shown = done(&["inspect", golden("tokenizers/smollm.gguf").to_str().unwrap()]);
+    assert!(shown.contains("BPE, 400 tokens, 2 of them markers, without a chat template"), "{shown}");
+    let room = talking(None);
+    let tokenizer = room.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).unwrap();
+    std::fs::write(&tokenizer, text.replace("\"w42\":42", "\"w42\":43")).unwrap();
+    let shown = done(&["inspect", room.path().to_str().unwrap()]);
+    assert!(shown.contains("44 tokens") && shown.contains("will be refused"), "{shown}");
+}
+
 /// A record's folder with a tokenizer of one word a token.
 fn talking(template: Option<&str>) -> TempDir {
     let room = TempDir::new().unwrap();
@@ -159,6 +195,7 @@ fn greedy_text_from_caches_is_that_of_whole_windows() {
         "--max-tokens",
         "12",
         "--ignore-end",
+        "--warm-up",
         "--json",
     ]));
     let made: Vec<u64> =
@@ -235,6 +272,13 @@ fn a_text_is_evaluated_as_its_tokens_are() {
     assert!((loss(&of_tokens) - loss(&of_text)).abs() < 1e-5);
     let bits = loss(&of_text) * 8.0 / std::f64::consts::LN_2 / 26.0;
     assert!((of_text["bits_per_byte"].as_f64().unwrap() - bits).abs() < 1e-9);
+    // Bytes that are no UTF-8 are told, and the rest of the text counts.
+    let torn = room.path().join("torn.txt");
+    std::fs::write(&torn, b"w1 w2 \xff w4").unwrap();
+    let output = toprope(&["eval", model, "--data", torn.to_str().unwrap(), "--json"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("byte 6 is not UTF-8"));
+    let said = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!((said["tokens"].as_f64(), said["bytes"].as_u64()), (Some(3.0), Some(10)));
     // Windows of three share a token: each token is predicted once.
     let windows = json(&done(&["eval", model, "--data", text.to_str().unwrap(), "--context", "3", "--json"]));
     let parts = ["1,2,3", "3,4,5", "5,6,7", "7,8,9"]

@@ -1,12 +1,14 @@
 //! What `inspect` shows of a published model: from headers alone, however large it is.
 
 use super::{Hub, Text};
-use crate::architecture::ModelConfig;
+use crate::architecture::{Architecture, ModelConfig};
 use crate::error::ModelError;
 use crate::totals::{Totals, totals};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
+use toprope_formats::Tensors;
 
 /// A published model at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,19 +42,30 @@ pub struct Stored {
     pub bytes: u64,
 }
 
+/// What is stored, by format.
+pub(super) fn stored(tensors: &Tensors) -> BTreeMap<String, Stored> {
+    let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
+    for record in tensors.records().values() {
+        let entry = stored.entry(record.stored.name().to_string()).or_default();
+        entry.tensors += 1;
+        entry.elements = entry.elements.saturating_add(record.elements() as u64);
+        entry.bytes = entry.bytes.saturating_add(record.bytes);
+    }
+    stored
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tensors, {} elements, {}", self.tensors, self.elements, Bytes(self.bytes))
+    }
+}
+
 impl Hub {
     /// Looks at it.
     ///
     /// # Errors
     /// The configuration does not hold.
     pub fn describe(&self, text: &Text) -> Result<Description, ModelError> {
-        let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
-        for record in self.tensors().records().values() {
-            let entry = stored.entry(record.stored.name().to_string()).or_default();
-            entry.tensors += 1;
-            entry.elements = entry.elements.saturating_add(record.elements() as u64);
-            entry.bytes = entry.bytes.saturating_add(record.bytes);
-        }
         let (architecture, sizes, base, scaling) = match self.config() {
             ModelConfig::Llama(config) => (
                 config.model_type.clone(),
@@ -95,8 +108,9 @@ impl Hub {
         };
         let template =
             if text.chat_template.is_some() { "with a chat template" } else { "without a chat template" };
+        let vocabulary = Architecture::from(self.config()).vocab_size();
         let tokenizer = match (&text.tokenizer, &text.no_tokenizer) {
-            (Some((bytes, _)), _) => format!("{} of tokenizer.json, {template}", Bytes(bytes.len() as u64)),
+            (Some((bytes, _)), _) => format!("{}, {template}", tokenizer(bytes, vocabulary)),
             (None, Some(reason)) => format!("none ({reason}), {template}"),
             (None, None) => format!("none, {template}"),
         };
@@ -106,10 +120,33 @@ impl Hub {
             sizes,
             rope,
             totals: totals(self.config())?,
-            stored,
+            stored: stored(self.tensors()),
             tokenizer,
             notes: self.notes().to_vec(),
         })
+    }
+}
+
+/// A `tokenizer.json` in words; what will be refused of it is said.
+fn tokenizer(bytes: &[u8], vocabulary: usize) -> String {
+    let json: Value = match serde_json::from_slice(bytes) {
+        Ok(json) => json,
+        Err(error) => return format!("no JSON, which will be refused ({error})"),
+    };
+    let model = &json["model"];
+    let count =
+        |part: &Value| part.as_object().map_or_else(|| part.as_array().map_or(0, Vec::len), |map| map.len());
+    let added = json["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    let numbers = model["vocab"].as_object().into_iter().flat_map(|map| map.values());
+    let numbers = numbers.chain(added.iter().map(|token| &token["id"]));
+    let tokens =
+        numbers.filter_map(Value::as_u64).max().map_or(count(&model["vocab"]) as u64, |last| last + 1);
+    let kind = model["type"].as_str().unwrap_or("of an unnamed kind");
+    let markers = added.iter().filter(|token| token["special"] == true).count();
+    let words = format!("{kind}, {tokens} tokens, {markers} of them markers");
+    match tokens > vocabulary as u64 {
+        true => format!("{words} (more than the model's {vocabulary} rows, which will be refused)"),
+        false => words,
     }
 }
 
@@ -135,13 +172,7 @@ impl fmt::Display for Description {
         writeln!(f, "RoPE          {}", self.rope)?;
         writeln!(f, "tokenizer     {}", self.tokenizer)?;
         for (name, stored) in &self.stored {
-            writeln!(
-                f,
-                "stored        {name}: {} tensors, {} elements, {}",
-                stored.tensors,
-                stored.elements,
-                Bytes(stored.bytes)
-            )?;
+            writeln!(f, "stored        {name}: {stored}")?;
         }
         for note in &self.notes {
             writeln!(f, "note          {note}")?;

@@ -85,8 +85,10 @@ fn tokenizer(gguf: &Gguf) -> Result<Json, String> {
             "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
         }),
     };
+    // Qwen composes characters before it cuts; GGUF has no key for that, and llama.cpp leaves it out.
+    let normalizer = if cut == "qwen2" { json!({ "type": "NFC" }) } else { Json::Null };
     Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": post_processor,
         "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },

@@ -9,6 +9,7 @@ mod gguf_config; // its metadata to a configuration
 mod gguf_tokenizer; // its metadata to a tokenizer.json
 mod save; // a folder that transformers opens
 mod save_adapter; // a folder that PEFT opens
+mod sketch; // what `inspect` shows of a model that is refused
 
 pub use config::{Published, parse};
 pub use describe::Description;
@@ -16,6 +17,7 @@ pub use error::HubError;
 pub use folder::text as text_of_folder;
 pub use save::{Extra, save};
 pub use save_adapter::save_adapter;
+pub use sketch::Sketch;
 
 use crate::architecture::{Architecture, ModelConfig};
 use crate::checkpoint::{Piece, pieces};

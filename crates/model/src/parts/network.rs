@@ -394,11 +394,17 @@ impl<'a> Network<'a> {
         Ok(Trunk { normed })
     }
 
-    /// Logits of the main head as an output value.
-    pub fn logits(&mut self, name: &str, normed: ValueId) -> Result<(), ModelError> {
+    /// Rows of a value by their numbers.
+    pub fn picked(&mut self, name: &str, x: ValueId, numbers: ValueId) -> Result<ValueId, ModelError> {
+        let name = self.local(name);
+        Ok(self.builder.one(&name, Gather { output: self.dtype }, [x.into(), numbers.into()])?)
+    }
+
+    /// Logits of the main head for `rows` normed rows, as an output value.
+    pub fn logits(&mut self, name: &str, normed: ValueId, rows: Dim) -> Result<(), ModelError> {
         let head = self.weight(self.architecture.head())?;
         let transposed = self.builder.seen(head, |view| view.transpose(0, 1))?;
-        let shape = [self.rows, self.architecture.vocab_size().into()];
+        let shape = [rows, self.architecture.vocab_size().into()];
         let logits = self.builder.declare(name, Type::new(DType::F32, shape), Role::Output);
         let operator = Matmul { output: DType::F32, row_sums: false };
         self.builder.apply_to(operator, vec![normed.into(), transposed], vec![logits])?;

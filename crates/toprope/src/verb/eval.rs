@@ -126,10 +126,12 @@ fn of_text(
     json: bool,
 ) -> Result<Exit, Failure> {
     let bytes = world.files().read(path, TEXT_BYTES_MAX).or_exit(Exit::Data)?;
-    let text = String::from_utf8(bytes).map_err(|error| {
+    let length = bytes.len();
+    let text = String::from_utf8(bytes).unwrap_or_else(|error| {
         let at = error.utf8_error().valid_up_to();
-        Failure::new(Exit::Data, format!("{}: byte {at} is not UTF-8\nhint: give a text", path.display()))
-    })?;
+        eprintln!("note: {}: byte {at} is not UTF-8; such bytes are read as U+FFFD", path.display());
+        String::from_utf8_lossy(error.as_bytes()).into_owned()
+    });
     let tokenizer = published::tokenizer(&mut hub.text(world.files())?, config)?;
     let tokens = tokenizer.encode(&text, true).or_exit(Exit::Data)?;
     let tokens: Vec<i32> = tokens.into_iter().map(|token| token as i32).collect();
@@ -160,12 +162,12 @@ fn of_text(
     }
     progress.finish();
     let loss = sum / count;
-    let bits = sum / std::f64::consts::LN_2 / text.len() as f64;
+    let bits = sum / std::f64::consts::LN_2 / length as f64;
     println!(
         "{}: loss {loss:.6}, perplexity {:.4}, {bits:.4} bits per byte ({count} tokens, {} bytes, windows of {context}, {})",
         path.display(),
         loss.exp(),
-        text.len(),
+        length,
         arguments.dtype,
     );
     if json {
@@ -173,7 +175,7 @@ fn of_text(
             "{}",
             serde_json::json!({
                 "loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits, "tokens": count,
-                "bytes": text.len(), "context": context,
+                "bytes": length, "context": context,
             })
         );
     }

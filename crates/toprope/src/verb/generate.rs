@@ -5,6 +5,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::published;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
+use std::time::Duration;
 use toprope_model::Architecture;
 use toprope_model::deepseek_v3::Inference;
 use toprope_model::hub::{Hub, Text};
@@ -12,10 +13,10 @@ use toprope_program::{Device, Range, Session, philox};
 use toprope_train::chat_template::ChatTemplate;
 use toprope_train::sample::choose;
 use toprope_train::tokenizer::PublishedTokenizer;
-use toprope_world::{RealWorld, World};
+use toprope_world::{Clock, RealWorld, World};
 
 /// Tokens of a prompt that go through the model at once.
-const WINDOW: usize = 128;
+const WINDOW: usize = 512;
 /// Rows of the caches where none are asked for.
 const CONTEXT: usize = 2048;
 
@@ -29,17 +30,22 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
         let hint = "hint: give --prompt some text; the model has no token that begins one";
         return Err(Failure::new(Exit::Usage, format!("the prompt has no tokens\n{hint}")));
     }
+    if arguments.warm_up {
+        speaker.warm_up(&prompt)?;
+    }
     print!("{}", arguments.prompt);
-    let began = world.clock().monotonic();
-    let made = speaker.answer(&prompt)?;
+    std::io::stdout().flush().or_exit(Exit::Internal)?;
+    let answer = speaker.answer(world.clock(), &prompt)?;
     println!();
-    let seconds = world.clock().monotonic().saturating_sub(began).as_secs_f64();
-    eprintln!("{} tokens of prompt, {} made in {seconds:.2} s", prompt.len(), made.len());
+    eprintln!("{}", answer.speed());
     if json {
-        let text = speaker.tokenizer.decode(&made);
+        let text = speaker.tokenizer.decode(&answer.made);
         println!(
             "{}",
-            serde_json::json!({ "prompt": prompt, "tokens": made, "text": text, "seconds": seconds })
+            serde_json::json!({
+                "prompt": prompt, "tokens": answer.made, "text": text,
+                "prefill_seconds": answer.prefill.as_secs_f64(), "decode_seconds": answer.decode.as_secs_f64(),
+            })
         );
     }
     Ok(Exit::Done)
@@ -73,14 +79,17 @@ pub fn chat(arguments: &Chat, json: bool) -> Result<Exit, Failure> {
         messages.push(said("user", &line));
         let prompt = template.render(&messages, None, true).or_exit(Exit::Recipe)?;
         let prompt = speaker.tokenizer.encode(&prompt, false).or_exit(Exit::Data)?;
-        let answer = speaker.answer(&prompt);
+        let answer = speaker.answer(world.clock(), &prompt);
         if let (Err(_), true) = (&answer, json) {
             // What was said so far is not lost with it.
             println!("{}", serde_json::json!({ "messages": messages }));
         }
-        let made = answer?;
+        let answer = answer?;
         println!();
-        messages.push(said("assistant", &speaker.tokenizer.decode(&made)));
+        if terminal {
+            eprintln!("({})", answer.speed());
+        }
+        messages.push(said("assistant", &speaker.tokenizer.decode(&answer.made)));
     }
     if json {
         println!("{}", serde_json::json!({ "messages": messages }));
@@ -95,6 +104,39 @@ fn opened(world: &dyn World, model: &Path) -> Result<(Hub, Text), Failure> {
     Ok((hub, text))
 }
 
+/// What a model went on with.
+struct Answer {
+    /// Tokens, without the one that ends.
+    made: Vec<u32>,
+    /// Tokens of the prompt that went through the model, and the time until their logits were there.
+    read: usize,
+    prefill: Duration,
+    /// Tokens that went through the model one by one, and their time in all.
+    steps: usize,
+    decode: Duration,
+}
+
+impl Answer {
+    /// Tokens and their rates, in words.
+    fn speed(&self) -> String {
+        let rate = |tokens: usize, time: Duration| match time.is_zero() || tokens == 0 {
+            true => String::new(),
+            false => format!(
+                " in {:.2} s ({:.0} tokens/s)",
+                time.as_secs_f64(),
+                tokens as f64 / time.as_secs_f64()
+            ),
+        };
+        format!(
+            "{} tokens read{}; {} made{}",
+            self.read,
+            rate(self.read, self.prefill),
+            self.made.len(),
+            rate(self.steps, self.decode)
+        )
+    }
+}
+
 /// A model that goes on from tokens; what it read before stays in its caches.
 struct Speaker {
     device: Box<dyn Device>,
@@ -103,7 +145,6 @@ struct Speaker {
     text: Text,
     decoding: Decoding,
     capacity: usize,
-    vocabulary: usize,
     /// Tokens whose rows the caches hold.
     read: Vec<u32>,
     /// Tokens that were ever chosen: each draw has numbers of its own.
@@ -113,29 +154,19 @@ struct Speaker {
 impl Speaker {
     fn new(hub: &Hub, mut text: Text, decoding: &Decoding) -> Result<Speaker, Failure> {
         let config = hub.inference_config();
-        let architecture = Architecture::from(&config);
-        let (longest, vocabulary) = (architecture.max_position_embeddings(), architecture.vocab_size());
+        let longest = Architecture::from(&config).max_position_embeddings();
         let tokenizer = published::tokenizer(&mut text, &config)?;
         let capacity = decoding.context.unwrap_or(CONTEXT.min(longest));
         let mut device = published::device(&decoding.device, decoding.threads)?;
         let what = Inference::Cached { window: WINDOW };
         let session = published::session(hub, &config, &mut *device, what, decoding.dtype, capacity)?;
         let decoding = decoding.clone();
-        Ok(Speaker {
-            device,
-            session,
-            tokenizer,
-            text,
-            decoding,
-            capacity,
-            vocabulary,
-            read: Vec::new(),
-            drawn: 0,
-        })
+        Ok(Speaker { device, session, tokenizer, text, decoding, capacity, read: Vec::new(), drawn: 0 })
     }
 
-    /// Goes on from a prompt, printing as it does; gives the tokens that were made, without the one that ends.
-    fn answer(&mut self, prompt: &[u32]) -> Result<Vec<u32>, Failure> {
+    /// Goes on from a prompt, printing as it does.
+    fn answer(&mut self, clock: &dyn Clock, prompt: &[u32]) -> Result<Answer, Failure> {
+        let began = clock.monotonic();
         // What the caches hold of it already need not go through the model again; the last token gives the first logits.
         let shared = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let shared = shared.min(prompt.len().saturating_sub(1));
@@ -144,7 +175,8 @@ impl Speaker {
         for part in prompt[shared..].chunks(WINDOW) {
             logits = self.step(part)?;
         }
-        let (mut made, mut shown) = (Vec::new(), 0);
+        let prefill = clock.monotonic().saturating_sub(began);
+        let (mut made, mut shown, mut steps) = (Vec::new(), 0, 0);
         while made.len() < self.decoding.max_tokens {
             let token = self.chosen(&logits).ok_or_else(|| {
                 let hint = "hint: try --dtype f32; where they are none there either, a weight of the model is not finite";
@@ -166,8 +198,19 @@ impl Speaker {
                 break;
             }
             logits = self.step(&[token])?;
+            steps += 1;
         }
-        Ok(made)
+        let decode = clock.monotonic().saturating_sub(began).saturating_sub(prefill);
+        Ok(Answer { made, read: prompt.len() - shared, prefill, steps, decode })
+    }
+
+    /// Reads a prompt and forgets it.
+    fn warm_up(&mut self, prompt: &[u32]) -> Result<(), Failure> {
+        for part in prompt.chunks(WINDOW) {
+            self.step(part)?;
+        }
+        self.read.clear();
+        Ok(())
     }
 
     /// The logits behind some more tokens.
@@ -184,13 +227,13 @@ impl Speaker {
         let (device, session) = (&mut *self.device, &mut self.session);
         let numbers: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
         published::write_window(device, session, &numbers, from)?;
-        let place = [("position", from), ("cache_length", from + tokens.len())];
+        let row = tokens.len().saturating_sub(1);
+        let place = [("position", from), ("cache_length", from + tokens.len()), ("row", row)];
         for (name, value) in place {
             session.write_i32(device, name, &[value as i32]).or_exit(Exit::Device)?;
         }
         session.run(device, Range::Accumulate).or_exit(Exit::Device)?;
-        let mut logits = session.read_f32(device, "logits").or_exit(Exit::Device)?;
-        logits.drain(..logits.len().saturating_sub(self.vocabulary));
+        let logits = session.read_f32(device, "logits").or_exit(Exit::Device)?;
         self.read.extend_from_slice(tokens);
         Ok(logits)
     }

@@ -7,7 +7,7 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::validated::validated;
 use crate::verb::{published, recipe};
 use std::path::Path;
-use toprope_model::hub::Hub;
+use toprope_model::hub::{Hub, HubError, Sketch};
 use toprope_model::{DeepseekV3Config, deepseek_v3, inspect, totals};
 use toprope_program::text;
 use toprope_train::recipe::{Base, Origin, Recipe};
@@ -57,7 +57,10 @@ fn onto(model: &Path, arguments: &Inspect) -> Result<Recipe, Failure> {
 /// A published model, from its headers alone.
 fn of_headers(path: &Path, json: bool) -> Result<Exit, Failure> {
     let world = RealWorld::new();
-    let hub = Hub::open(world.files(), path)?;
+    let hub = match Hub::open(world.files(), path) {
+        Ok(hub) => hub,
+        Err(error) => return refused(&world, path, error, json),
+    };
     let text = hub.text(world.files())?;
     let description = hub.describe(&text).or_exit(Exit::Recipe)?;
     print!("{description}");
@@ -65,6 +68,17 @@ fn of_headers(path: &Path, json: bool) -> Result<Exit, Failure> {
         println!("{}", serde_json::to_string(&description).or_exit(Exit::Internal)?);
     }
     Ok(Exit::Done)
+}
+
+/// What is refused is shown as far as its headers tell, before the reason.
+fn refused(world: &dyn World, path: &Path, error: HubError, json: bool) -> Result<Exit, Failure> {
+    if let Ok(sketch) = Sketch::of(world.files(), path) {
+        print!("{sketch}");
+        if json {
+            println!("{}", serde_json::json!({ "refused": error.to_string(), "shown": sketch }));
+        }
+    }
+    Err(error.into())
 }
 
 /// The largest configuration that is read.

@@ -1,14 +1,17 @@
 //! Published models on a device: opening one, and its programs with their weights.
 
 use crate::exit::{Exit, Failure, OrExit};
-use crate::progress::bytes;
+use crate::progress::{Counted, bytes};
 use crate::verb::validated::validated;
+use std::io::IsTerminal;
 use std::path::Path;
 use toprope_devices::OpenOptions;
+use toprope_model::checkpoint::pieces;
 use toprope_model::deepseek_v3::{Inference, build_inference};
 use toprope_model::hub::{Extra, Hub, HubError, Text};
 use toprope_model::{Architecture, ModelConfig};
-use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Tensor, Width};
+use toprope_program::tensor::stored;
+use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Width};
 use toprope_train::tokenizer::PublishedTokenizer;
 use toprope_world::World;
 
@@ -86,7 +89,15 @@ fn write_weights(
     session: &Session,
 ) -> Result<(), Failure> {
     let program = session.program().program();
+    // Of a large model a person sees that something goes on; a pipe is not told.
+    let all = pieces(architecture).len() as u64;
+    let progress = std::io::stderr().is_terminal().then(|| Counted::new("tensors", all));
+    let mut done = 0;
     hub.each(architecture, |piece, numbers| {
+        done += 1;
+        if let Some(progress) = &progress {
+            progress.set(done, &piece.name);
+        }
         let found = program.find(&piece.parameter).and_then(|id| Some((id, session.plan().place(id)?)));
         let (id, location) = found.ok_or_else(|| {
             Failure::new(Exit::Internal, format!("the program has no value `{}`", piece.parameter))
@@ -95,13 +106,16 @@ fn write_weights(
         let size = dtype.size_bytes(Width::Native);
         let mut offset = location.offset_bytes + piece.offset_elements * size;
         for part in numbers.chunks(PART_ELEMENTS) {
-            let tensor = Tensor::rounded(dtype, &[part.len()], part.iter().map(|x| f64::from(*x)));
-            let stored = tensor.to_bytes(Width::Native);
+            let stored = stored(dtype, Width::Native, part);
             device.write(session.buffer(location), offset, &stored).or_exit(Exit::Device)?;
             offset += stored.len();
         }
-        Ok(())
-    })
+        Ok::<(), Failure>(())
+    })?;
+    if let Some(progress) = &progress {
+        progress.finish();
+    }
+    Ok(())
 }
 
 /// Elements that are converted at once, so that a large tensor is not in memory in a second form.

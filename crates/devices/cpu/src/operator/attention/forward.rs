@@ -34,22 +34,37 @@ pub(super) struct Forward<'a> {
     pub(super) scale: f32,
 }
 
+/// Which rows a block is of; one of both has one element.
+struct Place {
+    queries: Range<usize>,
+    heads: Range<usize>,
+}
+
 impl Forward<'_> {
     pub(super) fn key_head(&self, head: usize) -> usize {
         head * self.k.heads / self.q.heads
     }
 
-    /// One block of queries of one head: `out` and `lse` in f32.
+    /// Heads that go through a block together: with one query, all that share a key head, whose keys and values are then
+    /// met once. Each row has the bits that it has alone.
+    fn heads_together(&self) -> usize {
+        let share = self.q.heads / self.k.heads.max(1);
+        if self.q.rows == 1 && (1..=QUERIES).contains(&share) { share } else { 1 }
+    }
+
+    /// One block: some queries of one head, or one query of some heads. `out` and `lse` in f32, a row for each.
     fn block(
         &self,
         task: &crate::kernel::Context<'_>,
-        queries: Range<usize>,
-        head: usize,
+        Place { queries, heads }: Place,
         scratch: (&mut [f32], &mut [u8]),
         lse: &mut [f32],
     ) -> usize {
         let (mut scratch, workspace) = scratch;
-        let rows = queries.len();
+        let rows = queries.len() * heads.len();
+        let visible = |row: usize| {
+            self.mask.visible(if heads.len() == 1 { queries.start + row } else { queries.start })
+        };
         let columns = self.v.columns;
         let out = take(&mut scratch, rows * columns);
         let largest = take(&mut scratch, rows);
@@ -57,14 +72,17 @@ impl Forward<'_> {
         out.fill(0.0);
         largest.fill(f32::NEG_INFINITY);
         sums.fill(0.0);
-        let key_head = self.key_head(head);
-        let q = self.q.matrix(queries.clone(), head);
+        let key_head = self.key_head(heads.start);
+        let q = match heads.len() {
+            1 => self.q.matrix(queries.clone(), heads.start),
+            _ => self.q.heads_of(queries.start, heads.clone()),
+        };
         let narrow = self.v.values.is_bf16();
         for keys in chunks(self.mask.reach(queries.clone())) {
             let scores = &mut scratch[..rows * keys.len()];
             multiply(task, q, self.k.matrix(keys.clone(), key_head).transposed(), scores, false, workspace);
             for (row, scores) in scores.chunks_exact_mut(keys.len()).enumerate() {
-                let seen = inside(&self.mask.visible(queries.start + row), &keys);
+                let seen = inside(&visible(row), &keys);
                 scores[..seen.start].fill(0.0);
                 scores[seen.end..].fill(0.0);
                 if !seen.is_empty() {
@@ -82,13 +100,17 @@ impl Forward<'_> {
             multiply(task, probabilities(scores, rows, keys.len(), narrow), v, out, true, workspace);
         }
         for row in 0..rows {
-            let visible = !self.mask.visible(queries.start + row).is_empty();
+            let visible = !visible(row).is_empty();
             lse[row] = if visible { largest[row] + ln(sums[row]) } else { f32::NEG_INFINITY };
             let factor = if visible { 1.0 / sums[row] } else { 1.0 };
             scale_row(task.level, &mut out[row * columns..][..columns], factor);
         }
         if !all_finite(out) {
-            exact::forward(self, queries, head, out, lse);
+            let each = queries.len();
+            for (at, head) in heads.enumerate() {
+                let out = &mut out[at * each * columns..][..each * columns];
+                exact::forward(self, queries.clone(), head, out, &mut lse[at * each..][..each]);
+            }
         }
         rows * columns
     }
@@ -121,23 +143,27 @@ impl Execute for Attention {
         let workspace = Parts::new(aligned(task.workspace));
         let Some([out, lse]) = task.outputs.first_chunk_mut() else { panic!("attention has two outputs") };
         let lse = Parts::new(lse.f32());
-        let blocks = q.rows.div_ceil(QUERIES);
+        let together = forward.heads_together();
+        let (blocks, shares) = (q.rows.div_ceil(QUERIES), q.heads / together);
         macro_rules! run {
             ($out:expr) => {{
                 let out = Parts::new($out);
-                pool.for_each_thread(blocks * q.heads, |thread, index| {
-                    let head = index % q.heads;
-                    let start = index / q.heads * QUERIES;
+                pool.for_each_thread(blocks * shares, |thread, index| {
+                    let head = index % shares * together;
+                    let start = index / shares * QUERIES;
                     let queries = start..q.rows.min(start + QUERIES);
                     // SAFETY: a thread's own part of the workspace.
                     let part = unsafe { workspace.part(thread * each, each) };
                     let (scratch, products) = thread_part(part, values);
                     let mut logs = [0.0; QUERIES];
-                    let count =
-                        forward.block(&alone, queries.clone(), head, (&mut *scratch, products), &mut logs);
+                    let block = Place { queries: queries.clone(), heads: head..head + together };
+                    let count = forward.block(&alone, block, (&mut *scratch, products), &mut logs);
                     for (row, (values, log)) in scratch[..count].chunks_exact(v.columns).zip(logs).enumerate()
                     {
-                        let place = (queries.start + row) * q.heads + head;
+                        let place = match together {
+                            1 => (queries.start + row) * q.heads + head,
+                            _ => queries.start * q.heads + head + row,
+                        };
                         // SAFETY: each block writes rows of its own head.
                         let out = unsafe { out.part(place * v.columns, v.columns) };
                         // SAFETY: as above.

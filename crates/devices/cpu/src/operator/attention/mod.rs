@@ -59,6 +59,12 @@ impl<'a> Heads<'a> {
         }
     }
 
+    /// Heads of one row as a matrix.
+    fn heads_of(&self, row: usize, heads: Range<usize>) -> Matrix<'a> {
+        let whole = self.matrix(row..row + 1, heads.start);
+        Matrix { rows: heads.len(), row_stride: self.strides[1], ..whole }
+    }
+
     fn at(&self, row: usize, head: usize, column: usize) -> f32 {
         let index = row * self.strides[0] + head * self.strides[1] + column * self.strides[2];
         match self.values {

@@ -13,6 +13,8 @@ mod model;
 mod pack;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod thin;
 #[cfg(any(test, all(target_arch = "x86_64", target_os = "linux")))]
 mod tiles;
 
@@ -132,10 +134,15 @@ impl Unit {
 
 /// f32 values of scratch memory for [`multiply_block`].
 pub(super) fn scratch_values(rows: usize, columns: usize, depth: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let thin = thin::scratch_values(depth);
+    #[cfg(not(target_arch = "x86_64"))]
+    let thin = 0;
     let depth = depth.next_multiple_of(GROUP);
     let (high, wide) = (rows.next_multiple_of(SIDE), columns.next_multiple_of(SIDE));
     let carry = if depth > DEPTH { high * wide } else { SIDE * SIDE };
-    (wide + high.min(ROWS)) * depth.min(DEPTH) / 2 + high.min(ROWS) * WIDTH + carry
+    let whole = (wide + high.min(ROWS)) * depth.min(DEPTH) / 2 + high.min(ROWS) * WIDTH + carry;
+    whole.max(thin)
 }
 
 /// As [`super::block::multiply_block`], for bf16 operands on `unit`.
@@ -155,6 +162,11 @@ pub(super) unsafe fn multiply_block<O: Element>(
     depth: usize,
     scratch: *mut f32,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if unit == Unit::Dot && rows <= thin::ROWS {
+        // SAFETY: the caller's promise; this unit is there where the level is, which has these instructions.
+        return unsafe { thin::multiply_block::<O>(level, a, b, output, rows, columns, depth, scratch) };
+    }
     let wide = columns.next_multiple_of(SIDE);
     let high = rows.next_multiple_of(SIDE).min(ROWS);
     let chunks = depth.div_ceil(DEPTH).max(1);

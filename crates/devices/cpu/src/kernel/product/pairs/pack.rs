@@ -55,6 +55,17 @@ pub(super) unsafe fn pack_tiles(
     pack_tiles_at(level, block, padded, lines, depth, across, out);
 }
 
+kernel! {
+    /// One tile of `width` lines of `deep` elements, zeros behind them.
+    ///
+    /// # Safety (checked by the caller)
+    /// The block is readable; `out` is writable for a tile.
+    pub(super) fn pack_tile_at[](block: Block<bf16>, width: usize, deep: usize, across: bool, out: *mut u32) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_tile::<L>(block, width, deep, across, out) };
+    }
+}
+
 /// # Safety
 /// The block is readable for `width` lines of `deep` elements; `out` is writable for a tile.
 #[inline(always)]

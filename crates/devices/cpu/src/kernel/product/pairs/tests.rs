@@ -121,6 +121,35 @@ fn products_of_pairs_match_f64_and_do_not_depend_on_threads() {
     }
 }
 
+/// What decoding computes is what a prompt computes: also where few rows are met in another way.
+#[test]
+fn a_row_has_the_bits_that_it_has_in_a_taller_product() {
+    let mut random = Random::new(15);
+    for (n, k) in [(1, 1), (16, 32), (33, 31), (70, 65), (96, 64), (130, 1100), (64, 576), (5, 0)] {
+        for transposed in [false, true] {
+            let tall = 40;
+            let a = store(&wild(&mut random, tall * k), true);
+            let b = store(&wild(&mut random, k * n), true);
+            let a = Matrix::dense(read(&a), tall, k);
+            let b = match transposed {
+                true => Matrix::dense(read(&b), n, k).transposed(),
+                false => Matrix::dense(read(&b), k, n),
+            };
+            for unit in units() {
+                let task = |a| Task { a, b, bias: None, accumulate: false, out_bf16: false };
+                let (want, want_sums) = run(unit, 1, &task(a));
+                for rows in 1..6 {
+                    let start = 11;
+                    let (got, sums) = run(unit, 2, &task(a.some_rows(start, rows)));
+                    let same = nan_equal(&got, &want[start * n..(start + rows) * n])
+                        && nan_equal(&sums, &want_sums[start..start + rows]);
+                    assert!(same, "{unit:?} {rows} of {tall} rows, {n} columns, depth {k}");
+                }
+            }
+        }
+    }
+}
+
 /// Values whose products and sums overflow, cancel, and become subnormal.
 fn wild(random: &mut Random, count: usize) -> Vec<f32> {
     let special = [0.0, -0.0, 1e-39, -1e-39, 1e38, -1e38, 1e-20, 1.0, -1.0, f32::INFINITY, f32::NAN, 3e-38];
