@@ -238,3 +238,44 @@ fn adaptable(architecture: Architecture<'_>) -> Vec<AdaptedModule> {
     }
     modules
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(dora: bool) -> AdapterOptions {
+        AdapterOptions { rank: 1, alpha: 2.0, targets: vec!["q_proj".into()], dora }
+    }
+
+    fn module(rows: usize, columns: usize) -> AdaptedModule {
+        AdaptedModule { name: "m.q_proj".into(), rows, columns, ..AdaptedModule::end(0) }
+    }
+
+    #[test]
+    fn merging_adds_the_product_and_gives_rows_their_lengths() {
+        let (down, up) = ([1.0, 0.0], [0.5, 0.0]);
+        let mut matrix = [3.0, 0.0, 0.0, 1.0];
+        options(false).merge(&module(2, 2), &mut matrix, &down, &up, None);
+        assert_eq!(matrix, [4.0, 0.0, 0.0, 1.0]);
+        let mut matrix = [3.0, 3.0, 0.0, 0.0];
+        options(true).merge(&module(2, 2), &mut matrix, &down, &up, Some(&[10.0, 7.0]));
+        // A row of zeros has no direction.
+        assert_eq!(matrix, [8.0, 6.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn targets_are_whole_words_at_the_end_of_a_name() {
+        for (target, want) in [
+            ("q_proj", true),
+            ("layers.0.self_attn.q_proj", true),
+            ("model.layers.0.self_attn.q_proj", true),
+            ("all-linear", true),
+            ("proj", false),
+            ("attn.q_proj", false),
+            ("q_proj.weight", false),
+            ("", false),
+        ] {
+            assert_eq!(matches("model.layers.0.self_attn.q_proj", target), want, "{target:?}");
+        }
+    }
+}
