@@ -51,10 +51,9 @@ pub(crate) fn config(bytes: &[u8]) {
     if let Ok(published) = parse(bytes) {
         let _ = totals::totals(&published.config);
     }
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        if let Ok(config) = DeepseekV3Config::from_json(text) {
-            let _ = totals::totals(&config);
-        }
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    if let Ok(config) = DeepseekV3Config::from_json(text) {
+        let _ = totals::totals(&config);
     }
 }
 

@@ -134,6 +134,22 @@ fn numbers_that_are_not_finite_are_named() {
 }
 
 #[test]
+fn a_tensor_that_the_configuration_asks_for_is_missed() {
+    let case = Case::new();
+    let folder = case.path("qwen2");
+    copy(&golden("hub/qwen2-default"), &folder);
+    let config = folder.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
+    let (code, told, _) = verified(&case, &folder);
+    assert_eq!(code, 5, "{told}");
+    says(&told, &["not intact", "model.layers.2", "is missing"]);
+    // Of a model that is not known here the files alone are judged.
+    std::fs::write(&config, text.replace("Qwen2ForCausalLM", "MambaForCausalLM")).unwrap();
+    assert_eq!(verified(&case, &folder).0, 0);
+}
+
+#[test]
 fn what_is_no_checkpoint_is_one_error() {
     let case = Case::new();
     let said = |output: &Output, words: &[&str]| fails(output, 5, &[words, &["hint:"]].concat());

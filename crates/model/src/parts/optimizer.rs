@@ -64,7 +64,7 @@ pub(crate) fn update(
     let operands = sums.gradients.iter().map(|sum| (*sum).into()).collect();
     builder.apply_to(GlobalNorm { clip: options.clip }, operands, vec![norm, factor])?;
     let rates = builder.input("rates", DType::F32, [3]);
-    let published = options.muon.is_some().then(|| pieces(network.architecture)).unwrap_or_default();
+    let published = if options.muon.is_some() { pieces(network.architecture) } else { Vec::new() };
     for (parameter, gradient) in trained.iter().zip(&sums.gradients) {
         let weight = network.parameter(&parameter.name)?;
         let builder = &mut network.builder;

@@ -4,8 +4,10 @@
 use crate::exit::{Exit, Failure, OrExit};
 use crate::progress::bytes;
 use serde_json::json;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use toprope_formats::{CheckpointFolder, Contents, FormatError, NonFiniteTensor};
+use toprope_formats::{CheckpointFolder, CheckpointKind, Contents, FormatError, NonFiniteTensor};
+use toprope_model::hub::{Hub, HubError};
 use toprope_train::checkpoint::{self, CHECKPOINTS_FOLDER};
 use toprope_world::{EntryKind, Files, RealWorld, World};
 
@@ -55,8 +57,11 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<Exit, Failure> {
             unread += 1;
             continue;
         }
-        let verdict = verdict(&world, candidate)?;
         let name = shown(folder, &candidate.path);
+        if std::io::stderr().is_terminal() {
+            eprintln!("reading {name} …");
+        }
+        let verdict = verdict(&world, candidate)?;
         println!("{name:wide$}  {}", words(&verdict));
         if let Verdict::Whole(contents) = &verdict {
             for tensor in contents.non_finite.iter().take(NAMED) {
@@ -133,10 +138,25 @@ fn verdict(world: &dyn World, candidate: &Candidate) -> Result<Verdict, Failure>
             Err(error) => return Ok(Verdict::Damaged(error.to_string())),
         },
     };
+    let contradicted = || match &candidate.form {
+        Form::Foreign(folder) if folder.kind == CheckpointKind::HuggingFace => {
+            contradiction(world.files(), &folder.path)
+        }
+        _ => None,
+    };
     Ok(match verified {
-        Ok(contents) => Verdict::Whole(contents),
+        Ok(contents) => contradicted().map_or(Verdict::Whole(contents), Verdict::Damaged),
         Err(error) => Verdict::Damaged(error.to_string()),
     })
+}
+
+/// The tensor that `config.json` asks for and the files do not have, or the other way round. A model that is not known here
+/// may still be whole.
+fn contradiction(files: &dyn Files, folder: &Path) -> Option<String> {
+    match Hub::open(files, folder) {
+        Err(error @ HubError::Tensor { .. }) => Some(error.to_string()),
+        _ => None,
+    }
 }
 
 fn words(verdict: &Verdict) -> String {
