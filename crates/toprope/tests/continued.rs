@@ -278,6 +278,19 @@ fn adapters_alone_are_trained_and_leave_the_model_as_it_is() {
 }
 
 #[test]
+fn muon_moves_published_matrices_and_those_of_adapters() {
+    let muon = ["--set", "optimizer.kind=muon"];
+    for adapter in ["", ADAPTER, &format!("{ADAPTER}dora = true\n")] {
+        let case = case("qwen2-default");
+        case.write("recipe.toml", format!("{RECIPE}{adapter}"));
+        let whole = state(&from(&case, "guarded", &muon));
+        assert_eq!(state(&from(&case, "unguarded", &[&muon[..], &["--unguarded"]].concat())), whole);
+        let losses = losses(&case, "guarded");
+        assert!(losses[5] < losses[0], "{adapter}: {losses:?}");
+    }
+}
+
+#[test]
 fn of_conversations_what_the_assistant_said_is_learnt() {
     let case = case("llama-linear");
     let said = |role: &str, content: &str| json!({ "role": role, "content": content });
