@@ -279,14 +279,16 @@ fn adapters_alone_are_trained_and_leave_the_model_as_it_is() {
 
 #[test]
 fn muon_moves_published_matrices_and_those_of_adapters() {
-    let muon = ["--set", "optimizer.kind=muon"];
+    let muon = ["--set", "optimizer.kind=muon", "--steps", "48"];
     for adapter in ["", ADAPTER, &format!("{ADAPTER}dora = true\n")] {
         let case = case("qwen2-default");
         case.write("recipe.toml", format!("{RECIPE}{adapter}"));
         let whole = state(&from(&case, "guarded", &muon));
         assert_eq!(state(&from(&case, "unguarded", &[&muon[..], &["--unguarded"]].concat())), whole);
         let losses = losses(&case, "guarded");
-        assert!(losses[5] < losses[0], "{adapter}: {losses:?}");
+        // Batches differ by more than a step moves an adapter.
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!(mean(&losses[40..]) < mean(&losses[..8]) - 0.02, "{adapter}: {losses:?}");
     }
 }
 
