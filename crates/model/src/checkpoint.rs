@@ -3,7 +3,7 @@
 
 use crate::architecture::Architecture;
 use crate::error::ModelError;
-use crate::parameters::parameters;
+use crate::parameters::{Parameter, parameters};
 use std::collections::BTreeMap;
 use toprope_program::Tensor;
 
@@ -21,6 +21,12 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// A parameter that is published as it is.
+    pub(crate) fn whole(parameter: &Parameter) -> Piece {
+        let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
+        Piece { parameter: name.clone(), name, shape, offset_elements: 0 }
+    }
+
     /// The number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().fold(1usize, |product, size| product.saturating_mul(*size))

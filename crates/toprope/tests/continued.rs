@@ -229,6 +229,13 @@ fn adapters_alone_are_trained_and_leave_the_model_as_it_is() {
     let with_lengths = state(&from(&case, "dora", &["--set", "adapter.dora=true"]));
     let alone = ["--set", "adapter.dora=true", "--set", "training.state=in_place", "--unguarded"];
     assert_eq!(state(&from(&case, "dora-alone", &alone)), with_lengths);
+    // Muon moves adapters' matrices too, each whole.
+    done(&from(&case, "muon", &["--set", "optimizer.kind=muon"]));
+    let moved = tensors(&case.path("muon/checkpoints/step-00000006/state.safetensors"));
+    let ups: Vec<_> = moved.iter().filter(|(name, _)| name.ends_with("lora_B.weight")).collect();
+    assert!(ups.len() == 6 && ups.iter().all(|(_, numbers)| numbers.iter().any(|number| *number != 0.0)));
+    let of_muon = losses(&case, "muon");
+    assert!(of_muon[5] < of_muon[0], "{of_muon:?}");
     let first = |run| losses(&case, run)[..2].to_vec();
     // It begins at the model, and then goes another way.
     assert!((first("dora")[0] - first("run")[0]).abs() < 1e-5 && first("dora")[1] != first("run")[1]);

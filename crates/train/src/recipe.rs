@@ -14,9 +14,7 @@ use crate::tokenizer::TokenizerConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use toprope_guard::policy::Policy;
-use toprope_model::{
-    AdamwOptions, AdapterOptions, Architecture, ModelConfig, MuonOptions, TrainingOptions,
-};
+use toprope_model::{AdamwOptions, AdapterOptions, Architecture, ModelConfig, MuonOptions, TrainingOptions};
 use toprope_program::recompute::Recompute;
 use toprope_program::{DType, StateLayout};
 

@@ -2,7 +2,7 @@
 
 use super::muon;
 use super::network::Network;
-use crate::checkpoint::pieces;
+use crate::checkpoint::{Piece, pieces};
 use crate::error::ModelError;
 use crate::parameters::Parameter;
 use crate::training_options::TrainingOptions;
@@ -69,7 +69,13 @@ pub(crate) fn update(
         let weight = network.parameter(&parameter.name)?;
         let builder = &mut network.builder;
         if let Some(options_of_muon) = options.muon.as_ref().filter(|_| muon::moves(parameter)) {
-            let pieces: Vec<_> = published.iter().filter(|piece| piece.parameter == parameter.name).collect();
+            let mut pieces: Vec<_> =
+                published.iter().filter(|piece| piece.parameter == parameter.name).collect();
+            // An adapter's matrix is no published one; it is moved whole.
+            let whole = Piece::whole(parameter);
+            if pieces.is_empty() {
+                pieces.push(&whole);
+            }
             let step = muon::Step {
                 options: options_of_muon,
                 weight_decay: options.adamw.weight_decay,
