@@ -1,5 +1,6 @@
 //! Messages to a text, by a model's own template (Jinja, as transformers sets it up).
 
+use crate::data::Render;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use std::path::Path;
@@ -84,11 +85,6 @@ impl ChatTemplate {
         })
     }
 
-    /// The token that a text ends with, as it is written; empty where it is not known.
-    pub fn end(&self) -> &str {
-        &self.end
-    }
-
     /// The text of messages, each an object with `role` and `content`; with `prompt`, up to where an answer follows.
     ///
     /// # Errors
@@ -109,6 +105,21 @@ impl ChatTemplate {
             add_generation_prompt => prompt,
         };
         template.render(context).map_err(failed)
+    }
+}
+
+impl Render for ChatTemplate {
+    fn render(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&serde_json::Value>,
+        prompt: bool,
+    ) -> Result<String, String> {
+        ChatTemplate::render(self, messages, tools, prompt).map_err(|error| error.reason())
+    }
+
+    fn end(&self) -> &str {
+        &self.end
     }
 }
 

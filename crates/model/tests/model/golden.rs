@@ -52,6 +52,7 @@ impl Record {
         let mut number = |key: &str| take(key).as_f64().unwrap();
         let rows = number("batch_size") as usize;
         let options = TrainingOptions {
+            adapter: None,
             sequence: number("sequence_length") as usize,
             micro_batch_sequences: rows,
             dtype: DType::F32,

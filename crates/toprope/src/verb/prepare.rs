@@ -1,7 +1,6 @@
 //! What a run is made of beside its programs: the text, the tokenizer, the batches, and the identity that its checkpoints carry.
 
 use crate::exit::{Exit, Failure, OrExit};
-use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use toprope_model::hub::{Hub, Text, text_of_folder};
@@ -44,7 +43,7 @@ impl Prepared {
         let text = published_text(world, recipe, run)?;
         let turns = match (&recipe.data.chat, &text, &recipe.from) {
             (Some(_), Some(text), Some(origin)) => {
-                Some(Turns(ChatTemplate::new(&origin.model, text).or_exit(Exit::Recipe)?))
+                Some(ChatTemplate::new(&origin.model, text).or_exit(Exit::Recipe)?)
             }
             _ => None,
         };
@@ -82,19 +81,6 @@ impl Prepared {
             corpus_hash: corpus.hash.clone(),
         };
         Ok(Prepared { corpus, tokenizer, inputs, text, identity })
-    }
-}
-
-/// A model's template, for conversations.
-struct Turns(ChatTemplate);
-
-impl Render for Turns {
-    fn render(&self, messages: &[Value], tools: Option<&Value>, prompt: bool) -> Result<String, String> {
-        self.0.render(messages, tools, prompt).map_err(|error| error.reason())
-    }
-
-    fn end(&self) -> &str {
-        self.0.end()
     }
 }
 

@@ -171,13 +171,16 @@ impl Tokens {
 /// Which tokens of a part are learnt; empty where the document says nothing of it.
 type Marks = Vec<bool>;
 
+/// Tokens of each part, and their marks where any document has them.
+type Encoded = (Vec<Vec<u32>>, Option<Vec<Marks>>);
+
 /// Tokens of each part, and where a document says which are learnt, those marks.
 fn encode_all(
     documents: &[Document],
     parts: &[(usize, &str)],
     tokenizer: &Tokenizer,
     threads: usize,
-) -> Result<(Vec<Vec<u32>>, Option<Vec<Marks>>), DataError> {
+) -> Result<Encoded, DataError> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut encoder = tokenizer.encoder();
