@@ -254,7 +254,10 @@ impl AscendDevice {
                 && let Some(&next) = wanted.get(turn + 1)
             {
                 let event = self.queue.record(&self.cann, self.compute);
-                let event = event.map_err(|code| (code, "recording an event".to_string(), at(which)))?;
+                let event = event.map_err(|code| {
+                    let late = if each { "" } else { EARLIER };
+                    (code, format!("recording an event{late}"), at(which))
+                })?;
                 marks.push(Mark { next: at(next), event });
             }
             if each {
