@@ -1,5 +1,6 @@
 //! Training speed beside PyTorch's best setting: runs in turn, medians, ratios within one run.
 
+use crate::built::built;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -12,13 +13,14 @@ pub fn run(root: &Path, python: &str, recipe: &str, pairs: usize) -> Result<(), 
         "bench-moe" => &["bench-moe"],
         other => return Err(format!("no bench recipe `{other}`: bench-dense, bench-moe or both")),
     };
+    let binary = built(root)?.join("toprope");
     for recipe in recipes {
         let best = rival(root, python, recipe, None)?;
         let variant = best["variant"].as_str().unwrap_or_default().to_string();
         println!("{recipe}: PyTorch's best is {variant}");
         let mut ratios = Vec::new();
         for pair in 0..pairs {
-            let ours = ours(root, recipe)?;
+            let ours = ours(root, &binary, recipe)?;
             let theirs = rival(root, python, recipe, Some(&best))?;
             let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or(f64::NAN);
             let (a, b) = (number(&ours, "tokens_per_second"), number(&theirs, "tokens_per_second"));
@@ -46,21 +48,10 @@ pub fn last_json(mut command: Command) -> Result<Value, String> {
         .map_err(|error| format!("{error} in `{last}`; {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-fn ours(root: &Path, recipe: &str) -> Result<Value, String> {
+fn ours(root: &Path, binary: &Path, recipe: &str) -> Result<Value, String> {
     let run = std::env::temp_dir().join(format!("toprope-bench-{}", std::process::id()));
-    let mut command = Command::new("cargo");
-    command.args([
-        "run",
-        "--quiet",
-        "--release",
-        "--package",
-        "toprope",
-        "--",
-        "train",
-        recipe,
-        "--steps",
-        "12",
-    ]);
+    let mut command = Command::new(binary);
+    command.args(["train", recipe, "--steps", "12"]);
     command.args(["--threads", "2", "--json", "--set", "evaluation.final_tokens=256", "--run"]).arg(&run);
     command.current_dir(root);
     let summary = last_json(command);

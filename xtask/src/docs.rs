@@ -1,5 +1,6 @@
 //! Pages made from the program: written here, compared by `tidy`.
 
+use crate::built::built;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,12 +13,11 @@ pub const PAGES: [(&str, &str); 4] = [
 ];
 
 /// What the binary prints for a page.
-pub fn page(root: &Path, name: &str) -> Result<Vec<u8>, String> {
-    let output = Command::new("cargo")
-        .args(["run", "--quiet", "--release", "--package", "toprope", "--", "docs", name])
-        .current_dir(root)
+pub fn page(binary: &Path, name: &str) -> Result<Vec<u8>, String> {
+    let output = Command::new(binary)
+        .args(["docs", name])
         .output()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
+        .map_err(|error| format!("cannot run {}: {error}", binary.display()))?;
     if output.status.success() {
         Ok(output.stdout)
     } else {
@@ -27,8 +27,9 @@ pub fn page(root: &Path, name: &str) -> Result<Vec<u8>, String> {
 
 /// Writes all pages.
 pub fn write(root: &Path) -> Result<(), String> {
+    let binary = built(root)?.join("toprope");
     for (name, file) in PAGES {
-        let text = page(root, name)?;
+        let text = page(&binary, name)?;
         std::fs::write(root.join(file), text).map_err(|error| format!("{file}: {error}"))?;
         println!("wrote {file}");
     }

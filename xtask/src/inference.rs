@@ -1,6 +1,7 @@
 //! Tokens read and made per second beside llama.cpp: runs in turn, medians, ratios within one run.
 
 use crate::bench::last_json;
+use crate::built::built;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,12 +29,11 @@ pub fn run(root: &Path, asked: &Asked) -> Result<(), String> {
     if asked.pairs == 0 {
         return Err("--pairs: at least one".into());
     }
-    // Ours runs in the workspace.
-    let model = std::path::absolute(&asked.model).map_err(|error| error.to_string())?;
+    let binary = built(root)?.join("toprope");
     let mut pairs: Vec<[f64; 4]> = Vec::new();
     let mut rival = Value::Null;
     for pair in 1..=asked.pairs {
-        let ours = ours(root, &model)?;
+        let ours = ours(&binary, &asked.model)?;
         rival = theirs(root, asked)?;
         let number = |value: &Value, key: &str| {
             value[key].as_f64().filter(|x| *x > 0.0).ok_or_else(|| format!("no `{key}` in {value}"))
@@ -82,16 +82,15 @@ pub fn run(root: &Path, asked: &Asked) -> Result<(), String> {
     Ok(())
 }
 
-fn ours(root: &Path, model: &Path) -> Result<Value, String> {
+fn ours(binary: &Path, model: &Path) -> Result<Value, String> {
     // One token a word in every byte-level vocabulary.
     let prompt = vec!["a"; READ].join(" ");
     // The first token that is made comes out of the prompt.
     let made = (MADE + 1).to_string();
-    let mut command = Command::new("cargo");
-    command.args(["run", "--quiet", "--release", "--package", "toprope", "--", "generate"]).arg(model);
+    let mut command = Command::new(binary);
+    command.arg("generate").arg(model);
     command.args(["--prompt", &prompt, "--max-tokens", &made, "--context", "1024"]);
     command.args(["--dtype", "bf16", "--threads", "2", "--ignore-end", "--warm-up", "--json"]);
-    command.current_dir(root);
     let said = last_json(command)?;
     match said["prompt"].as_array().map(Vec::len) {
         Some(READ) => Ok(said),

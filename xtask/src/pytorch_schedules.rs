@@ -17,13 +17,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs `count` schedules from seed `first` on.
 pub fn run(root: &Path, count: u64, first: u64, python: Option<&str>) -> Result<(), String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let binary = target.join("release/toprope");
-    let build = ["build", "--quiet", "--release", "--package", "toprope", "--features", "parquet"];
-    let built = Command::new("cargo").args(build).current_dir(root).status();
-    if !built.map_err(|error| format!("cannot run cargo: {error}"))?.success() {
-        return Err("the binary does not build".into());
-    }
+    let binary = crate::built::built(root)?.join("toprope");
     let folder = std::env::temp_dir().join(format!("toprope-pytorch-schedules-{}", std::process::id()));
     let (mut faults, mut away, mut back) = (0, 0, 0);
     for seed in first..first + count {

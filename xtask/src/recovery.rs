@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `kills` of each; torchrun where an interpreter with torch is named.
 pub fn run(root: &Path, kills: usize, python: Option<&str>) -> Result<(), String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let binary = target.join("release/toprope");
+    let binary = crate::built::built(root)?.join("toprope");
     for (name, standby) in [("with standby", "guard.standby=true"), ("without", "guard.standby=false")] {
         let (mut seconds, redone) = ours(&binary, kills, standby)?;
         println!("toprope, {name}: {seconds:.3?} s, steps redone {redone:?}");

@@ -8,16 +8,10 @@ const WRONG: i32 = 14;
 
 /// Writes `out`, and runs what is in it with an interpreter that knows nothing of us.
 pub fn run(root: &Path, defect: &str, python: Option<&str>, out: &Path) -> Result<(), String> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-    let build =
-        ["build", "--quiet", "--release", "-p", "toprope", "-p", "toprope-defects", "--bins", "--examples"];
-    let built = Command::new("cargo").args(build).current_dir(root).status();
-    if !built.map_err(|error| format!("cannot run cargo: {error}"))?.success() {
-        return Err("the binary does not build".into());
-    }
+    let release = crate::built::built(root)?;
     let folder = std::env::temp_dir().join(format!("toprope-sample-report-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let written = write(&target.join("release"), &folder, defect, python, out);
+    let written = write(&release, &folder, defect, python, out);
     // The folder is ours alone.
     let _ = std::fs::remove_dir_all(&folder);
     written

@@ -121,9 +121,10 @@ pub fn check(root: &Path) -> Result<(), String> {
             .map_err(|error| format!("{}: {error}", file.display()))?;
         source(&file.to_string_lossy(), &text, &mut findings);
     }
+    let binary = crate::built::built(root)?.join("toprope");
     for (name, file) in crate::docs::PAGES {
         let have = std::fs::read(root.join(file)).unwrap_or_default();
-        if have != crate::docs::page(root, name)? {
+        if have != crate::docs::page(&binary, name)? {
             findings.push(format!("{file} is out of date: run `cargo xtask docs`"));
         }
     }

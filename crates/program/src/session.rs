@@ -61,8 +61,7 @@ impl Session {
     ) -> Result<Session, Fault> {
         let plan = Arc::new(MemoryPlan::new(&program, width, layout));
         let session = Session::open_in(device, program, plan.clone(), Homes::own(&plan))?;
-        session.write_constants(device)?;
-        Ok(session)
+        session.begun(device)
     }
 
     /// Prepares a program over memory that the caller chose, and touches none of it: constants are to be written
@@ -126,8 +125,18 @@ impl Session {
         let names = names(&program);
         let session =
             Session { program, plan, prepared, bindings, names, deadline: DEADLINE, borrowed: true };
-        session.write_constants(device)?;
-        Ok(session)
+        session.begun(device)
+    }
+
+    /// With its constants written; where that fails its buffers are given back, and the failure is what is told.
+    fn begun(self, device: &mut dyn Device) -> Result<Session, Fault> {
+        match self.write_constants(device) {
+            Ok(()) => Ok(self),
+            Err(fault) => {
+                let _ = self.close(device);
+                Err(fault)
+            }
+        }
     }
 
     /// The program.

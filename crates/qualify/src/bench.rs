@@ -46,18 +46,20 @@ pub(crate) fn retried<'b, T>(
     mut attempt: impl FnMut(&mut Bench<'b>) -> T,
     outcome: impl Fn(&T) -> Option<&Outcome>,
 ) -> T {
-    for _ in 1..ATTEMPTS {
+    let mut turn = 1;
+    loop {
         let losses = bench.losses.len();
         let result = attempt(bench);
+        let stayed = bench.losses.len() == losses;
+        if stayed {
+            bench.held();
+        }
         let broken = outcome(&result).is_none_or(|outcome| !outcome.passed());
-        if bench.losses.len() == losses || bench.is_gone() || !broken {
-            if bench.losses.len() == losses {
-                bench.held();
-            }
+        if stayed || bench.is_gone() || !broken || turn == ATTEMPTS {
             return result;
         }
+        turn += 1;
     }
-    attempt(bench)
 }
 
 /// Whether a fault leaves a device that must be opened again: reported, and no result that is wrong.

@@ -74,6 +74,11 @@ impl Queue {
         self.spare.push(event);
     }
 
+    /// Points of a run that came to nothing.
+    pub(crate) fn give_back_all(&mut self, marks: Vec<Mark>) {
+        self.spare.extend(marks.into_iter().map(|mark| mark.event));
+    }
+
     /// Records a point of a stream.
     pub(crate) fn record(&mut self, cann: &Cann, stream: Stream) -> Result<Event, Code> {
         let event = self.event(cann)?;

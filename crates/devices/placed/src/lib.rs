@@ -54,13 +54,16 @@ pub struct PlacedDevice {
     /// Copies to the host, with the first device's tickets.
     copies: HashMap<Ticket, Ticket>,
     last: u64,
-    /// The last tickets that a fault took with it.
-    failed: Option<(Vec<Ticket>, Fault)>,
+    /// Tickets that a fault took with it; the newest [`FAILED_MAX`].
+    failed: VecDeque<(Ticket, Fault)>,
     /// The first device's last run.
     last_main: Option<Ticket>,
     /// What the last run was of, for copies behind a run that was a guest's alone.
     last_run: Option<(PreparedId, Range, Bindings)>,
 }
+
+/// Failed tickets that are remembered.
+const FAILED_MAX: usize = 256;
 
 /// How long what is queued may take where nobody gave a deadline: far beyond any deadline of a guard.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -83,7 +86,7 @@ impl PlacedDevice {
             queue: VecDeque::new(),
             copies: HashMap::new(),
             last: 0,
-            failed: None,
+            failed: VecDeque::new(),
             last_main: None,
             last_run: None,
         }
@@ -223,9 +226,10 @@ impl PlacedDevice {
                 }
                 Err(fault) => {
                     // What was queued behind a fault is not carried out.
-                    let behind = self.queue.drain(..).map(|work| work.ticket);
-                    let tickets = std::iter::once(work.ticket).chain(behind).collect();
-                    self.failed = Some((tickets, fault.clone()));
+                    let tickets =
+                        std::iter::once(work.ticket).chain(self.queue.drain(..).map(|work| work.ticket));
+                    self.failed.extend(tickets.map(|ticket| (ticket, fault.clone())));
+                    self.failed.drain(..self.failed.len().saturating_sub(FAILED_MAX));
                     return Err(fault);
                 }
             }
@@ -238,10 +242,7 @@ impl PlacedDevice {
         for (guest, id) in self.guests.iter_mut().zip(guests) {
             let _ = guest.device.release(id);
         }
-        // A device may have answered with the buffer that it made of this memory before.
-        if !self.buffers.iter().flatten().any(|known| known.main == main) {
-            let _ = self.main.release(main);
-        }
+        let _ = self.main.release(main);
     }
 
     /// Does everything that was queued.
@@ -276,6 +277,11 @@ impl Device for PlacedDevice {
 
     fn allocate(&mut self, allocation: Allocation) -> Result<BufferId, Fault> {
         let main = self.main.allocate(allocation)?;
+        // A device may answer with the buffer that it made of this memory before; the guests have theirs.
+        let known = |buffer: &Option<Buffer>| buffer.as_ref().is_some_and(|known| known.main == main);
+        if let Some(index) = self.buffers.iter().position(known) {
+            return Ok(BufferId(index as u32));
+        }
         let mut guests = Vec::with_capacity(self.guests.len());
         for guest in &mut self.guests {
             match guest.device.allocate(allocation) {
@@ -287,11 +293,6 @@ impl Device for PlacedDevice {
             }
         }
         let buffer = Buffer { main, guests, is_shared: matches!(allocation, Allocation::Adopt(_)) };
-        // A device may answer with the buffer that it made of this memory before.
-        let same = |known: &&Option<Buffer>| known.as_ref().is_some_and(|known| known.main == main);
-        if let Some(index) = self.buffers.iter().position(|known| same(&known)) {
-            return Ok(BufferId(index as u32));
-        }
         let free = self.buffers.iter().position(Option::is_none).unwrap_or(self.buffers.len());
         if free == self.buffers.len() {
             self.buffers.push(None);
@@ -377,9 +378,7 @@ impl Device for PlacedDevice {
             }
             return Ok(progress);
         }
-        if let Some((tickets, fault)) = &self.failed
-            && tickets.contains(&ticket)
-        {
+        if let Some((_, fault)) = self.failed.iter().find(|(failed, _)| *failed == ticket) {
             return Err(fault.clone());
         }
         self.settle(ticket, deadline)

@@ -17,12 +17,13 @@ impl<'b> Run<'_, 'b> {
         let mut stubborn: Vec<(Setting, String, Option<DType>)> = Vec::new();
         for setting in settings {
             let names = names(operators.iter().filter(|r| wrong(r)));
-            let Some(again) = self.changed(*setting, &names, request, whole)? else { continue };
+            let part = whole.part(0.5, Duration::MAX);
+            let Some(again) = self.changed(*setting, &names, request, &part)? else { continue };
             for result in operators.iter_mut().filter(|r| wrong(r)) {
                 let same = |r: &OperatorResult| r.name == result.name && r.dtype == result.dtype;
                 if again.is_sound && again.agrees(same) && again.shows(result) {
                     result.setting = Some(setting.told());
-                } else if !again.agrees(same) {
+                } else if again.differs(same) {
                     stubborn.push((*setting, result.name.clone(), result.dtype));
                 }
             }
@@ -106,6 +107,9 @@ impl<'b> Run<'_, 'b> {
                     swept.insert(index);
                 }
                 Err(Obstacle::Oracle(fault)) => return Err(QualifyError::Oracle(fault)),
+                Err(Obstacle::Subject(fault)) => {
+                    self.bench.revive(&fault);
+                }
                 _ => {}
             }
         }

@@ -143,10 +143,14 @@ impl Again {
             })
     }
 
+    /// Whether one of these results differs.
+    pub(super) fn differs(&self, these: impl Fn(&OperatorResult) -> bool) -> bool {
+        self.results.iter().any(|result| these(result) && result.passed == Some(false))
+    }
+
     /// Whether some of these results agree and none differs.
     pub(super) fn agrees(&self, these: impl Fn(&OperatorResult) -> bool) -> bool {
-        let all = || self.results.iter().filter(|result| these(result));
-        all().any(|r| r.passed == Some(true)) && all().all(|r| r.passed != Some(false))
+        self.results.iter().any(|result| these(result) && result.passed == Some(true)) && !self.differs(these)
     }
 }
 

@@ -411,7 +411,10 @@ impl Course<'_> {
             }
             Obstacle::Subject(fault) => {
                 self.tally.differs(fault.to_string(), || text::print(program), || None);
-                bench.revive(&fault);
+                // One that stays gone was counted when it did not come back.
+                if !bench.is_gone() {
+                    bench.revive(&fault);
+                }
                 Ok(())
             }
         }
@@ -492,15 +495,15 @@ fn computed(
     if watched {
         let opened = probe.open(device).map_err(Obstacle::Subject)?;
         let began = clock();
-        let outcome = opened.run(device, probe)?;
+        let ran = opened.run(device, probe);
         let seconds = clock().saturating_sub(began).as_secs_f64();
-        opened.close(device).map_err(Obstacle::Subject)?;
-        return Ok((outcome, seconds));
+        // What a fault left behind would be missing to the shapes after it.
+        let closed = opened.close(device).map_err(Obstacle::Subject);
+        return ran.and_then(|outcome| closed.map(|()| (outcome, seconds)));
     }
     let open = Session::open(device, probe.program().clone(), Width::Native, StateLayout::InPlace);
     let session = open.map_err(Obstacle::Subject)?;
     let ran = alone(device, &session, probe, clock);
-    // What a fault left behind would be missing to the shapes after it.
     let closed = session.close(device);
     ran.and_then(|found| closed.map(|()| found)).map_err(Obstacle::Subject)
 }
@@ -537,12 +540,14 @@ fn begun<T>(
     bench: &mut Bench<'_>,
     mut run: impl FnMut(&mut dyn Device) -> Result<T, Obstacle>,
 ) -> Result<T, Obstacle> {
-    for _ in 1..ATTEMPTS {
+    let mut attempt = 1;
+    loop {
         match run(bench.device.as_mut()) {
-            Err(Obstacle::Subject(fault)) if is_loss(&fault) => {
+            Err(Obstacle::Subject(fault)) if is_loss(&fault) && attempt < ATTEMPTS => {
                 if !bench.revive(&fault) {
                     return Err(Obstacle::Subject(fault));
                 }
+                attempt += 1;
             }
             other => {
                 if other.is_ok() {
@@ -552,7 +557,6 @@ fn begun<T>(
             }
         }
     }
-    run(bench.device.as_mut())
 }
 
 fn trusted(bench: &mut Bench<'_>, probe: &Probe) -> Option<Judgement> {

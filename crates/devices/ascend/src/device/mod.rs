@@ -13,7 +13,7 @@ use crate::ffi::abi::{
     ACLNN_RUNTIME_ERROR, Code, DEVICE_TASK_ABORT, DRV_INTERNAL_ERROR, STREAM_SYNC_TIMEOUT, SUCCESS,
 };
 use crate::ffi::object::Bases;
-use crate::ffi::runtime::{Context, Stream};
+use crate::ffi::runtime::{Context, Event, Stream};
 use crate::name::Name;
 use crate::plan::{Key, Prepared, Ready, Workshop, asks_for_first, place};
 use crate::queue::{Entry, Mark, Queue, stride};
@@ -228,7 +228,8 @@ impl AscendDevice {
         }
     }
 
-    /// Queues one span's instructions; `Err` has what failed, and where.
+    /// Queues one span's instructions, with points between them in `marks`. Gives the first that is not known to have ended;
+    /// `Err` has what failed, and where.
     fn launch(
         &mut self,
         prepared: PreparedId,
@@ -236,12 +237,14 @@ impl AscendDevice {
         wanted: &[(Range, usize, bool)],
         workspace: u64,
         ticket: Ticket,
-    ) -> Result<Vec<Mark>, (Code, String, Place)> {
-        let (every, mut marks) = (stride(wanted.len()), Vec::new());
+        marks: &mut Vec<Mark>,
+    ) -> Result<Option<Place>, (Code, String, Place)> {
+        let every = stride(wanted.len());
         let patience_ms = if self.parsed.synchronous() { PATIENT_MS } else { CAREFUL_MS };
         let mut each = self.parsed.synchronous() || self.careful > 0;
         let program = self.programs[prepared.0 as usize].program.clone();
         let at = |which: (Range, usize, bool)| place(program.program(), which.0, which.1);
+        let mut start = wanted.first().copied();
         for (turn, &which) in wanted.iter().enumerate() {
             let entry = &mut self.programs[prepared.0 as usize];
             let launched = entry.launch(&self.cann, ready.bound, which, workspace, self.compute);
@@ -250,44 +253,55 @@ impl AscendDevice {
                 let late = if each { "" } else { EARLIER };
                 (code, format!("queueing aclnn{name}{late}"), at(which))
             })?;
-            if (turn + 1).is_multiple_of(every)
+            if each {
+                // Everything before it has ended. It may hang itself: who waits for the run has a deadline.
+                start = Some(which);
+                self.progress.word().mark(ticket, which.1);
+                let pending = self.wait_alone(patience_ms);
+                let pending =
+                    pending.map_err(|code| (code, "waiting for this operator alone".into(), at(which)))?;
+                if let Some(event) = pending {
+                    each = false;
+                    let next = wanted.get(turn + 1).copied().unwrap_or(which);
+                    marks.push(Mark { next: at(next), event });
+                }
+            } else if (turn + 1).is_multiple_of(every)
                 && let Some(&next) = wanted.get(turn + 1)
             {
                 let event = self.queue.record(&self.cann, self.compute);
-                let event = event.map_err(|code| {
-                    let late = if each { "" } else { EARLIER };
-                    (code, format!("recording an event{late}"), at(which))
-                })?;
+                let event =
+                    event.map_err(|code| (code, format!("recording an event{EARLIER}"), at(which)))?;
                 marks.push(Mark { next: at(next), event });
             }
-            if each {
-                self.progress.word().mark(ticket, which.1);
-                // It may hang: who waits for the run has a deadline.
-                let ended = self.wait_alone(patience_ms);
-                each = ended.map_err(|code| (code, "waiting for this operator alone".into(), at(which)))?;
-            }
         }
-        Ok(marks)
+        Ok(start.map(at))
     }
 }
 
 impl AscendDevice {
-    /// Waits for what was queued last; `false` where the time was not enough.
-    fn wait_alone(&mut self, patience_ms: i32) -> Result<bool, Code> {
+    /// Waits for what was queued last; where the time was not enough, gives the event that comes behind it.
+    fn wait_alone(&mut self, patience_ms: i32) -> Result<Option<Event>, Code> {
         let behind = self.queue.record(&self.cann, self.compute)?;
-        let mut code = self.cann.runtime.synchronize_within(self.compute, patience_ms);
-        if code == STREAM_SYNC_TIMEOUT {
-            // An operator may fail with this very code, which is told once: the stream is at its end then, and what was
-            // queued behind the operator never ran.
-            code = self.cann.runtime.synchronize_within(self.compute, 1);
-            if code == SUCCESS && !self.cann.runtime.is_complete(behind)? {
-                code = STREAM_SYNC_TIMEOUT;
-            } else if code == STREAM_SYNC_TIMEOUT {
-                self.queue.give_back(behind);
-                return Ok(false);
-            }
+        let ended = self.ended(behind, patience_ms);
+        if ended == Ok(false) {
+            return Ok(Some(behind));
         }
         self.queue.give_back(behind);
+        ended.map(|_| None)
+    }
+
+    fn ended(&self, behind: Event, patience_ms: i32) -> Result<bool, Code> {
+        let runtime = &self.cann.runtime;
+        let code = match runtime.synchronize_within(self.compute, patience_ms) {
+            // An operator may fail with this very code, which is told once: the stream is at its end then, and what was
+            // queued behind the operator never ran.
+            STREAM_SYNC_TIMEOUT => match runtime.synchronize_within(self.compute, 1) {
+                STREAM_SYNC_TIMEOUT => return Ok(false),
+                SUCCESS if !runtime.is_complete(behind)? => STREAM_SYNC_TIMEOUT,
+                code => code,
+            },
+            code => code,
+        };
         if code == SUCCESS { Ok(true) } else { Err(code) }
     }
 }
@@ -436,15 +450,19 @@ impl Device for AscendDevice {
             self.progress.word().instruction.store(0, Ordering::Relaxed);
         }
         let ticket = self.queue.ticket();
-        let marks = match self.launch(prepared, &ready, &wanted, workspace, ticket) {
-            Ok(marks) => marks,
-            Err((code, during, at)) => return Err(self.failed(code, &during, Some(at))),
+        let mut marks = Vec::new();
+        let start = match self.launch(prepared, &ready, &wanted, workspace, ticket, &mut marks) {
+            Ok(start) => start,
+            Err((code, during, at)) => {
+                self.queue.give_back_all(marks);
+                return Err(self.failed(code, &during, Some(at)));
+            }
         };
         self.careful = self.careful.saturating_sub(1);
-        let start = wanted.first().map(|which| place(program, which.0, which.1));
         let end = match self.queue.record(&self.cann, self.compute) {
             Ok(end) => end,
             Err(code) => {
+                self.queue.give_back_all(marks);
                 // The run is not in the queue yet: the first operator of it is the first that is not known to have ended.
                 let _ = self.queue.poll(&self.cann, &self.progress);
                 let at = self.queue.first_unfinished().or(start);
@@ -462,15 +480,15 @@ impl Device for AscendDevice {
             return Err(fault);
         }
         let mut waited = Duration::ZERO;
-        // The last answer of a stream, and whether it said that it has ended: then a run's event has come, or never will.
-        let (mut last, mut ended) = (SUCCESS, false);
+        // A stream that has ended has brought a run's event, or never will.
+        let mut ended = false;
         loop {
             if let Err(code) = self.queue.poll(&self.cann, &self.progress) {
                 return Err(self.failed_under_way(code, "asking an event"));
             }
             let Some(is_copy) = self.queue.under_way(ticket) else { return Ok(Progress::Done) };
             if ended {
-                let code = if last == STREAM_SYNC_TIMEOUT { last } else { DEVICE_TASK_ABORT };
+                let code = if waited.is_zero() { DEVICE_TASK_ABORT } else { STREAM_SYNC_TIMEOUT };
                 return Err(self.failed_under_way(code, "waiting for a ticket whose stream dropped it"));
             }
             if waited >= deadline {
@@ -481,10 +499,7 @@ impl Device for AscendDevice {
             let stream = if is_copy { self.copies } else { self.compute };
             match self.cann.runtime.synchronize_within(stream, SLICE_MS) {
                 SUCCESS => ended = true,
-                STREAM_SYNC_TIMEOUT => {
-                    last = STREAM_SYNC_TIMEOUT;
-                    waited += Duration::from_millis(SLICE_MS as u64);
-                }
+                STREAM_SYNC_TIMEOUT => waited += Duration::from_millis(SLICE_MS as u64),
                 code => return Err(self.failed_under_way(code, "waiting for a ticket")),
             }
         }

@@ -45,11 +45,15 @@ impl Forward<'_> {
         head * self.k.heads / self.q.heads
     }
 
-    /// Heads that go through a block together: with one query, all that share a key head, whose keys and values are then
-    /// met once. Each row has the bits that it has alone.
-    fn heads_together(&self) -> usize {
+    /// Heads that go through a block together: with one query, those that share a key head, whose keys and values are then
+    /// met once; fewer where threads would be left without work. Each row has the bits that it has alone.
+    fn heads_together(&self, threads: usize) -> usize {
+        if self.q.rows != 1 {
+            return 1;
+        }
         let share = self.q.heads / self.k.heads.max(1);
-        if self.q.rows == 1 && (1..=QUERIES).contains(&share) { share } else { 1 }
+        let fits = |heads: &usize| share.is_multiple_of(*heads) && self.q.heads / heads >= threads;
+        (1..=share.min(QUERIES)).rev().find(fits).unwrap_or(1)
     }
 
     /// One block: some queries of one head, or one query of some heads. `out` and `lse` in f32, a row for each.
@@ -105,10 +109,10 @@ impl Forward<'_> {
             let factor = if visible { 1.0 / sums[row] } else { 1.0 };
             scale_row(task.level, &mut out[row * columns..][..columns], factor);
         }
-        if !all_finite(out) {
-            let each = queries.len();
-            for (at, head) in heads.enumerate() {
-                let out = &mut out[at * each * columns..][..each * columns];
+        let each = queries.len();
+        for (at, head) in heads.enumerate() {
+            let out = &mut out[at * each * columns..][..each * columns];
+            if !all_finite(out) {
                 exact::forward(self, queries.clone(), head, out, &mut lse[at * each..][..each]);
             }
         }
@@ -143,7 +147,7 @@ impl Execute for Attention {
         let workspace = Parts::new(aligned(task.workspace));
         let Some([out, lse]) = task.outputs.first_chunk_mut() else { panic!("attention has two outputs") };
         let lse = Parts::new(lse.f32());
-        let together = forward.heads_together();
+        let together = forward.heads_together(pool.threads());
         let (blocks, shares) = (q.rows.div_ceil(QUERIES), q.heads / together);
         macro_rules! run {
             ($out:expr) => {{

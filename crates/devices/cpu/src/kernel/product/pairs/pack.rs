@@ -55,6 +55,7 @@ pub(super) unsafe fn pack_tiles(
     pack_tiles_at(level, block, padded, lines, depth, across, out);
 }
 
+#[cfg(target_arch = "x86_64")]
 kernel! {
     /// One tile of `width` lines of `deep` elements, zeros behind them.
     ///

@@ -84,29 +84,26 @@ unsafe fn strips<const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        let has_lines = b.column_stride == 1 && width == COLUMNS;
         if b.row_stride == 1 && width == COLUMNS {
             across::<R>(lines, groups * GROUP / 2, b, depth, &mut sums);
             return store(&sums, carry);
         }
+        let has_lines = b.column_stride == 1 && width == COLUMNS;
         for group in 0..groups {
             let deep = (depth - group * GROUP).min(GROUP);
             let part = b.from(0, group * GROUP);
             let words = lines.add(group * GROUP / 2);
-            if has_lines && deep == GROUP {
-                for strip in 0..2 {
-                    let tile = whole_tile(part.from(strip * WIDTH, 0));
-                    meet::<R>(tile, words, groups * GROUP / 2, &mut sums, strip);
-                }
-            } else {
-                for strip in 0..2 {
+            for strip in 0..2 {
+                let from = part.from(strip * WIDTH, 0);
+                let tile = if has_lines && deep == GROUP {
+                    whole_tile(from)
+                } else {
                     let mut tile = [[0u32; WIDTH]; WIDTH];
                     let some = width.saturating_sub(strip * WIDTH).min(WIDTH);
-                    let target = tile.as_mut_ptr().cast();
-                    pack_tile_at(level, part.from(strip * WIDTH, 0), some, deep, true, target);
-                    let tile = std::array::from_fn(|pair| Avx512::load(tile[pair].as_ptr().cast()));
-                    meet::<R>(tile, words, groups * GROUP / 2, &mut sums, strip);
-                }
+                    pack_tile_at(level, from, some, deep, true, tile.as_mut_ptr().cast());
+                    std::array::from_fn(|pair| Avx512::load(tile[pair].as_ptr().cast()))
+                };
+                meet::<R>(tile, words, groups * GROUP / 2, &mut sums, strip);
             }
         }
         store(&sums, carry);
