@@ -74,8 +74,7 @@ pub(crate) fn read(
                 return Err(metadata.malformed(item.tensor, reason));
             }
             end = item.offset + item.length;
-            let part =
-                Part { path: &file, reader: reader.as_ref(), start: item.offset, length: item.length };
+            let part = Part { path: &file, reader: reader.as_ref(), start: item.offset, length: item.length };
             if let Some(record) = read_item(part, item)? {
                 each(part, item.tensor, &record)?;
             }
@@ -309,7 +308,8 @@ fn overlap<'c, 'a>(chunks: &'c [Chunk<'a>], axes: usize) -> Option<(&'c Chunk<'a
         let mut begins: Vec<u64> = parts.iter().map(|part| part.offsets[axis]).collect();
         begins.sort_unstable();
         let before_end = |part: &&Chunk<'_>| begins.partition_point(|begin| *begin < ends(part, axis)) as u64;
-        let before_begin = |part: &&Chunk<'_>| begins.partition_point(|begin| *begin < part.offsets[axis]) as u64;
+        let before_begin =
+            |part: &&Chunk<'_>| begins.partition_point(|begin| *begin < part.offsets[axis]) as u64;
         parts.iter().fold(0u64, |sum, part| sum.saturating_add(before_end(part) - before_begin(part)))
     };
     let axis = (0..axes).min_by_key(|axis| pairs(*axis))?;

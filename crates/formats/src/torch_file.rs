@@ -189,7 +189,8 @@ impl Walk<'_> {
     fn take(&mut self, name: &str, bytes: usize) -> Result<(), FormatError> {
         self.names_bytes = self.names_bytes.saturating_add(bytes);
         if self.names_bytes > NAMES_BYTES_MAX {
-            let reason = format!("names up to here take more than the {NAMES_BYTES_MAX} bytes that are taken");
+            let reason =
+                format!("names up to here take more than the {NAMES_BYTES_MAX} bytes that are taken");
             return Err(self.malformed(name, reason));
         }
         Ok(())

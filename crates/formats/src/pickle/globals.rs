@@ -46,10 +46,7 @@ const NAMES: [(&str, &[&str]); 25] = [
     ("numpy", &["ndarray", "dtype"]),
     ("numpy.core.multiarray", &["_reconstruct", "scalar"]),
     ("numpy._core.multiarray", &["_reconstruct", "scalar"]),
-    (
-        "megatron.core.rerun_state_machine",
-        &["RerunMode", "RerunState", "RerunDiagnostic", "Call", "Caller"],
-    ),
+    ("megatron.core.rerun_state_machine", &["RerunMode", "RerunState", "RerunDiagnostic", "Call", "Caller"]),
     ("megatron.core.enums", &["ModelType", "Fp8Recipe", "Fp4Recipe"]),
     (
         "megatron.core.transformer.enums",

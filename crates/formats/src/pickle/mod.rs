@@ -111,7 +111,11 @@ impl Pickle {
 
     /// The items of a list of at most [`DIMENSIONS_MAX`], each as a size.
     pub(crate) fn sizes(&self, id: Id) -> Option<Vec<u64>> {
-        self.items(id).filter(|items| items.len() <= DIMENSIONS_MAX)?.iter().map(|item| self.size(*item)).collect()
+        self.items(id)
+            .filter(|items| items.len() <= DIMENSIONS_MAX)?
+            .iter()
+            .map(|item| self.size(*item))
+            .collect()
     }
 
     /// The entries of a dictionary or of an object that is one, as `OrderedDict` is.
