@@ -102,15 +102,23 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn follow(&mut self, id: Id, name: &str, depth: usize) -> Result<(), FormatError> {
         let pickle = self.pickle;
-        if let Some(record) = self.tensor(id, name)? {
-            return self.record(name, record);
-        }
-        if !self.seen.insert(id) {
-            return Ok(());
-        }
         if depth > DEPTH_MAX {
             let reason = format!("lies deeper than the {DEPTH_MAX} dictionaries and lists that are followed");
             return Err(self.malformed(name, reason));
+        }
+        if let Some(record) = self.tensor(id, name)? {
+            self.record(name, record)?;
+            // What was set on a parameter or a subclass's tensor stands behind it, and may be a tensor too.
+            return match pickle.made(id) {
+                Some((
+                    "_rebuild_parameter_with_state" | "_rebuild_from_type_v2",
+                    [_, _, _, attributes, ..],
+                )) if self.holds(*attributes) => self.follow(*attributes, name, depth + 1),
+                _ => Ok(()),
+            };
+        }
+        if !self.seen.insert(id) {
+            return Ok(());
         }
         match pickle.node(id) {
             Node::Items(items) => {

@@ -78,11 +78,23 @@ fn a_tensor_under_two_names_has_both() {
     let tied = [("head", kept(&spoiled(), 7)), ("embedding", recalled(7))];
     assert_eq!(told(&file(&fields(&tied))), (2, names(&["embedding", "head"])));
     let hooks = [class("collections", "OrderedDict"), b")R".to_vec()].concat();
-    let parameter =
-        [class("torch._utils", "_rebuild_parameter"), tuple(&[spoiled(), vec![0x88], hooks]), b"R".to_vec()]
-            .concat();
+    let parameter = [
+        class("torch._utils", "_rebuild_parameter"),
+        tuple(&[spoiled(), vec![0x88], hooks.clone()]),
+        b"R".to_vec(),
+    ]
+    .concat();
     let tied = [("head", kept(&parameter, 7)), ("embedding", recalled(7))];
     assert_eq!(told(&file(&fields(&tied))), (2, names(&["embedding", "head"])));
+    // A parameter has what was set on it behind it.
+    let attributes = fields(&[("main_grad", spoiled())]);
+    let parameter = [
+        class("torch._utils", "_rebuild_parameter_with_state"),
+        tuple(&[sound(), vec![0x88], hooks, attributes]),
+        b"R".to_vec(),
+    ]
+    .concat();
+    assert_eq!(told(&file(&fields(&[("a", parameter)]))), (2, names(&["a.main_grad"])));
     // What holds it is followed once.
     let layers = [("a", kept(&list(&[spoiled()]), 7)), ("b", recalled(7))];
     assert_eq!(told(&file(&fields(&layers))), (1, names(&["a.0"])));
@@ -93,6 +105,11 @@ fn what_lies_too_deep_is_refused_and_not_passed_over() {
     let nested = |depth: usize| (0..depth).fold(spoiled(), |inner, _| list(&[inner]));
     assert_eq!(told(&file(&nested(60))), (1, names(&[&vec!["0"; 60].join(".")])));
     refused(pickled(&file(&nested(70))).path(), &["pytorch_model.bin", "deeper than the 64"]);
+    // A parameter that is its own attribute: its arguments are a list, to which it is appended.
+    let arguments = kept(&list(&[sound(), vec![0x88], tuple(&[])]), 1);
+    let made = [class("torch._utils", "_rebuild_parameter_with_state"), arguments, kept(b"R", 2)].concat();
+    let circle = [made, recalled(1), recalled(2), b"a0".to_vec()].concat();
+    refused(pickled(&file(&circle)).path(), &["deeper than the 64"]);
 }
 
 #[test]
