@@ -4,7 +4,7 @@
 
 `dcp` is what torch.distributed.checkpoint saves from two processes, with tensors that are sharded by rows and by columns.
 `megatron` has the layout of Megatron-LM's checkpoints of two tensor-parallel ranks; Megatron itself is not needed, since what
-its pickles name of it is one enumeration. `pickled` is a folder with `pytorch_model.bin`. Identifiers that PyTorch draws differ
+its pickles name of it are a few enumerations and named tuples. `pickled` is a folder with `pytorch_model.bin`. Identifiers that PyTorch draws differ
 from run to run; nothing else does.
 """
 
@@ -56,17 +56,40 @@ def save_dcp(rank, folder):
     distributed.destroy_process_group()
 
 
-def megatron_enums():
-    """`megatron.core.enums.ModelType`, which Megatron's arguments hold."""
-    for name in ["megatron", "megatron.core", "megatron.core.enums"]:
+def megatron_modules():
+    """`megatron.core.enums.ModelType`, which Megatron's arguments hold, and what the state of its re-runs is made of."""
+    enums, rerun = "megatron.core.enums", "megatron.core.rerun_state_machine"
+    for name in ["megatron", "megatron.core", enums, rerun]:
         sys.modules[name] = types.ModuleType(name)
-    kind = enum.Enum("ModelType", {"encoder_or_decoder": 1}, module="megatron.core.enums")
-    sys.modules["megatron.core.enums"].ModelType = kind
-    return kind
+    sys.modules[enums].ModelType = enum.Enum("ModelType", {"encoder_or_decoder": 1}, module=enums)
+    machine = sys.modules[rerun]
+    machine.RerunMode = enum.Enum("RerunMode", {"VALIDATE_RESULTS": "validate_results"}, module=rerun, type=str)
+    machine.RerunState = enum.Enum("RerunState", {"NOT_RUNNING_YET": 0}, module=rerun)
+    machine.RerunDiagnostic = enum.Enum("RerunDiagnostic", {"TRANSIENT_ERROR": "transient_error"}, module=rerun, type=str)
+    machine.Caller = collections.namedtuple("Caller", ["filename", "lineno", "rank"], module=rerun)
+    machine.Call = collections.namedtuple("Call", ["caller", "sequence"], module=rerun)
+    return sys.modules[enums].ModelType, machine
+
+
+def rerun_state(machine):
+    """What Megatron keeps of its re-runs, with a check that failed."""
+    return {
+        "mode": machine.RerunMode.VALIDATE_RESULTS,
+        "state": machine.RerunState.NOT_RUNNING_YET,
+        "current_iteration": 10,
+        "error_injector_checkpoint": {
+            "error_injection_rate": 0,
+            "error_injection_type": machine.RerunDiagnostic.TRANSIENT_ERROR,
+        },
+        "failed_validation_call": machine.Call(machine.Caller("train.py", 10, 0), 1),
+        "data_iterator_checkpoints": None,
+        "large_value_counts": {},
+        "max_values": {"loss": 2.0},
+    }
 
 
 def save_megatron(folder):
-    kind = megatron_enums()
+    kind, machine = megatron_modules()
     for rank in range(2):
         random.seed(rank)
         numpy.random.seed(rank)
@@ -108,6 +131,7 @@ def save_megatron(folder):
             "model": model,
             "optimizer": optimizer,
             "rng_state": [rng],
+            "rerun_state_machine": rerun_state(machine),
         }
         torch.save(saved, at / "model_optim_rng.pt")
     (folder / "latest_checkpointed_iteration.txt").write_text("10")

@@ -5,6 +5,7 @@ use crate::error::FormatError;
 use crate::pickle::Pickle;
 use crate::torch_file::TorchFile;
 use crate::zip::Part;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toprope_world::{EntryKind, Files};
@@ -20,17 +21,33 @@ pub(crate) const COMMON_FILE: &str = "common.pt";
 /// The file that names the newest iteration.
 pub(crate) const LATEST_FILE: &str = "latest_checkpointed_iteration.txt";
 
-/// The files of all ranks of an iteration, relative to its folder.
-///
-/// # Errors
-/// A rank, or a file that the others have, is not there.
-pub(crate) fn rank_files(files: &dyn Files, folder: &Path) -> Result<Vec<String>, FormatError> {
-    let missing = |what: String| FormatError::Missing {
+/// What the ranks of an iteration have.
+pub(crate) struct Ranks {
+    /// How many there are.
+    pub(crate) count: usize,
+    /// Their files, relative to the iteration's folder; each rank's model is before its optimizer.
+    pub(crate) files: Vec<String>,
+    /// The first optimizer's file that a rank lacks and another has: only where experts are parallel may one rank's be that of
+    /// several.
+    lacks: Option<String>,
+}
+
+fn missing(folder: &Path, what: String) -> FormatError {
+    FormatError::Missing {
         path: folder.to_owned(),
         what,
         hint: "the save did not end, or the folder was not copied in full; take an older checkpoint".into(),
-    };
-    // A rank's folder names its place along each axis: tensor, then pipeline, then expert.
+    }
+}
+
+/// The files of all ranks of an iteration.
+///
+/// # Errors
+/// A rank, or its model, is not there.
+pub(crate) fn ranks(files: &dyn Files, folder: &Path) -> Result<Ranks, FormatError> {
+    let missing = |what: String| missing(folder, what);
+    // A rank's folder names its place along each axis: tensor, then pipeline where there is more than one stage, then expert where
+    // experts are parallel.
     let mut ranks: BTreeMap<Vec<u64>, String> = BTreeMap::new();
     for entry in files.list(folder)? {
         let Some(places) = entry.name.strip_prefix(RANK_PREFIX) else { continue };
@@ -71,10 +88,7 @@ pub(crate) fn rank_files(files: &dyn Files, folder: &Path) -> Result<Vec<String>
     let mut names = Vec::new();
     let mut with_optimizer = BTreeSet::new();
     for rank in ranks.values() {
-        let is_there = |name: &str| {
-            let kind = files.inspect(&folder.join(rank).join(name))?;
-            Ok::<_, FormatError>(matches!(kind, Some(EntryKind::File { .. })))
-        };
+        let is_there = |name: &str| files.is_file(&folder.join(rank).join(name));
         let mut model = None;
         for name in MODEL_FILES {
             if model.is_none() && is_there(name)? {
@@ -88,22 +102,44 @@ pub(crate) fn rank_files(files: &dyn Files, folder: &Path) -> Result<Vec<String>
             names.push(format!("{rank}/{OPTIMIZER_FILE}"));
         }
     }
-    // Where there is an expert axis, the optimizer's file may be one replica's alone.
-    let lacks = ranks.values().find(|rank| !with_optimizer.contains(rank));
-    if let Some(rank) = lacks.filter(|_| !with_optimizer.is_empty() && axes < 3) {
-        return Err(missing(format!("{rank}/{OPTIMIZER_FILE}")));
-    }
-    Ok(names)
+    let lacks = ranks.values().find(|rank| !with_optimizer.is_empty() && !with_optimizer.contains(rank));
+    let lacks = lacks.map(|rank| format!("{rank}/{OPTIMIZER_FILE}"));
+    Ok(Ranks { count: ranks.len(), files: names, lacks })
 }
 
-/// How many ranks the arguments of a training run ask for, where a file has them.
-pub(crate) fn ranks_wanted(pickle: &Pickle) -> Option<u64> {
-    let arguments = pickle.entry(pickle.root(), "args")?;
-    let size = |name: &str| pickle.size(pickle.field(arguments, "Namespace", name)?);
-    let tensor = size("tensor_model_parallel_size")?;
-    let pipeline = size("pipeline_model_parallel_size").unwrap_or(1);
-    let expert = size("expert_model_parallel_size").unwrap_or(1);
-    tensor.checked_mul(pipeline)?.checked_mul(expert)
+impl Ranks {
+    /// Compares the ranks with the arguments of the training run, where the file `name` among theirs has them; gives whether it
+    /// has.
+    ///
+    /// # Errors
+    /// There are fewer or more than the run had, or one lacks its optimizer's file.
+    pub(crate) fn check(&self, folder: &Path, name: &str, pickle: &Pickle) -> Result<bool, FormatError> {
+        let Some(arguments) = pickle.entry(pickle.root(), "args") else { return Ok(false) };
+        let size = |name: &str| pickle.size(pickle.field(arguments, "Namespace", name)?);
+        let Some(tensor) = size("tensor_model_parallel_size") else { return Ok(false) };
+        let pipeline = size("pipeline_model_parallel_size").unwrap_or(1);
+        let expert = size("expert_model_parallel_size").unwrap_or(1);
+        let wanted = u128::from(tensor) * u128::from(pipeline);
+        let wanted = wanted.saturating_mul(expert.into());
+        let written = format!("{name} was written by a run of {wanted} ranks, and {} are there", self.count);
+        match wanted.cmp(&(self.count as u128)) {
+            Ordering::Greater => return Err(missing(folder, format!("a rank: {written};"))),
+            Ordering::Less => return Err(FormatError::Surplus { path: folder.to_owned(), what: written }),
+            Ordering::Equal => {}
+        }
+        if expert <= 1 {
+            self.check_optimizers(folder)?;
+        }
+        Ok(true)
+    }
+
+    /// Checks that every rank has its optimizer's file, where one has.
+    ///
+    /// # Errors
+    /// One has none.
+    pub(crate) fn check_optimizers(&self, folder: &Path) -> Result<(), FormatError> {
+        self.lacks.as_ref().map_or(Ok(()), |file| Err(missing(folder, file.clone())))
+    }
 }
 
 /// One file of a rank.

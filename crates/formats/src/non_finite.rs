@@ -1,8 +1,10 @@
 //! Numbers that are none: NaN and infinities, counted on the bits as they are stored.
 
+use crate::chunks::in_chunks;
 use crate::error::FormatError;
 use crate::stored::Stored;
-use crate::tensors::Tensors;
+use crate::tensors::{TensorRecord, Tensors};
+use toprope_world::{FileError, FileReader};
 
 /// How many numbers of a tensor are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,8 +75,16 @@ impl NonFinite {
     }
 }
 
-/// Read at once.
-const CHUNK_BYTES: u64 = 4 << 20;
+impl TensorRecord {
+    /// Counts the numbers of this tensor that are none in the file that it lies in.
+    pub(crate) fn non_finite(&self, reader: &dyn FileReader) -> Result<NonFinite, FileError> {
+        let mut counted = NonFinite::default();
+        in_chunks(reader, self.offset, self.bytes, self.stored.block().1 as u64, |bytes| {
+            counted.add(NonFinite::of(&self.stored, bytes));
+        })?;
+        Ok(counted)
+    }
+}
 
 impl Tensors {
     /// Counts the numbers of a tensor that are none.
@@ -83,17 +93,7 @@ impl Tensors {
     /// There is no such tensor, or the file cannot be read.
     pub fn non_finite(&self, name: &str) -> Result<NonFinite, FormatError> {
         let (record, reader) = self.place(name)?;
-        let block = record.stored.block().1.max(1) as u64;
-        let chunk = CHUNK_BYTES / block * block;
-        let (mut counted, mut done, mut buffer) = (NonFinite::default(), 0, Vec::new());
-        while done < record.bytes {
-            let count = chunk.min(record.bytes - done);
-            buffer.resize(count as usize, 0);
-            reader.read_at(record.offset + done, &mut buffer)?;
-            counted.add(NonFinite::of(&record.stored, &buffer));
-            done += count;
-        }
-        Ok(counted)
+        Ok(record.non_finite(reader)?)
     }
 }
 

@@ -1,15 +1,15 @@
 //! Whether checkpoints are whole: every file that belongs to one is there, every header, sum and shape in it holds, and every
 //! number is one.
 
-use crate::dcp::{Dcp, ITEMS_SUFFIX, METADATA_FILE};
+use crate::dcp::{self, ITEMS_SUFFIX, METADATA_FILE};
 use crate::error::FormatError;
 use crate::folder::{Folder, INDEX_FILE, SINGLE_FILE};
+use crate::index::shards;
 use crate::megatron::{self, COMMON_FILE, LATEST_FILE, RANK_PREFIX};
 use crate::non_finite::NonFinite;
 use crate::safetensors::read_file;
-use crate::tensors::Tensors;
+use crate::tensors::{TensorRecord, Tensors};
 use crate::zip::Part;
-use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,7 @@ const PICKLED_FILE: &str = "pytorch_model.bin";
 const PICKLED_INDEX: &str = "pytorch_model.bin.index.json";
 /// The weights of an adapter.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
-/// The longest index, or file that names an iteration.
-const JSON_BYTES_MAX: u64 = 64 << 20;
+/// The longest file that names an iteration.
 const LATEST_BYTES_MAX: u64 = 1 << 10;
 
 /// Whose form a checkpoint has.
@@ -112,9 +111,10 @@ pub fn find(files: &dyn Files, folder: &Path) -> Result<Found, FormatError> {
             continue;
         }
         let path = folder.join(&entry.name);
-        match kind(files, &path)? {
-            Some(kind) => checkpoints.push(named(path, kind)),
-            None => others.push((path, parted(&entry.name).0)),
+        // A folder that may not be read, or that is being removed, says nothing of those beside it.
+        match kind(files, &path) {
+            Ok(Some(kind)) => checkpoints.push(named(path, kind)),
+            Ok(None) | Err(_) => others.push((path, parted(&entry.name).0)),
         }
     }
     // A save that ended at once leaves an empty folder: it is a checkpoint by the names beside it.
@@ -135,11 +135,9 @@ pub fn find(files: &dyn Files, folder: &Path) -> Result<Found, FormatError> {
     }
     checkpoints.sort_by(|a, b| (b.number, &b.path).cmp(&(a.number, &a.path)));
     let latest = folder.join(LATEST_FILE);
-    let latest = match files.inspect(&latest)? {
-        Some(EntryKind::File { .. }) => {
-            Some(String::from_utf8_lossy(&files.read(&latest, LATEST_BYTES_MAX)?).trim().to_string())
-        }
-        _ => None,
+    let latest = match files.is_file(&latest)? {
+        true => Some(String::from_utf8_lossy(&files.read(&latest, LATEST_BYTES_MAX)?).trim().to_string()),
+        false => None,
     };
     Ok(Found { checkpoints, latest })
 }
@@ -183,9 +181,9 @@ pub fn verify(files: &dyn Files, checkpoint: &CheckpointFolder) -> Result<Conten
     let mut contents = Contents::default();
     match checkpoint.kind {
         CheckpointKind::HuggingFace => hugging_face(files, folder, &mut contents)?,
-        CheckpointKind::Dcp => dcp(files, folder, &mut contents)?,
+        CheckpointKind::Dcp => distributed(files, folder, &mut contents)?,
         CheckpointKind::MegatronDcp => {
-            dcp(files, folder, &mut contents)?;
+            distributed(files, folder, &mut contents)?;
             pickled(files, &folder.join(COMMON_FILE), COMMON_FILE, &mut contents)?;
         }
         CheckpointKind::Megatron => ranks(files, folder, &mut contents)?,
@@ -204,9 +202,7 @@ pub fn verify_file(files: &dyn Files, path: &Path) -> Result<Contents, FormatErr
 }
 
 fn hugging_face(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), FormatError> {
-    let is_file = |name: &str| {
-        Ok::<_, FormatError>(matches!(files.inspect(&folder.join(name))?, Some(EntryKind::File { .. })))
-    };
+    let is_file = |name: &str| files.is_file(&folder.join(name));
     if is_file(INDEX_FILE)? || is_file(SINGLE_FILE)? {
         let tensors = Folder::open(files, folder)?.tensors;
         return contents.count(&tensors, |name| name.to_string());
@@ -222,69 +218,39 @@ fn hugging_face(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Re
         pickled(files, &folder.join(PICKLED_FILE), "", contents)?;
         return Ok(());
     }
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let path = folder.join(PICKLED_INDEX);
-    let malformed =
-        |reason: String| FormatError::Malformed { path: path.clone(), place: "the index".into(), reason };
-    let index: Index = serde_json::from_slice(&files.read(&path, JSON_BYTES_MAX)?)
-        .map_err(|error| malformed(error.to_string()))?;
-    let shards: BTreeSet<&String> = index.weight_map.values().collect();
-    for shard in shards {
-        if shard.contains(['/', '\\', '\0']) || shard == ".." || shard.is_empty() {
-            return Err(malformed(format!("{shard:?} is no file's name")));
-        }
-        if !is_file(shard)? {
-            return Err(FormatError::MissingShard { index: path.clone(), shard: shard.clone() });
-        }
-        let names = pickled(files, &folder.join(shard), "", contents)?;
-        let named = index.weight_map.iter().find(|(tensor, file)| *file == shard && !names.contains(*tensor));
-        if let Some((tensor, _)) = named {
-            return Err(malformed(format!(
-                "tensor `{tensor}` is not in {shard}, where the index says that it is"
-            )));
-        }
+    for shard in shards(files, &folder.join(PICKLED_INDEX))? {
+        let names = pickled(files, &shard.path, "", contents)?;
+        shard.check(|tensor| names.contains(tensor))?;
     }
     Ok(())
 }
 
-fn dcp(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), FormatError> {
-    let checkpoint = Dcp::open(files, folder)?;
-    contents.files += checkpoint.files;
-    let files = contents.files;
-    let whole = &checkpoint.whole;
-    contents
-        .count(&checkpoint.tensors, |part| whole.get(part).cloned().unwrap_or_else(|| part.to_string()))?;
-    contents.files = files;
+/// Only one file is open at a time, and each is counted right behind its check.
+fn distributed(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), FormatError> {
+    let mut wholes = Wholes::default();
+    contents.files += dcp::read(files, folder, |part, tensor, record| {
+        wholes.add(tensor, record, record.non_finite(part.reader)?, part.path);
+        Ok(())
+    })?;
+    contents.take(wholes);
     Ok(())
 }
 
 fn ranks(files: &dyn Files, folder: &Path, contents: &mut Contents) -> Result<(), FormatError> {
-    let names = megatron::rank_files(files, folder)?;
-    let ranks: BTreeSet<&str> = names.iter().filter_map(|name| Some(name.split_once('/')?.0)).collect();
-    for name in &names {
+    let ranks = megatron::ranks(files, folder)?;
+    let mut compared = false;
+    for name in &ranks.files {
         let path = folder.join(name);
         let reader = files.open(&path)?;
         let part = Part { path: &path, reader: reader.as_ref(), start: 0, length: reader.len() };
         let file = megatron::rank_file(part)?;
-        if let Some(wanted) =
-            megatron::ranks_wanted(&file.pickle).filter(|wanted| *wanted != ranks.len() as u64)
-        {
-            return Err(FormatError::Missing {
-                path: folder.to_owned(),
-                what: format!(
-                    "a rank: {name} was written by a run of {wanted}, and {} are there;",
-                    ranks.len()
-                ),
-                hint: "the save did not end, or the folder was not copied in full; take an older checkpoint"
-                    .into(),
-            });
-        }
+        compared |= ranks.check(folder, name, &file.pickle)?;
         let mut tensors = Tensors::new(&path);
         tensors.add(&path, reader, file.tensors)?;
         contents.count(&tensors, |tensor| tensor.to_string())?;
+    }
+    if !compared {
+        ranks.check_optimizers(folder)?;
     }
     Ok(())
 }
@@ -309,31 +275,70 @@ fn pickled(
     Ok(names)
 }
 
+/// Tensors by name, each the sum of its parts.
+#[derive(Default)]
+struct Wholes {
+    by_name: BTreeMap<String, Whole>,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Whole {
+    elements: u64,
+    count: NonFinite,
+    /// The first file with a number that is none.
+    file: Option<PathBuf>,
+}
+
+impl Wholes {
+    /// Adds a part of a tensor, or all of it.
+    fn add(&mut self, tensor: &str, part: &TensorRecord, count: NonFinite, file: &Path) {
+        self.bytes = self.bytes.saturating_add(part.bytes);
+        let whole = match self.by_name.get_mut(tensor) {
+            Some(whole) => whole,
+            None => self.by_name.entry(tensor.to_string()).or_default(),
+        };
+        whole.elements = whole.elements.saturating_add(part.elements() as u64);
+        whole.count.add(count);
+        if count.any() && whole.file.is_none() {
+            whole.file = Some(file.to_owned());
+        }
+    }
+}
+
 impl Contents {
-    /// Adds tensors, each under the name of the one that it is a part of.
-    fn count(&mut self, tensors: &Tensors, whole: impl Fn(&str) -> String) -> Result<(), FormatError> {
-        let mut wholes: BTreeMap<String, Option<NonFiniteTensor>> = BTreeMap::new();
+    /// Adds the tensors of files, each under the name that it is told by.
+    fn count(&mut self, tensors: &Tensors, named: impl Fn(&str) -> String) -> Result<(), FormatError> {
+        let mut wholes = Wholes::default();
         let mut files = BTreeSet::new();
+        // A tensor may stand there under many names; it is read once.
+        let mut counted = BTreeMap::new();
         for (name, record) in tensors.records() {
-            files.insert(tensors.file(name));
-            self.bytes = self.bytes.saturating_add(record.bytes);
-            let count = tensors.non_finite(name)?;
-            let entry = wholes.entry(whole(name)).or_default();
-            if count.any() {
-                let so_far = entry.get_or_insert_with(|| NonFiniteTensor {
-                    tensor: whole(name),
-                    file: tensors.file(name).to_owned(),
-                    count: NonFinite::default(),
-                    elements: 0,
-                });
-                so_far.count.add(count);
-                so_far.elements = so_far.elements.saturating_add(record.elements() as u64);
-            }
+            let file = tensors.file(name);
+            files.insert(file);
+            let place = (file, record.offset, record.bytes, &record.stored);
+            let count = match counted.get(&place) {
+                Some(count) => *count,
+                None => tensors.non_finite(name)?,
+            };
+            counted.insert(place, count);
+            wholes.add(&named(name), record, count, file);
         }
         self.files += files.len();
-        self.tensors += wholes.len();
-        self.non_finite.extend(wholes.into_values().flatten());
+        self.take(wholes);
         Ok(())
+    }
+
+    /// Adds tensors that were counted.
+    fn take(&mut self, wholes: Wholes) {
+        self.bytes = self.bytes.saturating_add(wholes.bytes);
+        self.tensors += wholes.by_name.len();
+        for (tensor, whole) in wholes.by_name {
+            if let Some(file) = whole.file {
+                let (count, elements) = (whole.count, whole.elements);
+                self.non_finite.push(NonFiniteTensor { tensor, file, count, elements });
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Zip archives as PyTorch writes them, a whole file or a part of one: members stored as they are, each with its CRC32.
 
+use crate::chunks::in_chunks;
 use crate::error::FormatError;
+use std::collections::BTreeMap;
 use std::path::Path;
 use toprope_world::FileReader;
 
@@ -8,26 +10,25 @@ use toprope_world::FileReader;
 const DIRECTORY_BYTES_MAX: u64 = 128 << 20;
 /// A record of the end with the longest comment.
 const END_BYTES_MAX: u64 = 22 + 65_535;
-/// Read at once.
-const CHUNK_BYTES: u64 = 4 << 20;
 
 /// A member of an archive.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
-    /// Its name.
-    pub(crate) name: String,
     /// Its first byte in the file.
     pub(crate) offset: u64,
     /// Its bytes.
     pub(crate) length: u64,
+    /// Where its own header begins in the file, before its first byte.
+    header: u64,
     crc32: u32,
 }
 
 /// An archive whose directory was read.
 #[derive(Debug)]
 pub(crate) struct Archive {
-    /// In the order of the directory.
-    pub(crate) members: Vec<Member>,
+    members: BTreeMap<String, Member>,
+    /// The folder that all members lie in.
+    folder: String,
 }
 
 /// Bytes of a file that are an archive.
@@ -46,6 +47,14 @@ pub(crate) struct Part<'a> {
 impl Part<'_> {
     fn malformed(&self, place: &str, reason: &str) -> FormatError {
         FormatError::Malformed { path: self.path.to_owned(), place: place.into(), reason: reason.into() }
+    }
+
+    fn unsupported(&self, place: &str, reason: &str) -> FormatError {
+        FormatError::UnsupportedForm {
+            path: self.path.to_owned(),
+            place: place.into(),
+            reason: reason.into(),
+        }
     }
 
     /// Bytes from `at`, counted from the archive's start.
@@ -81,7 +90,7 @@ impl Archive {
     /// Reads the directory.
     ///
     /// # Errors
-    /// It is cut off, damaged, or holds members that are compressed or encrypted.
+    /// It is cut off, damaged, or holds members that are compressed, encrypted or overlap.
     pub(crate) fn read(part: Part<'_>) -> Result<Archive, FormatError> {
         let end_place = "the archive's end";
         let tail = part.length.min(END_BYTES_MAX);
@@ -119,26 +128,46 @@ impl Archive {
             return Err(part.malformed(end_place, &reason));
         }
         let directory = part.bytes("the archive's directory", offset, size)?;
-        let mut members: Vec<Member> = Vec::new();
+        let (mut members, mut folder) = (BTreeMap::new(), None);
         let mut rest = directory.as_slice();
         for index in 0..count {
             let place = format!("entry {index} of the archive's directory");
-            let (member, left) = entry(part, &place, rest)?;
-            members.push(member);
+            let (name, member, left) = entry(part, &place, rest)?;
+            if members.contains_key(&name) {
+                return Err(part.malformed(&format!("`{name}`"), "stands there twice"));
+            }
+            if folder.is_none() {
+                folder = name.strip_suffix("data.pkl").map(str::to_string);
+            }
+            members.insert(name, member);
             rest = left;
         }
-        let mut names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(part.malformed(&format!("`{}`", pair[0]), "stands there twice"));
+        if !rest.is_empty() {
+            let reason = format!("has {} bytes behind its {count} entries", rest.len());
+            return Err(part.malformed("the archive's directory", &reason));
         }
-        Ok(Archive { members })
+        let archive = Archive { members, folder: folder.unwrap_or_default() };
+        // Without this a few bytes could be a thousand members, and be read as often.
+        for pair in archive.in_order().windows(2) {
+            let ((first, before), (second, behind)) = (pair[0], pair[1]);
+            if before.offset + before.length > behind.header {
+                return Err(part.malformed(&format!("`{second}`"), &format!("overlaps with `{first}`")));
+            }
+        }
+        Ok(archive)
     }
 
     /// The member of this name behind the folder that all of an archive's members lie in.
     pub(crate) fn member(&self, name: &str) -> Option<&Member> {
-        let prefix = self.members.iter().find_map(|member| member.name.strip_suffix("data.pkl"))?;
-        self.members.iter().find(|member| member.name.strip_prefix(prefix) == Some(name))
+        self.members.get(&format!("{}{name}", self.folder))
+    }
+
+    /// The members as they lie in the file.
+    fn in_order(&self) -> Vec<(&str, &Member)> {
+        let mut members: Vec<(&str, &Member)> =
+            self.members.iter().map(|(name, member)| (name.as_str(), member)).collect();
+        members.sort_by_key(|(_, member)| member.header);
+        members
     }
 
     /// Compares every member with its CRC32.
@@ -146,30 +175,23 @@ impl Archive {
     /// # Errors
     /// One differs, or cannot be read.
     pub(crate) fn check(&self, part: Part<'_>) -> Result<(), FormatError> {
-        let mut buffer = Vec::new();
-        for member in &self.members {
+        for (name, member) in self.in_order() {
             let mut sum = flate2::Crc::new();
-            let mut done = 0;
-            while done < member.length {
-                let count = (member.length - done).min(CHUNK_BYTES);
-                buffer.resize(count as usize, 0);
-                part.reader.read_at(member.offset + done, &mut buffer)?;
-                sum.update(&buffer);
-                done += count;
-            }
+            in_chunks(part.reader, member.offset, member.length, 1, |bytes| sum.update(bytes))?;
             if sum.sum() != member.crc32 {
-                return Err(FormatError::Checksum {
-                    path: part.path.to_owned(),
-                    member: member.name.clone(),
-                });
+                return Err(FormatError::Checksum { path: part.path.to_owned(), member: name.into() });
             }
         }
         Ok(())
     }
 }
 
-/// An entry of the directory, and what follows it.
-fn entry<'a>(part: Part<'_>, place: &str, bytes: &'a [u8]) -> Result<(Member, &'a [u8]), FormatError> {
+/// An entry of the directory, its name first, and what follows it.
+fn entry<'a>(
+    part: Part<'_>,
+    place: &str,
+    bytes: &'a [u8],
+) -> Result<(String, Member, &'a [u8]), FormatError> {
     let cut = || part.malformed(place, "it is cut off");
     if !bytes.starts_with(b"PK\x01\x02") {
         return Err(part.malformed(place, "is none"));
@@ -200,10 +222,10 @@ fn entry<'a>(part: Part<'_>, place: &str, bytes: &'a [u8]) -> Result<(Member, &'
     }
     let place = format!("`{name}`");
     if flags & 1 != 0 {
-        return Err(part.malformed(&place, "is encrypted"));
+        return Err(part.unsupported(&place, "is encrypted"));
     }
     if method != 0 || stored != length {
-        return Err(part.malformed(&place, "is compressed, and PyTorch stores members as they are"));
+        return Err(part.unsupported(&place, "is compressed, and PyTorch stores members as they are"));
     }
     let head = part.bytes(&place, local, 30)?;
     if !head.starts_with(b"PK\x03\x04") {
@@ -220,5 +242,6 @@ fn entry<'a>(part: Part<'_>, place: &str, bytes: &'a [u8]) -> Result<(Member, &'
             there: part.start.saturating_add(part.length),
         });
     }
-    Ok((Member { name, offset: part.start + begin, length, crc32 }, rest))
+    let member = Member { offset: part.start + begin, length, header: part.start + local, crc32 };
+    Ok((name, member, rest))
 }

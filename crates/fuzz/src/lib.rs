@@ -39,8 +39,12 @@ pub fn target(name: &str) -> Option<&'static Target> {
 fn files(contents: &[(&Path, &[u8])]) -> Option<MemoryFiles> {
     let files = MemoryFiles::new();
     for (path, bytes) in contents {
-        if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("/")) {
-            files.create_folder(folder).ok()?;
+        let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
+        folders.reverse();
+        for folder in folders {
+            if files.inspect(folder).ok()?.is_none() {
+                files.create_folder(folder).ok()?;
+            }
         }
         files.create(path).ok()?.write(bytes).ok()?;
     }

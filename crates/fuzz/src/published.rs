@@ -2,7 +2,7 @@
 
 use crate::files;
 use std::path::Path;
-use toprope_formats::{Gguf, Tensors, find, read_file, verify};
+use toprope_formats::{Contents, FormatError, Gguf, Tensors, find, read_file, verify};
 use toprope_model::hub::{Hub, parse};
 use toprope_model::{DeepseekV3Config, totals};
 use toprope_train::tokenizer::PublishedTokenizer;
@@ -72,20 +72,48 @@ fn speak(tokenizer: Option<&PublishedTokenizer>) {
     let _ = tokenizer.decode(&[0, 1, 7, 1023, u32::MAX]);
 }
 
-/// What `torch.save` wrote, or the metadata of a checkpoint of torch.distributed with its items behind it: the first byte says
-/// which, and how many KiB the metadata has.
+/// The first byte of a checkpoint that is two ranks of Megatron's.
+const RANKS: u8 = 255;
+
+/// What `torch.save` wrote, two ranks of Megatron's that wrote the same, or the metadata of a checkpoint of torch.distributed
+/// with a file of items behind it: the first byte says which, and how many KiB the metadata has.
 pub(crate) fn checkpoint(bytes: &[u8]) {
-    let Some((first, rest)) = bytes.split_first() else { return };
-    let contents: &[(&Path, &[u8])] = if *first == 0 {
-        &[(Path::new("/a/pytorch_model.bin"), rest)]
-    } else {
-        let (metadata, _) = rest.split_at(rest.len().min(usize::from(*first) << 10));
-        &[(Path::new("/a/.metadata"), metadata)]
+    let _ = verified(bytes);
+}
+
+/// What was found of each checkpoint there.
+fn verified(bytes: &[u8]) -> Option<Vec<Result<Contents, FormatError>>> {
+    let (first, rest) = bytes.split_first()?;
+    let contents: &[(&Path, &[u8])] = match *first {
+        0 => &[(Path::new("/a/pytorch_model.bin"), rest)],
+        RANKS => &[
+            (Path::new("/a/mp_rank_00/model_optim_rng.pt"), rest),
+            (Path::new("/a/mp_rank_01/model_optim_rng.pt"), rest),
+        ],
+        kibibytes => {
+            let (metadata, items) = rest.split_at(rest.len().min(usize::from(kibibytes) << 10));
+            &[(Path::new("/a/.metadata"), metadata), (Path::new("/a/__0_0.distcp"), items)]
+        }
     };
-    let Some(files) = files(contents) else { return };
-    if let Ok(found) = find(&files, Path::new("/a")) {
-        for checkpoint in &found.checkpoints {
-            let _ = verify(&files, checkpoint);
+    let files = files(contents)?;
+    let found = find(&files, Path::new("/a")).ok()?;
+    Some(found.checkpoints.iter().map(|checkpoint| verify(&files, checkpoint)).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::verified;
+    use std::path::Path;
+
+    /// Each form has an input that is whole, so that changes to it get behind every check.
+    #[test]
+    fn the_corpus_has_whole_checkpoints_of_every_form() {
+        for (name, tensors) in [("pickled", 2), ("dcp", 3), ("megatron", 16)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/checkpoint").join(name);
+            let found = verified(&std::fs::read(path).unwrap()).unwrap();
+            let [Ok(contents)] = found.as_slice() else { panic!("{name}: {found:?}") };
+            assert_eq!((contents.tensors, contents.non_finite.len()), (tensors, 0), "{name}: {contents:?}");
         }
     }
 }

@@ -7,9 +7,9 @@ mod support;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
-use support::{Case, fails};
+use support::{Case, fails, golden, words_tokenizer};
 
 const RECIPE: &str = r#"
 name = "continued"
@@ -48,10 +48,6 @@ const CHAT: &str = r#"
 
 const TEMPLATE: &str = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}";
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
-}
-
 /// A folder of a test with a record as the model, which has a tokenizer of one word a token, and a text of its words.
 fn case(record: &str) -> Case {
     let case = Case::new();
@@ -70,24 +66,7 @@ fn model(case: &Case, name: &str, record: &str, template: Option<&str>) {
         case.write(&format!("{name}/{file}"), std::fs::read(golden("hub").join(record).join(file)).unwrap());
     }
     let markers = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
-    let mut words: serde_json::Map<String, Value> =
-        (0..33).map(|word| (format!("w{word}"), word.into())).collect();
-    words.extend(markers.iter().zip(33..).map(|(marker, word)| (marker.to_string(), json!(word))));
-    let added: Vec<Value> = markers
-        .iter()
-        .zip(33..)
-        .map(|(marker, word)| {
-            json!({
-                "id": word, "content": marker, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true,
-            })
-        })
-        .collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
-        "model": { "type": "WordLevel", "vocab": words, "unk_token": "w0" },
-    });
+    let tokenizer = words_tokenizer(33, &markers);
     case.write(&format!("{name}/tokenizer.json"), tokenizer.to_string());
     let mut said = json!({ "eos_token": "<|end|>" });
     if let Some(template) = template {

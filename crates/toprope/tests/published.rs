@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
 
+mod support;
+
 use safetensors::SafeTensors;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use support::{golden, words_tokenizer};
 use tempfile::TempDir;
 
 const RECORDS: [&str; 10] = [
@@ -20,10 +23,6 @@ const RECORDS: [&str; 10] = [
     "qwen2-default",
     "qwen2-yarn",
 ];
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
-}
 
 fn toprope(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_toprope")).args(arguments).output().unwrap()
@@ -167,13 +166,7 @@ fn talking(template: Option<&str>) -> TempDir {
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(golden("hub/qwen2-default").join(file), room.path().join(file)).unwrap();
     }
-    let words: serde_json::Map<String, serde_json::Value> =
-        (0..43).map(|word| (format!("w{word}"), word.into())).collect();
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
-        "model": { "type": "WordLevel", "vocab": words, "unk_token": "w0" },
-    });
+    let tokenizer = words_tokenizer(43, &[]);
     std::fs::write(room.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let mut config = serde_json::json!({ "eos_token": "w1" });
     if let Some(template) = template {

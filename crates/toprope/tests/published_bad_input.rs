@@ -3,34 +3,31 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
 
+#[path = "../../formats/tests/support/forged.rs"]
+mod forged;
 mod support;
 
+use forged::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use support::{Case, fails};
+use support::{Case, copy, fails, golden, words_tokenizer};
 
 /// The address space that a refusal may take, in KiB.
 const ADDRESSES_KIB: usize = 512 << 10;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
-}
+/// Files that may be open at a time.
+const OPEN_FILES: usize = 64;
 
 /// A copy of a record, to be damaged.
 fn copied(case: &Case, record: &str) -> PathBuf {
     let to = case.path(record);
-    std::fs::create_dir_all(&to).unwrap();
-    for entry in std::fs::read_dir(golden("hub").join(record)).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
+    copy(&golden("hub").join(record), &to);
     std::fs::remove_file(to.join("expected.safetensors")).unwrap();
     to
 }
 
-/// Runs the binary with little memory.
+/// Runs the binary with little memory, and few files open at a time.
 fn limited(arguments: &[&str]) -> Output {
-    let script = format!("ulimit -v {ADDRESSES_KIB} && exec \"$0\" \"$@\"");
+    let script = format!("ulimit -v {ADDRESSES_KIB} && ulimit -n {OPEN_FILES} && exec \"$0\" \"$@\"");
     Command::new("sh")
         .args(["-c", &script, env!("CARGO_BIN_EXE_toprope")])
         .args(arguments)
@@ -168,13 +165,7 @@ fn a_gguf_file_that_is_cut_or_lies_is_refused() {
 fn a_chat_template_that_fails_loops_or_grows_is_refused() {
     let case = Case::new();
     let model = copied(&case, "qwen2-default");
-    let words: serde_json::Map<String, serde_json::Value> =
-        (0..43).map(|word| (format!("w{word}"), word.into())).collect();
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
-        "model": { "type": "WordLevel", "vocab": words, "unk_token": "w0" },
-    });
+    let tokenizer = words_tokenizer(43, &[]);
     std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     for (template, word) in [
         ("{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}", "fuel"),
@@ -206,4 +197,82 @@ fn a_chat_template_that_fails_loops_or_grows_is_refused() {
         let output = limited(&["generate", model.to_str().unwrap(), "--prompt", "w1"]);
         fails(&output, 4, &["tokenizer.json"]);
     }
+}
+
+/// `inspect --verify` says of this folder that it is not intact, with these words.
+#[track_caller]
+fn not_intact(folder: &Path, words: &[&str]) {
+    let output = limited(&["inspect", "--verify", folder.to_str().unwrap()]);
+    let (told, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(5), "{told}{error}");
+    for word in [words, &["not intact: ", "hint:"]].concat() {
+        assert!(told.contains(word), "{word:?} is not in: {told}{error}");
+    }
+    assert!(told.len() < 4096, "{told}");
+}
+
+/// Pickles of a megabyte or two that would be gigabytes: a long name over many tensors, a list of parts that many tensors share;
+/// and longer ones that keep something for each of their bytes.
+#[test]
+fn a_checkpoint_that_multiplies_is_refused() {
+    let case = Case::new();
+    let many = (0..20_000)
+        .map(|key| (number(key), if key == 0 { kept(&tensor("0", &[1]), 1) } else { recalled(1) }));
+    let named = dictionary(&[(text(&"n".repeat(1 << 20)), dictionary(&many.collect::<Vec<_>>()))]);
+    let bytes = archive(&whole(&named), &[("0", floats(&[1.0]))]);
+    assert!(bytes.len() < 2 << 20, "{}", bytes.len());
+    case.write("named/pytorch_model.bin", bytes);
+    not_intact(&case.path("named"), &["tensor `nnn", "more than the 67108864 bytes"]);
+
+    let parts = 5000u64;
+    let chunks: Vec<Vec<u8>> = (0..parts).map(|at| chunk(&[at], &[1])).collect();
+    let shared = kept(&described(&[parts], list(&chunks)), 1);
+    let tensors =
+        (0..parts).map(|at| (text(&format!("t{at}")), if at == 0 { shared.clone() } else { recalled(1) }));
+    let tensors = dictionary(&tensors.collect::<Vec<_>>());
+    let storage: Vec<(Vec<u8>, Vec<u8>)> = (0..parts).map(|at| stored("t0", &[at], "a.distcp", 1)).collect();
+    let bytes = metadata(tensors, dictionary(&storage));
+    assert!(bytes.len() < 4 << 20, "{}", bytes.len());
+    case.write("parts/.metadata", bytes);
+    not_intact(&case.path("parts"), &[".metadata", "`t1`", "more parts up to here than are stored"]);
+
+    for (name, head, opcode, length, what) in
+        [("marks", &b""[..], b'(', 80 << 20, "marks"), ("memo", b"N", 0x94, 60 << 20, "things to remember")]
+    {
+        let mut bytes = head.to_vec();
+        bytes.resize(length, opcode);
+        case.write(&format!("{name}/.metadata"), bytes);
+        not_intact(&case.path(name), &["the metadata, byte 16777", &format!("16777216 {what}")]);
+    }
+}
+
+/// A file for each of hundreds of ranks.
+#[test]
+fn a_checkpoint_of_many_ranks_is_read_a_file_at_a_time() {
+    let case = Case::new();
+    let parts: Vec<Part> =
+        (0..300).map(|at| Part { offsets: vec![at, 0], sizes: vec![1, 2], numbers: vec![1.0; 2] }).collect();
+    write_dcp(&case.path("ranks"), &[300, 2], &parts);
+    let output = limited(&["inspect", "--verify", case.path("ranks").to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("intact: 1 tensors in 300 files"), "{told}");
+    assert_eq!(output.status.code(), Some(0), "{told}");
+}
+
+/// What a file says does nothing to the terminal that it is told on.
+#[test]
+fn names_in_a_checkpoint_are_shown_and_not_obeyed() {
+    let case = Case::new();
+    let value = dictionary(&[
+        (text("a\u{1b}[2Jb"), tensor("0", &[1])),
+        (text("c\u{1b}]0;d\u{7}"), tensor("1", &[1])),
+    ]);
+    let bytes = archive(&whole(&value), &[("0", floats(&[f32::NAN]))]);
+    case.write("lacking/pytorch_model.bin", bytes);
+    not_intact(&case.path("lacking"), &["tensor `c\\u{1b}]0;d\\u{7}`", "`data/1` is not there"]);
+    let bytes = archive(&whole(&value), &[("0", floats(&[f32::NAN])), ("1", floats(&[1.0]))]);
+    case.write("spoiled/pytorch_model.bin", bytes);
+    let output = limited(&["inspect", "--verify", case.path("spoiled").to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("- a\\u{1b}[2Jb: 1 NaN") && !told.contains('\u{1b}'), "{told}");
 }

@@ -36,6 +36,11 @@ pub trait Files: Send + Sync {
     /// Bytes that this user can still write to the file system that holds `path`.
     fn free_bytes(&self, path: &Path) -> Result<u64, FileError>;
 
+    /// Whether a regular file stands at a path.
+    fn is_file(&self, path: &Path) -> Result<bool, FileError> {
+        Ok(matches!(self.inspect(path)?, Some(EntryKind::File { .. })))
+    }
+
     /// A whole file; one longer than `limit_bytes` is refused before memory is asked for.
     fn read(&self, path: &Path, limit_bytes: u64) -> Result<Vec<u8>, FileError> {
         let file = self.open(path)?;

@@ -2,10 +2,10 @@
 //! kept as their name and arguments.
 
 /// Names by module.
-const NAMES: [(&str, &[&str]); 24] = [
+const NAMES: [(&str, &[&str]); 25] = [
     ("collections", &["OrderedDict", "defaultdict"]),
-    ("__builtin__", &["set", "frozenset", "dict", "list", "int", "slice", "complex", "bytearray"]),
-    ("builtins", &["set", "frozenset", "dict", "list", "int", "slice", "complex", "bytearray"]),
+    ("__builtin__", BUILTINS),
+    ("builtins", BUILTINS),
     ("_codecs", &["encode"]),
     ("_io", &["BytesIO"]),
     ("io", &["BytesIO"]),
@@ -46,12 +46,17 @@ const NAMES: [(&str, &[&str]); 24] = [
     ("numpy", &["ndarray", "dtype"]),
     ("numpy.core.multiarray", &["_reconstruct", "scalar"]),
     ("numpy._core.multiarray", &["_reconstruct", "scalar"]),
+    ("megatron.core.rerun_state_machine", &["RerunMode", "RerunState", "RerunDiagnostic", "Call", "Caller"]),
     ("megatron.core.enums", &["ModelType", "Fp8Recipe", "Fp4Recipe"]),
     (
         "megatron.core.transformer.enums",
         &["AttnBackend", "AttnMaskType", "AttnType", "LayerType", "ModelType"],
     ),
 ];
+
+/// Of Python itself. `getattr` names a member of an enumeration in pickles of Python 3.11.0 to 3.11.6: see [`is_getattr`].
+const BUILTINS: &[&str] =
+    &["set", "frozenset", "dict", "list", "int", "slice", "complex", "bytearray", "getattr"];
 
 /// Of `torch` itself: dtypes, storages, shapes.
 const TORCH: &[&str] = &[
@@ -95,4 +100,9 @@ const TORCH: &[&str] = &[
 /// Whether a name is taken.
 pub(super) fn is_known(module: &str, name: &str) -> bool {
     NAMES.iter().any(|(of, names)| *of == module && names.contains(&name))
+}
+
+/// Whether a name is Python's `getattr`, which is taken with a class that is known and a text alone.
+pub(super) fn is_getattr(module: &str, name: &str) -> bool {
+    matches!(module, "builtins" | "__builtin__") && name == "getattr"
 }

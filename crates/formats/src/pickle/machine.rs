@@ -1,14 +1,15 @@
 //! The machine that pickles are written for, opcode by opcode (Python's `pickletools` describes each), without the ones that
 //! checkpoints do not use. Every opcode takes at least a byte of the file and makes at most one value, so memory is bounded by
-//! the file's length.
+//! the file's length, and by [`NODES_MAX`] of each thing that is kept.
 
-use super::globals::is_known;
+use super::globals::{is_getattr, is_known};
 use super::{Id, Node, Pickle};
 use crate::error::FormatError;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The most values that are kept: ten times what the metadata of the largest models has.
+/// The most values that are kept, and places on the stack, marks and things remembered: ten times what the metadata of the
+/// largest models has.
 const NODES_MAX: usize = 1 << 24;
 /// The newest version of the format.
 const PROTOCOL_MAX: u8 = 5;
@@ -83,7 +84,10 @@ impl Machine<'_> {
                 }
                 return Ok(Some(root));
             }
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => {
+                room(self.marks.len(), "marks")?;
+                self.marks.push(self.stack.len());
+            }
             b'0' => {
                 // A mark is popped where it is on top.
                 if self.marks.last() == Some(&self.stack.len()) {
@@ -95,7 +99,7 @@ impl Machine<'_> {
             b'1' => drop(self.since_mark()?),
             b'2' => {
                 let top = self.top()?;
-                self.stack.push(top);
+                self.place(top)?;
             }
             b'N' => self.push(Node::Nothing)?,
             0x88 => self.push(Node::Bool(true))?,
@@ -265,11 +269,15 @@ impl Machine<'_> {
     }
 
     fn push(&mut self, node: Node) -> Result<(), Stop> {
-        if self.nodes.len() >= NODES_MAX {
-            return Err(Stop::Wrong(format!("it has more than the {NODES_MAX} values that are taken")));
-        }
+        room(self.nodes.len(), "values")?;
         let id = Id(self.nodes.len() as u32);
         self.nodes.push(node);
+        self.place(id)
+    }
+
+    /// Puts a value that is there onto the stack.
+    fn place(&mut self, id: Id) -> Result<(), Stop> {
+        room(self.stack.len(), "places on its stack")?;
         self.stack.push(id);
         Ok(())
     }
@@ -351,12 +359,12 @@ impl Machine<'_> {
 
     fn recall(&mut self, index: u32) -> Result<(), Stop> {
         let id = self.memo.get(&index).copied();
-        self.stack.push(id.ok_or_else(|| Stop::Wrong(format!("it recalls {index}, which it never kept")))?);
-        Ok(())
+        self.place(id.ok_or_else(|| Stop::Wrong(format!("it recalls {index}, which it never kept")))?)
     }
 
     fn memoize(&mut self, index: u32) -> Result<(), Stop> {
         let top = self.top()?;
+        room(self.memo.len(), "things to remember")?;
         self.memo.insert(index, top);
         Ok(())
     }
@@ -369,11 +377,36 @@ impl Machine<'_> {
     }
 
     fn object(&mut self, made_by: Id, arguments: Id) -> Result<(), Stop> {
-        if !matches!(self.node(made_by), Node::Global(..)) {
+        let Node::Global(module, name) = self.node(made_by) else {
             return Err("what is no class or function makes an object".into());
+        };
+        if is_getattr(module, name) {
+            // A name that is not known was refused when it was asked for; a class's member by its name is data.
+            let of = match self.node(arguments) {
+                Node::Items(items) => items.as_slice(),
+                _ => &[],
+            };
+            let is_member = match of {
+                [class, member] => {
+                    matches!(self.node(*class), Node::Global(module, name) if !is_getattr(module, name))
+                        && matches!(self.node(*member), Node::Text(_))
+                }
+                _ => false,
+            };
+            if !is_member {
+                return Err(Stop::Foreign("`getattr` of more than a class's member by its name".into()));
+            }
         }
         self.push(Node::Object { made_by, arguments, state: None, pairs: Vec::new() })
     }
+}
+
+/// Refuses what is more than is taken.
+fn room(there: usize, what: &str) -> Result<(), Stop> {
+    if there >= NODES_MAX {
+        return Err(Stop::Wrong(format!("it has more than the {NODES_MAX} {what} that are taken")));
+    }
+    Ok(())
 }
 
 fn paired(items: &[Id]) -> Result<Vec<(Id, Id)>, Stop> {
@@ -441,6 +474,13 @@ mod tests {
             (&b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R."[..], "`os.system`"),
             (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "`builtins.eval`"),
             (b"\x80\x02ctorch\nload\n.", "`torch.load`"),
+            (b"\x80\x02cbuiltins\ngetattr\ncbuiltins\ngetattr\nX\x01\x00\x00\x00a\x86R.", "`getattr`"),
+            (b"\x80\x02c__builtin__\ngetattr\nX\x01\x00\x00\x00aX\x01\x00\x00\x00a\x86R.", "`getattr`"),
+            (b"\x80\x02cbuiltins\ngetattr\nctorch\nSize\nK\x01\x86R.", "`getattr`"),
+            (b"\x80\x02cbuiltins\ngetattr\nctorch\nSize\n\x85R.", "`getattr`"),
+            (b"\x80\x02cbuiltins\ngetattr\nctorch\nSize\nX\x01\x00\x00\x00aN\x87R.", "`getattr`"),
+            (b"\x80\x02cbuiltins\ngetattr\nNR.", "`getattr`"),
+            (b"\x80\x02cbuiltins\ngetattr\ncos\nsystem\n", "`os.system`"),
             (b"(S'ls'\nios\nsystem\n.", "STRING"),
             (b"(ios\nsystem\n.", "INST"),
             (b"(o.", "OBJ"),
@@ -461,6 +501,11 @@ mod tests {
             (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff.", "announced"),
             (b"\x80\x02R.", "more values than it made"),
             (b"\x80\x02NNR.", "no class or function makes"),
+            // A member is no class: nothing can be made with it.
+            (
+                b"\x80\x02cbuiltins\ngetattr\nctorch\nSize\nX\x01\x00\x00\x00a\x86R)R.",
+                "no class or function makes",
+            ),
             (b"\x80\x02h\x07.", "recalls 7"),
             (b"\x80\x02Nb.", "more values"),
             (b"\x80\x02NNb.", "is told its state"),
@@ -474,6 +519,38 @@ mod tests {
         ] {
             let message = read(bytes).unwrap_err();
             assert!(message.contains(word) && message.starts_with("file: `data.pkl`, byte"), "{message}");
+        }
+    }
+
+    /// An enumeration's member as Python 3.11.0 to 3.11.6 writes it, by protocol 2 and by protocol 4.
+    #[test]
+    fn a_member_of_an_enumeration_is_data() {
+        for bytes in [
+            &b"\x80\x02c__builtin__\ngetattr\ncmegatron.core.enums\nModelType\nX\x01\x00\x00\x00a\x86q\x00R."[..],
+            b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x13megatron.core.enums\x8c\x09ModelType\x93\x8c\x01a\x86R.",
+        ] {
+            let pickle = read(bytes).unwrap();
+            let (name, arguments) = pickle.made(pickle.root()).unwrap();
+            assert_eq!((name, pickle.text(arguments[1])), ("getattr", Some("a")));
+            assert_eq!(pickle.global(arguments[0]), Some(("megatron.core.enums", "ModelType")));
+        }
+    }
+
+    /// A byte each: what is kept has an end long before the file has.
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let many = |head: &[u8], opcode: u8| {
+            let mut bytes = head.to_vec();
+            bytes.resize(NODES_MAX + head.len() + 1, opcode);
+            read(&bytes).unwrap_err()
+        };
+        for (head, opcode, what) in [
+            (&b""[..], b'(', "marks"),
+            (b"N", b'2', "places on its stack"),
+            (b"N", 0x94, "things to remember"),
+        ] {
+            let message = many(head, opcode);
+            assert!(message.contains(&format!("more than the {NODES_MAX} {what}")), "{message}");
         }
     }
 

@@ -9,6 +9,9 @@ mod machine; // opcode by opcode
 use crate::error::FormatError;
 use std::path::Path;
 
+/// The most dimensions of a tensor: PyTorch's own limit. A pickle may hold one list of sizes a thousand times.
+const DIMENSIONS_MAX: usize = 64;
+
 /// A value among a pickle's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Id(u32);
@@ -106,9 +109,13 @@ impl Pickle {
         }
     }
 
-    /// The items of a list, each as a size.
+    /// The items of a list of at most [`DIMENSIONS_MAX`], each as a size.
     pub(crate) fn sizes(&self, id: Id) -> Option<Vec<u64>> {
-        self.items(id)?.iter().map(|item| self.size(*item)).collect()
+        self.items(id)
+            .filter(|items| items.len() <= DIMENSIONS_MAX)?
+            .iter()
+            .map(|item| self.size(*item))
+            .collect()
     }
 
     /// The entries of a dictionary or of an object that is one, as `OrderedDict` is.

@@ -23,7 +23,7 @@ use crate::architecture::{Architecture, ModelConfig};
 use crate::checkpoint::{Piece, pieces};
 use std::path::{Path, PathBuf};
 use toprope_formats::{Folder, Tensors};
-use toprope_world::{EntryKind, Files};
+use toprope_world::Files;
 
 /// The largest `config.json` or other small file that is read.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
@@ -70,12 +70,12 @@ impl Hub {
     /// A file is missing, damaged or contradicts another; what the model needs is not supported.
     pub fn open(files: &dyn Files, path: &Path) -> Result<Hub, HubError> {
         let path = path.to_owned();
-        if let Some(EntryKind::File { .. }) = files.inspect(&path)? {
+        if files.is_file(&path)? {
             let (source, config, notes) = gguf::Source::open(files, &path)?;
             return Ok(Hub { path, config, source: Source::Gguf(source), notes });
         }
         let config_path = path.join("config.json");
-        if !matches!(files.inspect(&config_path)?, Some(EntryKind::File { .. })) {
+        if !files.is_file(&config_path)? {
             return Err(HubError::NoModel { path });
         }
         let bytes = files.read(&config_path, CONFIG_BYTES_MAX)?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use toprope_formats::{Folder, Gguf, Value};
-use toprope_world::{EntryKind, Files};
+use toprope_world::Files;
 
 /// A folder or file whose headers hold, whatever it computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,7 +26,7 @@ impl Sketch {
     /// # Errors
     /// They do not hold, or cannot be read.
     pub fn of(files: &dyn Files, path: &Path) -> Result<Sketch, HubError> {
-        if let Some(EntryKind::File { .. }) = files.inspect(path)? {
+        if files.is_file(path)? {
             let gguf = Gguf::open(files, path)?;
             let architecture = gguf.metadata.get("general.architecture").and_then(Value::as_text);
             let architecture = architecture.map(str::to_string);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failed test may say so this way")]
 
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -84,4 +85,45 @@ pub fn fails(output: &Output, code: i32, words: &[&str]) {
     }
     let errors = message.lines().filter(|line| line.starts_with("error:")).count();
     assert_eq!(errors, 1, "one error: {message}");
+}
+
+/// A record that is committed.
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
+}
+
+/// Copies a folder with all in it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A published tokenizer of the words `w0`, `w1` …, each a token; behind them the markers.
+pub fn words_tokenizer(words: usize, markers: &[&str]) -> Value {
+    let mut vocabulary: serde_json::Map<String, Value> =
+        (0..words).map(|word| (format!("w{word}"), word.into())).collect();
+    vocabulary.extend(markers.iter().zip(words..).map(|(marker, word)| (marker.to_string(), word.into())));
+    let added: Vec<Value> = markers
+        .iter()
+        .zip(words..)
+        .map(|(marker, word)| {
+            json!({
+                "id": word, "content": marker, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            })
+        })
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "w0" },
+    })
 }

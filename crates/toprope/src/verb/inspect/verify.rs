@@ -6,7 +6,7 @@ use crate::progress::bytes;
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use toprope_formats::{CheckpointFolder, CheckpointKind, Contents, FormatError, NonFiniteTensor};
+use toprope_formats::{CheckpointFolder, CheckpointKind, Contents, FormatError, NonFiniteTensor, printable};
 use toprope_model::hub::{Hub, HubError};
 use toprope_train::checkpoint::{self, CHECKPOINTS_FOLDER};
 use toprope_world::{EntryKind, Files, RealWorld, World};
@@ -61,7 +61,7 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<Exit, Failure> {
         if std::io::stderr().is_terminal() {
             eprintln!("reading {name} …");
         }
-        let verdict = verdict(&world, candidate)?;
+        let verdict = verdict(&world, candidate);
         println!("{name:wide$}  {}", words(&verdict));
         if let Verdict::Whole(contents) = &verdict {
             for tensor in contents.non_finite.iter().take(NAMED) {
@@ -86,6 +86,7 @@ pub(super) fn run(folder: &Path, json: bool) -> Result<Exit, Failure> {
         None => println!("newest intact  none"),
     }
     if let Some(latest) = latest.as_deref().filter(|latest| !is_named(latest, intact)) {
+        let latest = printable(latest);
         println!("note           latest_checkpointed_iteration.txt says {latest}, which is another one");
     }
     if json {
@@ -129,13 +130,13 @@ fn failure(error: FormatError) -> Failure {
     Failure::new(Exit::Run, error)
 }
 
-fn verdict(world: &dyn World, candidate: &Candidate) -> Result<Verdict, Failure> {
+fn verdict(world: &dyn World, candidate: &Candidate) -> Verdict {
     let verified = match &candidate.form {
         Form::Foreign(folder) => toprope_formats::verify(world.files(), folder),
         Form::Own => match checkpoint::open(world, &candidate.path) {
             // Every hash holds; what is left are the numbers.
             Ok(loaded) => toprope_formats::verify_file(world.files(), &loaded.state_path()),
-            Err(error) => return Ok(Verdict::Damaged(error.to_string())),
+            Err(error) => return Verdict::Damaged(error.to_string()),
         },
     };
     let contradicted = || match &candidate.form {
@@ -144,10 +145,10 @@ fn verdict(world: &dyn World, candidate: &Candidate) -> Result<Verdict, Failure>
         }
         _ => None,
     };
-    Ok(match verified {
+    match verified {
         Ok(contents) => contradicted().map_or(Verdict::Whole(contents), Verdict::Damaged),
         Err(error) => Verdict::Damaged(error.to_string()),
-    })
+    }
 }
 
 /// The tensor that `config.json` asks for and the files do not have, or the other way round. A model that is not known here
@@ -183,18 +184,18 @@ fn non_finite(tensor: &NonFiniteTensor, folder: &Path) -> String {
     let file = tensor.file.strip_prefix(folder).unwrap_or(&tensor.file);
     format!(
         "{}: {} NaN and {} infinite of {} ({})",
-        tensor.tensor,
+        printable(&tensor.tensor),
         tensor.count.nan,
         tensor.count.infinite,
         tensor.elements,
-        file.display()
+        printable(&file.to_string_lossy())
     )
 }
 
 /// A checkpoint's place within the folder that was named.
 fn shown(folder: &Path, path: &Path) -> String {
     match path.strip_prefix(folder) {
-        Ok(rest) if !rest.as_os_str().is_empty() => rest.display().to_string(),
+        Ok(rest) if !rest.as_os_str().is_empty() => printable(&rest.to_string_lossy()).into_owned(),
         _ => path.display().to_string(),
     }
 }
@@ -202,7 +203,7 @@ fn shown(folder: &Path, path: &Path) -> String {
 fn is_named(latest: &str, intact: Option<&Candidate>) -> bool {
     match intact.map(|intact| &intact.form) {
         Some(Form::Foreign(folder)) => {
-            latest.parse().ok() == folder.number
+            latest.parse::<u64>().is_ok_and(|latest| folder.number == Some(latest))
                 || folder.path.file_name().is_some_and(|name| name.to_string_lossy() == latest)
         }
         _ => false,
