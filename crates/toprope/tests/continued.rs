@@ -199,7 +199,14 @@ fn a_run_goes_on_without_the_model_and_without_a_checkpoint_with_it() {
         arguments.extend(more);
         case.toprope(&arguments)
     };
-    fails(&anew(&[]), 3, &["the run began from a published model", "no config.json"]);
+    let moved = ["the run began from a published model", "no config.json", "--resume --from MODEL"];
+    fails(&anew(&[]), 3, &moved);
+    fails(&case.toprope(&["diagnose", "run", "--step", "1"]), 3, &moved);
+    let tokenizer = case.path("run/tokenizer.json");
+    let kept = std::fs::read(&tokenizer).unwrap();
+    std::fs::remove_file(&tokenizer).unwrap();
+    fails(&anew(&[]), 3, &moved);
+    std::fs::write(&tokenizer, kept).unwrap();
     model(&case, "other", "qwen2-default", None);
     let weights = case.path("other/model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
@@ -467,6 +474,8 @@ fn what_does_not_fit_the_model_is_one_error_with_its_place() {
     refused(&format!("{chat}roles = []\n"), &[], 4, &["data.chat.roles"]);
     refused(&format!("{chat}template = \"nothing.jinja\"\n"), &[], 4, &["nothing.jinja"]);
     refused(&chat.replace("validation", "format = \"text\"\nvalidation"), &[], 4, &["data.format", "jsonl"]);
+    case.write("own.jinja", "a\n{% if %}");
+    refused(&format!("{chat}template = \"own.jinja\"\n"), &[], 3, &["own.jinja: the chat template, line 2"]);
     model(&case, "model", "llama-linear", None);
     case.write("talk.jsonl", format!("{good}\n"));
     refused(&chat, &[], 3, &["there is no chat template", "data.chat.template"]);
@@ -481,5 +490,17 @@ fn what_does_not_fit_the_model_is_one_error_with_its_place() {
     done(&from(&case, "run", &["--steps", "2"]));
     fails(&case.toprope(&["export", "run", "out", "--merge"]), 2, &["no adapters to merge"]);
     fails(&case.toprope(&["export", "model", "out", "--merge"]), 2, &["not a run's folder"]);
-    fails(&from(&case, "run", &[]), 5, &["has a run already"]);
+    let taken = from(&case, "run", &[]);
+    fails(&taken, 5, &["has a run already"]);
+    // Weights are not read for what is refused at once.
+    assert!(!String::from_utf8_lossy(&taken.stderr).contains("tensors"));
+    std::fs::create_dir(case.path("empty")).unwrap();
+    let resume = |run: &str, more: &[&str]| {
+        case.toprope(&[&["train", "recipe.toml", "--run", run, "--resume"], more].concat())
+    };
+    for more in [&[][..], &["--from", "model"]] {
+        fails(&resume("nowhere", more), 5, &["nowhere does not exist"]);
+        fails(&resume("empty", more), 5, &["empty is not a run's folder (no recipe.toml)"]);
+        fails(&resume("text.txt", more), 5, &["text.txt is not a folder"]);
+    }
 }

@@ -7,6 +7,7 @@ mod train; // byte-level BPE from documents
 pub use encoder::Encoder;
 pub(crate) use encoder::parts;
 pub use published::PublishedTokenizer;
+use published::{decoded, encoded};
 
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
@@ -245,8 +246,7 @@ impl Tokenizer {
             return Err(TokenizerError::LargerThanModel { path: path.clone(), tokens, vocabulary });
         }
         if let Kind::Library { tokenizer, marked, begin, .. } = &mut made.kind {
-            let framed = tokenizer.encode_fast("", true);
-            let framed = framed.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+            let framed = encoded(|| tokenizer.encode_fast("", true))?;
             let first = framed.get_ids().first().copied();
             let known = text.beginning.as_deref().and_then(|token| tokenizer.token_to_id(token));
             *begin = first.filter(|first| Some(*first) == known).unwrap_or(*begin);
@@ -319,10 +319,9 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.kind {
             Kind::Byte => Ok(text.bytes().map(u32::from).collect()),
-            Kind::Library { tokenizer, .. } => tokenizer
-                .encode_fast(text, false)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| TokenizerError::Text { reason: error.to_string() }),
+            Kind::Library { tokenizer, .. } => {
+                Ok(encoded(|| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
+            }
         }
     }
 
@@ -335,8 +334,7 @@ impl Tokenizer {
             let reason = "conversations need the tokenizer of a published model".into();
             return Err(TokenizerError::Text { reason });
         };
-        let encoding = tokenizer.encode(text, false);
-        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        let encoding = encoded(|| tokenizer.encode(text, false))?;
         let places = encoding.get_offsets().iter().map(|(begin, _)| *begin);
         Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
@@ -348,7 +346,7 @@ impl Tokenizer {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(*token).ok()).collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Kind::Library { tokenizer, .. } => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Kind::Library { tokenizer, .. } => decoded(tokenizer, tokens),
         }
     }
 }
@@ -400,6 +398,33 @@ mod tests {
         for cut in (0..json.len()).step_by(97).filter(|cut| json.is_char_boundary(*cut)) {
             assert!(Tokenizer::from_json(&json.as_bytes()[..cut], Path::new("t"), None).is_err());
         }
+    }
+
+    /// The library looks for a template's token when it encodes, and ends in a panic.
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let template = serde_json::json!({
+            "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        });
+        let within = |inner| serde_json::json!({ "type": "Sequence", "processors": [inner] });
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": within(within(template)),
+            "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "</s>": 1 }, "unk_token": "a" },
+        });
+        let bytes = json.to_string().into_bytes();
+        let own = PublishedTokenizer::from_json(&bytes, Path::new("t"), 2).unwrap();
+        assert_eq!(own.encode("a", false).unwrap(), [0]);
+        let text = Text { tokenizer: Some((bytes, "t".into())), ..Text::default() };
+        let errors = [own.encode("a", true).err(), Tokenizer::published(&text, Some("</s>"), 2).err()];
+        for error in errors {
+            let error = error.unwrap().to_string();
+            assert!(error.contains("the library gave up on it"), "{error}");
+        }
+        let thrown = encoded(|| panic!("a test"));
+        assert!(thrown.unwrap_err().to_string().contains("could not be tokenized"));
     }
 
     #[test]
