@@ -12,7 +12,7 @@ use published::{decoded, encoded};
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use toprope_model::hub::Text;
+use toprope_model::hub::{TOKENIZER_BYTES_MAX, Text};
 
 /// The recipe's `[tokenizer]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,8 +129,6 @@ pub enum TokenizerError {
 const END: &str = "<|end_of_document|>";
 /// Ends of documents in files, most specific first.
 const ENDS: [&str; 5] = [END, "<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>", "</s>"];
-/// The largest file that is read.
-const FILE_BYTES_MAX: u64 = 256 << 20;
 
 enum Kind {
     Byte,
@@ -200,7 +198,7 @@ impl Tokenizer {
     pub fn from_file(path: &Path, end: Option<&str>) -> Result<Tokenizer, TokenizerError> {
         let unreadable = |source| TokenizerError::Unreadable { path: path.to_owned(), source };
         let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-        if bytes > FILE_BYTES_MAX {
+        if bytes > TOKENIZER_BYTES_MAX {
             let reason = format!("{bytes} bytes are more than a tokenizer has");
             return Err(TokenizerError::Malformed { path: path.to_owned(), reason });
         }

@@ -116,10 +116,7 @@ fn published_text(
     let bytes = files.read(path, TEMPLATE_BYTES_MAX).or_exit(Exit::Data)?;
     let template = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Failure::new(
-            Exit::Data,
-            format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()),
-        )
+        Failure::new(Exit::Data, format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()))
     })?;
     text.chat_template = Some(template);
     Ok(Some((text, path.clone())))

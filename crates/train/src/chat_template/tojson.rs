@@ -238,9 +238,20 @@ mod tests {
             ("(indent='\\t', separators=(', ', ' : '), sort_keys=True)", sorted.to_string()),
             ("(indent=0)", indented.replace("  ", "")),
             ("(indent=True)", indented.replace("  ", " ")),
-            ("(separators=(',', ':'))", plain.replace("don't", "don;t").replace(", ", ",").replace(": ", ":").replace("b,don;t", "b, don't")),
+            (
+                "(separators=(',', ':'))",
+                plain
+                    .replace("don't", "don;t")
+                    .replace(", ", ",")
+                    .replace(": ", ":")
+                    .replace("b,don;t", "b, don't"),
+            ),
         ] {
-            assert_eq!(of(&format!("{{{{ messages[0].content | tojson{arguments} }}}}")).unwrap(), want, "{arguments}");
+            assert_eq!(
+                of(&format!("{{{{ messages[0].content | tojson{arguments} }}}}")).unwrap(),
+                want,
+                "{arguments}"
+            );
         }
         let keys = "{{ {2: 1, none: 2, true: 3, 0.5: 4, 'z': 'é'} | tojson }}";
         assert_eq!(of(keys).unwrap(), "{\"2\": 1, \"null\": 2, \"true\": 3, \"0.5\": 4, \"z\": \"é\"}");

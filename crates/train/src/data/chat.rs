@@ -115,7 +115,9 @@ fn rendered(
         let mut start = if ended.0 == index { ended.1 } else { beginning(index)? };
         if role == "assistant" {
             let prompt = render.render(&messages[..index], tools, true).map_err(|reason| match index {
-                0 => format!("it begins with an answer, and to no message the template has no prompt: {reason}"),
+                0 => format!(
+                    "it begins with an answer, and to no message the template has no prompt: {reason}"
+                ),
                 _ => reason,
             })?;
             // A prompt may go on in another way than this answer does, as one that opens a thought.
@@ -194,12 +196,7 @@ mod tests {
     struct Counting(ChatTemplate, AtomicUsize);
 
     impl Render for Counting {
-        fn render(
-            &self,
-            messages: &[Value],
-            tools: Option<&Value>,
-            prompt: bool,
-        ) -> Result<String, String> {
+        fn render(&self, messages: &[Value], tools: Option<&Value>, prompt: bool) -> Result<String, String> {
             self.1.fetch_add(1, Ordering::Relaxed);
             Render::render(&self.0, messages, tools, prompt)
         }

@@ -72,8 +72,7 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
 /// A recipe laid onto a published model, whose weights are still to be hashed.
 fn onto(world: &dyn World, name: &str, sets: &[String], model: &Path) -> Result<Recipe, Failure> {
     let hub = published::open(world, model)?;
-    let origin =
-        Origin { model: std::path::absolute(model).or_exit(Exit::Recipe)?, weights: String::new() };
+    let origin = Origin { model: std::path::absolute(model).or_exit(Exit::Recipe)?, weights: String::new() };
     recipe::load_onto(name, sets, &Base { origin, config: hub.config() })
 }
 
