@@ -201,7 +201,7 @@ fn a_run_goes_on_without_the_model_and_without_a_checkpoint_with_it() {
     };
     let moved = ["the run began from a published model", "no config.json", "--resume --from MODEL"];
     fails(&anew(&[]), 3, &moved);
-    fails(&case.toprope(&["diagnose", "run", "--step", "1"]), 3, &moved);
+    fails(&case.toprope(&["diagnose", "run", "--step", "1", "--device", "reference"]), 3, &moved);
     let tokenizer = case.path("run/tokenizer.json");
     let kept = std::fs::read(&tokenizer).unwrap();
     std::fs::remove_file(&tokenizer).unwrap();
@@ -378,6 +378,19 @@ fn of_conversations_what_the_assistant_said_is_learnt() {
     let said: Value =
         serde_json::from_slice(&std::fs::read(case.path("spoken/tokenizer_config.json")).unwrap()).unwrap();
     assert!(said["chat_template"].as_str().unwrap().contains("w1 {{ m.content }}"));
+
+    // Where nothing is predicted in what is evaluated there is no figure.
+    case.write("many.jsonl", many.join("\n").replace("\"w", &format!("\"{}w", "w5 ".repeat(40))));
+    case.write("recipe.toml", format!("{recipe}{CHAT}"));
+    let sets = ["evaluation.every=1", "evaluation.tokens=1", "evaluation.final_tokens=1"];
+    let flags = sets.iter().flat_map(|set| ["--set", *set]).chain(["--steps", "2", "--json"]);
+    let output = from(&case, "long", &flags.collect::<Vec<_>>());
+    let text = done(&output);
+    assert!(text.contains("nothing in the first 1 tokens of what assistant said"), "{text}");
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert!(summary["bits_per_byte"].is_null(), "{summary}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("step 1: nothing is predicted in the first 1 held-out tokens"), "{told}");
 }
 
 #[test]

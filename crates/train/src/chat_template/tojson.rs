@@ -9,10 +9,12 @@ const DEPTH_MAX: usize = 128;
 /// Bytes that are written for one step's fuel.
 const BYTES_PER_FUEL: usize = 64;
 
+/// What `json.dumps` is given, in transformers' order.
+const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
-pub(super) fn tojson(state: &State, value: &Value, arguments: Rest<Value>) -> Result<String, Error> {
+pub(super) fn tojson(state: &State<'_, '_>, value: &Value, arguments: Rest<Value>) -> Result<String, Error> {
     let (placed, named): (&[Value], Kwargs) = from_args(&arguments)?;
-    const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
     if placed.len() > NAMES.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
@@ -54,7 +56,7 @@ fn text_of(value: &Value) -> Result<String, Error> {
 }
 
 /// What one level is indented by: a text, or so many blanks. `true` is one, as in Python.
-fn indentation(state: &State, value: &Value) -> Result<String, Error> {
+fn indentation(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.into());
     }
