@@ -243,7 +243,12 @@ impl<'a> Network<'a> {
                 self.builder.apply_all(&name, operator, parts)?[0]
             }
         };
-        if dora { Ok(joined) } else { self.sum(&format!("{name}.adapted"), frozen, joined) }
+        if dora {
+            return Ok(joined);
+        }
+        let sum = self.sum(&format!("{name}.adapted"), frozen, joined)?;
+        self.builder.sum_of_products(sum);
+        Ok(sum)
     }
 
     /// The sum of a module's two products with its columns stretched to the lengths that are trained.
@@ -257,6 +262,7 @@ impl<'a> Network<'a> {
         let name = |what: &str| format!("{leaf}.{what}");
         let sum = self.local(&name("sum"));
         let sum = self.builder.one(&sum, Add { output: self.dtype }, [frozen, added])?;
+        self.builder.sum_of_products(sum);
         // One over the root mean square of each row, written by instructions that autodiff does not see.
         let (rstd, r#type) = (self.local(&name("rstd")), Type::new(DType::F32, [module.rows]));
         let rstd = self.builder.declare(&rstd, r#type, Role::Scratch);
@@ -331,7 +337,9 @@ impl<'a> Network<'a> {
     pub fn biased(&mut self, name: &str, x: ValueId, bias: &str) -> Result<ValueId, ModelError> {
         let (name, bias, rows) = (self.local(name), self.parameter(bias)?, self.rows);
         let repeated = self.builder.seen(bias, |view| view.repeat(0, rows))?;
-        Ok(self.builder.one(&name, Add { output: self.dtype }, [x.into(), repeated])?)
+        let sum = self.builder.one(&name, Add { output: self.dtype }, [x.into(), repeated])?;
+        self.builder.sum_of_products(sum);
+        Ok(sum)
     }
 
     /// A sum in the dtype of activations.
