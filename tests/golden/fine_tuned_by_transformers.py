@@ -55,10 +55,14 @@ validation_fraction = 0.0
 TEXT = 'document_separator = "\\n"'
 CHAT = '[data.chat]'
 CONVERSATIONS = [
-    [("user", "w3 w7"), ("assistant", "w11 w7 w3"), ("user", "w5"), ("assistant", "w2 w30")],
-    [("system", "w8 w9"), ("user", "w10"), ("assistant", "w4 w12 w13")],
+    {"messages": [("user", "w3 w7"), ("assistant", "w11 w7 w3"), ("user", "w5"), ("assistant", "w2 w30")]},
+    {"messages": [("system", "w8 w9"), ("user", "w10"), ("assistant", "w4 w12 w13")],
+     "tools": [{"w7": "w6 < w5, don't", "w2": 1}]},
 ]
+for conversation in CONVERSATIONS:
+    conversation["messages"] = [{"role": role, "content": content} for role, content in conversation["messages"]]
 TEMPLATE = (
+    "{% if tools is not none %}<|system|> {{ tools | tojson }} {% for key in tools[0] %}{{ key }} {% endfor %}<|end|> {% endif %}"
     "{% for message in messages %}<|{{ message.role }}|> "
     "{% if message.role == 'assistant' %}{% generation %}{{ message.content }} <|end|>{% endgeneration %}"
     "{% else %}{{ message.content }} <|end|>{% endif %} {% endfor %}"
@@ -103,9 +107,9 @@ def of_conversations(folder):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     made = []
     for conversation in CONVERSATIONS:
-        messages = [{"role": role, "content": content} for role, content in conversation]
         each = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            conversation["messages"], tools=conversation.get("tools"), tokenize=True, return_dict=True,
+            return_assistant_tokens_mask=True)
         made.append((each["input_ids"], each["assistant_masks"]))
     return made
 
@@ -192,9 +196,7 @@ def main():
         data = room / "text.txt"
         data.write_text("\n".join(" ".join(f"w{token}" for token in document) for document in DOCUMENTS))
         talk = room / "talk.jsonl"
-        talk.write_text("\n".join(json.dumps({"messages": [
-            {"role": role, "content": content} for role, content in conversation]})
-            for conversation in CONVERSATIONS))
+        talk.write_text("\n".join(map(json.dumps, CONVERSATIONS)))
         for record in sorted((HERE / "hub").iterdir()):
             place = room / record.name
             place.mkdir()

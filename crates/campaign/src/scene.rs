@@ -10,13 +10,14 @@ use toprope_devices::{OpenOptions, open};
 use toprope_guard::inject::{Handle, Injected, NoHooks, OwnFirings, Scheduled};
 use toprope_model::deepseek_v3;
 use toprope_program::check::{CheckKind, CheckLevel, CheckPlan, CheckSite, Mismatch, insert, judge};
-use toprope_program::shape::{elements, sizes};
+use toprope_program::shape::sizes;
 use toprope_program::{
     CheckMask, DType, Device, Fault, Range, Role, Session, StateLayout, Tensor, Validated, ValueId, Width,
     validate,
 };
 use toprope_train::batch::{StepBatch, StepInputs};
 use toprope_train::data::{Document, Tokens};
+use toprope_train::initial::drawn;
 use toprope_train::recipe::{Recipe, built_in, parse};
 use toprope_train::tokenizer::Tokenizer;
 
@@ -185,14 +186,9 @@ pub fn device(threads: usize) -> Result<Box<dyn Device>, CampaignError> {
 /// The device's fault.
 pub fn draw_state(session: &Session, device: &mut dyn Device, seed: u64) -> Result<(), Fault> {
     for (_, value) in session.program().program().state() {
-        let (Role::State { initial }, shape) = (&value.role, sizes(&value.shape, &[])) else { continue };
-        let bytes = if value.dtype.is_float() {
-            let drawn = initial.draw(seed, &value.name, elements(&shape));
-            Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from)).to_bytes(Width::Native)
-        } else {
-            vec![0; elements(&shape) * 4]
-        };
-        session.write(device, &value.name, &bytes)?;
+        if let Some(bytes) = drawn(value, seed) {
+            session.write(device, &value.name, &bytes)?;
+        }
     }
     Ok(())
 }

@@ -58,12 +58,6 @@ pub struct AdaptedModule {
 }
 
 impl AdaptedModule {
-    /// Stands behind the last row of a parameter of so many.
-    pub(crate) fn end(row: usize) -> AdaptedModule {
-        let nothing = String::new;
-        AdaptedModule { name: nothing(), parameter: nothing(), row, rows: 0, columns: 0, part: nothing() }
-    }
-
     /// The name of `A`, \[rank, columns\].
     pub fn down(&self) -> String {
         format!("{}.lora_A.weight", self.name)
@@ -152,16 +146,22 @@ impl AdapterOptions {
     ) {
         let (scale, columns) = (self.scale(), module.columns.max(1));
         let rows = matrix.chunks_exact_mut(columns).zip(up.chunks_exact(self.rank.max(1)));
+        let mut sums = vec![0.0; columns];
         for (index, (row, factors)) in rows.enumerate() {
-            let sum = |column: usize, weight: f32| {
-                let product = factors.iter().enumerate().map(|(at, factor)| {
-                    let small = down.get(at * columns + column).copied().unwrap_or(f32::NAN);
-                    f64::from(*factor) * f64::from(small)
-                });
-                f64::from(weight) + scale * product.sum::<f64>()
-            };
-            let sums: Vec<f64> =
-                row.iter().enumerate().map(|(column, weight)| sum(column, *weight)).collect();
+            sums.fill(0.0);
+            for (at, factor) in factors.iter().enumerate() {
+                match down.get(at * columns..(at + 1) * columns) {
+                    Some(small) => {
+                        for (sum, small) in sums.iter_mut().zip(small) {
+                            *sum += f64::from(*factor) * f64::from(*small);
+                        }
+                    }
+                    None => sums.fill(f64::NAN),
+                }
+            }
+            for (sum, weight) in sums.iter_mut().zip(&*row) {
+                *sum = f64::from(*weight) + scale * *sum;
+            }
             let length = sums.iter().map(|x| x * x).sum::<f64>().sqrt();
             let stretch = match lengths {
                 Some(lengths) if length > 0.0 => {
@@ -169,7 +169,7 @@ impl AdapterOptions {
                 }
                 _ => 1.0,
             };
-            for (weight, sum) in row.iter_mut().zip(sums) {
+            for (weight, sum) in row.iter_mut().zip(&sums) {
                 *weight = (stretch * sum) as f32;
             }
         }
@@ -248,7 +248,8 @@ mod tests {
     }
 
     fn module(rows: usize, columns: usize) -> AdaptedModule {
-        AdaptedModule { name: "m.q_proj".into(), rows, columns, ..AdaptedModule::end(0) }
+        let (name, part) = ("m.q_proj".to_string(), "m".to_string());
+        AdaptedModule { parameter: format!("{name}.weight"), name, row: 0, rows, columns, part }
     }
 
     #[test]
@@ -261,6 +262,29 @@ mod tests {
         options(true).merge(&module(2, 2), &mut matrix, &down, &up, Some(&[10.0, 7.0]));
         // A row of zeros has no direction.
         assert_eq!(matrix, [8.0, 6.0, 0.0, 0.0]);
+    }
+
+    /// Beside plain sums, element by element.
+    #[test]
+    fn a_product_of_any_rank_is_added() {
+        let (rows, columns, rank) = (5, 7, 3);
+        let options = AdapterOptions { rank, ..options(false) };
+        let number = |at: usize| ((at * 37 % 23) as f32 - 11.0) / 8.0;
+        let matrix: Vec<f32> = (0..rows * columns).map(number).collect();
+        let down: Vec<f32> = (0..rank * columns).map(|at| number(at + 5)).collect();
+        let up: Vec<f32> = (0..rows * rank).map(|at| number(at + 11)).collect();
+        let mut merged = matrix.clone();
+        options.merge(&module(rows, columns), &mut merged, &down, &up, None);
+        for (at, have) in merged.iter().enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            let terms =
+                (0..rank).map(|k| f64::from(up[row * rank + k]) * f64::from(down[k * columns + column]));
+            let want = f64::from(matrix[at]) + options.scale() * terms.sum::<f64>();
+            assert_eq!(*have, want as f32, "{row}, {column}");
+        }
+        // What is missing of `A` is no number.
+        options.merge(&module(rows, columns), &mut merged, &down[1..], &up, None);
+        assert!(merged.iter().all(|x| x.is_nan()));
     }
 
     #[test]

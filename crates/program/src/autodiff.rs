@@ -259,7 +259,8 @@ impl Tape {
         let Some((index, 0)) = self.producers.get(&id).copied() else { return Ok(id) };
         let forward = self.forward.clone();
         let instruction = &forward[index];
-        if !self.recompute.again(&instruction.operator) {
+        let with_products = self.recompute == Recompute::Products && self.builder.is_sum_of_products(id);
+        if !self.recompute.again(&instruction.operator) && !with_products {
             return Ok(id);
         }
         let mut operands = instruction.operands.clone();

@@ -28,6 +28,7 @@ pub struct Builder {
     names: HashSet<String>,
     range: Range,
     part: String,
+    sums_of_products: HashSet<ValueId>,
 }
 
 impl Builder {
@@ -45,6 +46,7 @@ impl Builder {
             names: HashSet::new(),
             range: Range::Accumulate,
             part: String::new(),
+            sums_of_products: HashSet::new(),
         }
     }
 
@@ -187,6 +189,17 @@ impl Builder {
         operands: [Operand; N],
     ) -> Result<ValueId, BuildError> {
         Ok(self.apply(name, operator, operands)?[0])
+    }
+
+    /// Says of a sum that it is part of a product, and none of the residual stream: the backward pass computes it again where it
+    /// does products.
+    pub fn sum_of_products(&mut self, sum: ValueId) {
+        self.sums_of_products.insert(sum);
+    }
+
+    /// Whether a value is such a sum.
+    pub(crate) fn is_sum_of_products(&self, value: ValueId) -> bool {
+        self.sums_of_products.contains(&value)
     }
 
     /// How many instructions the first range has.

@@ -12,7 +12,8 @@ pub enum Recompute {
     /// Norms, gates, casts, rotations, gathers and views' copies are computed again.
     #[default]
     Elementwise,
-    /// Products too: what is kept are sums of the residual stream, attention's outputs and the router's choices.
+    /// Products too, with the sums that a builder says are part of them: what is kept are sums of the residual stream,
+    /// attention's outputs and the router's choices.
     Products,
 }
 

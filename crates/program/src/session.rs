@@ -1,12 +1,12 @@
 //! A program with its buffers on a device: write inputs, run ranges, read values, by name.
 
 use crate::device::{Allocation, Bindings, BufferId, CheckMask, Device, PreparedId, Progress, Span, Ticket};
-use crate::dtype::Width;
+use crate::dtype::{DType, Width};
 use crate::fault::{Fault, FaultKind, Place};
 use crate::memory::{Location, MemoryPlan, Region, StateLayout};
 use crate::program::Range;
 use crate::shape::{elements, sizes};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, stored};
 use crate::validate::Validated;
 use crate::value::{Role, Value, ValueId};
 use std::collections::HashMap;
@@ -209,11 +209,7 @@ impl Session {
     /// # Errors
     /// The device's fault.
     pub fn write_f32(&self, device: &mut dyn Device, name: &str, numbers: &[f32]) -> Result<(), Fault> {
-        let bytes: Vec<u8> = match self.plan.width {
-            Width::Native => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Width::Wide => numbers.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect(),
-        };
-        self.write(device, name, &bytes)
+        self.write(device, name, &stored(DType::F32, self.plan.width, numbers))
     }
 
     /// Writes i32 numbers.

@@ -178,7 +178,14 @@ fn a_run_goes_on_without_the_model_and_without_a_checkpoint_with_it() {
         arguments.extend(more);
         case.toprope(&arguments)
     };
-    fails(&anew(&[]), 3, &["the run began from a published model", "no config.json"]);
+    let moved = ["the run began from a published model", "no config.json", "--resume --from MODEL"];
+    fails(&anew(&[]), 3, &moved);
+    fails(&case.toprope(&["diagnose", "run", "--step", "1", "--device", "reference"]), 3, &moved);
+    let tokenizer = case.path("run/tokenizer.json");
+    let kept = std::fs::read(&tokenizer).unwrap();
+    std::fs::remove_file(&tokenizer).unwrap();
+    fails(&anew(&[]), 3, &moved);
+    std::fs::write(&tokenizer, kept).unwrap();
     model(&case, "other", "qwen2-default", None);
     let weights = case.path("other/model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
@@ -350,6 +357,19 @@ fn of_conversations_what_the_assistant_said_is_learnt() {
     let said: Value =
         serde_json::from_slice(&std::fs::read(case.path("spoken/tokenizer_config.json")).unwrap()).unwrap();
     assert!(said["chat_template"].as_str().unwrap().contains("w1 {{ m.content }}"));
+
+    // Where nothing is predicted in what is evaluated there is no figure.
+    case.write("many.jsonl", many.join("\n").replace("\"w", &format!("\"{}w", "w5 ".repeat(40))));
+    case.write("recipe.toml", format!("{recipe}{CHAT}"));
+    let sets = ["evaluation.every=1", "evaluation.tokens=1", "evaluation.final_tokens=1"];
+    let flags = sets.iter().flat_map(|set| ["--set", *set]).chain(["--steps", "2", "--json"]);
+    let output = from(&case, "long", &flags.collect::<Vec<_>>());
+    let text = done(&output);
+    assert!(text.contains("nothing in the first 1 tokens of what assistant said"), "{text}");
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert!(summary["bits_per_byte"].is_null(), "{summary}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("step 1: nothing is predicted in the first 1 held-out tokens"), "{told}");
 }
 
 #[test]
@@ -446,6 +466,8 @@ fn what_does_not_fit_the_model_is_one_error_with_its_place() {
     refused(&format!("{chat}roles = []\n"), &[], 4, &["data.chat.roles"]);
     refused(&format!("{chat}template = \"nothing.jinja\"\n"), &[], 4, &["nothing.jinja"]);
     refused(&chat.replace("validation", "format = \"text\"\nvalidation"), &[], 4, &["data.format", "jsonl"]);
+    case.write("own.jinja", "a\n{% if %}");
+    refused(&format!("{chat}template = \"own.jinja\"\n"), &[], 3, &["own.jinja: the chat template, line 2"]);
     model(&case, "model", "llama-linear", None);
     case.write("talk.jsonl", format!("{good}\n"));
     refused(&chat, &[], 3, &["there is no chat template", "data.chat.template"]);
@@ -460,5 +482,17 @@ fn what_does_not_fit_the_model_is_one_error_with_its_place() {
     done(&from(&case, "run", &["--steps", "2"]));
     fails(&case.toprope(&["export", "run", "out", "--merge"]), 2, &["no adapters to merge"]);
     fails(&case.toprope(&["export", "model", "out", "--merge"]), 2, &["not a run's folder"]);
-    fails(&from(&case, "run", &[]), 5, &["has a run already"]);
+    let taken = from(&case, "run", &[]);
+    fails(&taken, 5, &["has a run already"]);
+    // Weights are not read for what is refused at once.
+    assert!(!String::from_utf8_lossy(&taken.stderr).contains("tensors"));
+    std::fs::create_dir(case.path("empty")).unwrap();
+    let resume = |run: &str, more: &[&str]| {
+        case.toprope(&[&["train", "recipe.toml", "--run", run, "--resume"], more].concat())
+    };
+    for more in [&[][..], &["--from", "model"]] {
+        fails(&resume("nowhere", more), 5, &["nowhere does not exist"]);
+        fails(&resume("empty", more), 5, &["empty is not a run's folder (no recipe.toml)"]);
+        fails(&resume("text.txt", more), 5, &["text.txt is not a folder"]);
+    }
 }

@@ -1,5 +1,7 @@
 //! Messages to a text, by a model's own template (Jinja, as transformers sets it up).
 
+mod tojson; // values to JSON, as Python has it
+
 use crate::data::Render;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -73,6 +75,7 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         };
         environment.add_function("raise_exception", raise);
+        environment.add_filter("tojson", tojson::tojson);
         environment
             .add_template_owned(NAME, without_generation(template))
             .map_err(|error| failure(&model, &error))?;
@@ -99,7 +102,9 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let context = context! {
             messages => messages.iter().map(value).collect::<Value>(),
-            tools => tools.map_or(Value::UNDEFINED, value),
+            // Templates ask whether they are none: transformers always gives both.
+            tools => tools.map_or(Value::from(()), value),
+            documents => Value::from(()),
             bos_token => self.beginning.as_str(),
             eos_token => self.end.as_str(),
             add_generation_prompt => prompt,
@@ -192,8 +197,22 @@ mod tests {
 
     #[test]
     fn generation_blocks_print_their_inside_and_keep_their_spaces() {
-        let template = "{% for m in messages %}[{%- generation -%} {{ m.content }} {%- endgeneration %}]{% endfor %}{% if tools is defined %}tools{% endif %}";
+        let template = "{% for m in messages %}[{%- generation -%} {{ m.content }} {%- endgeneration %}]{% endfor %}{% if tools is not none or documents is not none %}tools{% endif %}";
         assert_eq!(said(template).unwrap(), "[ be brief ][hello]");
+    }
+
+    #[test]
+    fn tools_are_what_transformers_gives_in_the_order_that_they_have() {
+        let messages = [serde_json::json!({ "role": "user", "content": "hello" })];
+        let tool = r#"[{"type": "function", "function": {"name": "f", "description": "a < b, don't", "arguments": {"z": 1, "a": 2}}}]"#;
+        let tools: serde_json::Value = serde_json::from_str(tool).unwrap();
+        let source = "{% if tools is not none %}{{ tools | tojson }}{% for key in tools[0].function %} {{ key }}{% endfor %}{% endif %}";
+        let template = template(source).unwrap();
+        let want = format!("{tool} name description arguments");
+        assert_eq!(template.render(&messages, Some(&tools), false).unwrap(), want);
+        for none in [None, Some(&serde_json::Value::Null)] {
+            assert_eq!(template.render(&messages, none, false).unwrap(), "");
+        }
     }
 
     #[test]

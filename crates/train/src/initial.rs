@@ -10,14 +10,18 @@ use toprope_model::adapter::matrix_of_magnitude;
 use toprope_model::checkpoint::{Piece, pieces};
 use toprope_model::hub::{Hub, HubError};
 use toprope_program::shape::{elements, sizes};
-use toprope_program::{DType, Program, Role, Tensor, Value, Width};
+use toprope_program::tensor::stored;
+use toprope_program::{DType, Initial, Program, Role, Value, Width};
 use toprope_world::World;
 
 /// Why there is no state to begin with.
 #[derive(Debug, thiserror::Error)]
 pub enum InitialError {
     /// The model cannot be read.
-    #[error("the run began from a published model, which cannot be read: {0}")]
+    #[error(
+        "the run began from a published model, which cannot be read: {}\nhint: put it back, or say where it is now with `toprope train --run RUN --resume --from MODEL`",
+        without_hint(.0)
+    )]
     Hub(#[from] HubError),
     /// Another model is where the run's model was.
     #[error(
@@ -30,6 +34,12 @@ pub enum InitialError {
         /// `sizes` or `weights`.
         what: &'static str,
     },
+}
+
+/// What is wrong with a model, without the advice for somebody who names one.
+fn without_hint(error: &HubError) -> String {
+    let text = error.to_string();
+    text.split("\nhint: ").next().unwrap_or_default().to_string()
 }
 
 /// Where the state before the first step comes from.
@@ -62,7 +72,7 @@ impl InitialState {
     pub fn each<E: From<InitialError>>(
         &self,
         program: &Program,
-        mut take: impl FnMut(&str, &[u8]) -> Result<(), E>,
+        mut take: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut source = self.published.as_ref().map(PublishedWeights::open).transpose()?;
         for (_, value) in program.state() {
@@ -72,24 +82,22 @@ impl InitialState {
             };
             let bytes = published.or_else(|| drawn(value, self.seed));
             if let Some(bytes) = bytes {
-                take(&value.name, &bytes)?;
+                take(&value.name, bytes)?;
             }
         }
         source.map_or(Ok(()), |source| Ok(source.finish()?))
     }
 }
 
-fn drawn(value: &Value, seed: u64) -> Option<Vec<u8>> {
+/// A state value's stored bytes as they are drawn; none for a value that is no state.
+pub fn drawn(value: &Value, seed: u64) -> Option<Vec<u8>> {
     let Role::State { initial } = &value.role else { return None };
-    let shape = sizes(&value.shape, &[]);
-    Some(match value.dtype {
-        // Integers start at zero.
-        DType::I32 | DType::U32 => vec![0; elements(&shape) * 4],
-        DType::F32 | DType::Bf16 => {
-            let drawn = initial.draw(seed, &value.name, elements(&shape));
-            Tensor::rounded(value.dtype, &shape, drawn.into_iter().map(f64::from)).to_bytes(Width::Native)
-        }
-    })
+    let count = elements(&sizes(&value.shape, &[]));
+    // Integers start at zero.
+    if *initial == Initial::Zeros || !value.dtype.is_float() {
+        return Some(vec![0; count * value.dtype.size_bytes(Width::Native)]);
+    }
+    Some(stored(value.dtype, Width::Native, &initial.draw(seed, &value.name, count)))
 }
 
 /// The model, open: what is read of it is hashed, and the hash must come out as when the run began.
@@ -122,18 +130,20 @@ impl Source<'_> {
             return self.lengths(&matrix);
         }
         let Some(pieces) = self.of_parameter.get(&value.name) else { return Ok(None) };
-        let mut bytes = Vec::with_capacity(elements(&sizes(&value.shape, &[])) * 4);
+        let size = value.dtype.size_bytes(Width::Native);
+        let mut bytes = Vec::with_capacity(elements(&sizes(&value.shape, &[])) * size);
         for piece in pieces {
             let numbers = self.hub.read(piece)?;
-            self.hashes.insert(piece.name.clone(), hash_of(&numbers));
-            let tensor = match value.dtype {
-                DType::F32 => {
-                    bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-                    continue;
-                }
-                dtype => Tensor::rounded(dtype, &[numbers.len()], numbers.iter().map(|x| f64::from(*x))),
+            let begin = bytes.len();
+            for part in numbers.chunks(PART_ELEMENTS) {
+                bytes.extend(stored(value.dtype, Width::Native, part));
+            }
+            // Hashed is what the model has, not what it is rounded to.
+            let hash = match value.dtype {
+                DType::F32 => blake3::hash(&bytes[begin..]),
+                _ => hash_of(&numbers),
             };
-            bytes.extend(tensor.to_bytes(Width::Native));
+            self.hashes.insert(piece.name.clone(), hash);
         }
         Ok(Some(bytes))
     }
@@ -161,16 +171,13 @@ impl Source<'_> {
 
 fn hash_of(numbers: &[f32]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    let mut bytes = Vec::with_capacity(4 * PART_ELEMENTS.min(numbers.len()));
     for part in numbers.chunks(PART_ELEMENTS) {
-        bytes.clear();
-        bytes.extend(part.iter().flat_map(|number| number.to_le_bytes()));
-        hasher.update(&bytes);
+        hasher.update(&stored(DType::F32, Width::Native, part));
     }
     hasher.finalize()
 }
 
-/// Elements that are hashed at once.
+/// Elements that are converted at once.
 const PART_ELEMENTS: usize = 1 << 18;
 
 /// BLAKE3, in hexadecimal, over each published tensor's name and the hash of its f32 numbers, by name.

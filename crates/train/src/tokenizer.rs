@@ -7,11 +7,12 @@ mod train; // byte-level BPE from documents
 pub use encoder::Encoder;
 pub(crate) use encoder::parts;
 pub use published::PublishedTokenizer;
+use published::{decoded, encoded};
 
 use crate::data::Document;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use toprope_model::hub::Text;
+use toprope_model::hub::{TOKENIZER_BYTES_MAX, Text};
 
 /// The recipe's `[tokenizer]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,8 +129,6 @@ pub enum TokenizerError {
 const END: &str = "<|end_of_document|>";
 /// Ends of documents in files, most specific first.
 const ENDS: [&str; 5] = [END, "<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>", "</s>"];
-/// The largest file that is read.
-const FILE_BYTES_MAX: u64 = 256 << 20;
 
 enum Kind {
     Byte,
@@ -199,7 +198,7 @@ impl Tokenizer {
     pub fn from_file(path: &Path, end: Option<&str>) -> Result<Tokenizer, TokenizerError> {
         let unreadable = |source| TokenizerError::Unreadable { path: path.to_owned(), source };
         let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-        if bytes > FILE_BYTES_MAX {
+        if bytes > TOKENIZER_BYTES_MAX {
             let reason = format!("{bytes} bytes are more than a tokenizer has");
             return Err(TokenizerError::Malformed { path: path.to_owned(), reason });
         }
@@ -245,8 +244,7 @@ impl Tokenizer {
             return Err(TokenizerError::LargerThanModel { path: path.clone(), tokens, vocabulary });
         }
         if let Kind::Library { tokenizer, marked, begin, .. } = &mut made.kind {
-            let framed = tokenizer.encode_fast("", true);
-            let framed = framed.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+            let framed = encoded(|| tokenizer.encode_fast("", true))?;
             let first = framed.get_ids().first().copied();
             let known = text.beginning.as_deref().and_then(|token| tokenizer.token_to_id(token));
             *begin = first.filter(|first| Some(*first) == known).unwrap_or(*begin);
@@ -319,10 +317,9 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match &self.kind {
             Kind::Byte => Ok(text.bytes().map(u32::from).collect()),
-            Kind::Library { tokenizer, .. } => tokenizer
-                .encode_fast(text, false)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| TokenizerError::Text { reason: error.to_string() }),
+            Kind::Library { tokenizer, .. } => {
+                Ok(encoded(|| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
+            }
         }
     }
 
@@ -335,8 +332,7 @@ impl Tokenizer {
             let reason = "conversations need the tokenizer of a published model".into();
             return Err(TokenizerError::Text { reason });
         };
-        let encoding = tokenizer.encode(text, false);
-        let encoding = encoding.map_err(|error| TokenizerError::Text { reason: error.to_string() })?;
+        let encoding = encoded(|| tokenizer.encode(text, false))?;
         let places = encoding.get_offsets().iter().map(|(begin, _)| *begin);
         Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
@@ -348,7 +344,7 @@ impl Tokenizer {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(*token).ok()).collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Kind::Library { tokenizer, .. } => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Kind::Library { tokenizer, .. } => decoded(tokenizer, tokens),
         }
     }
 }
@@ -400,6 +396,33 @@ mod tests {
         for cut in (0..json.len()).step_by(97).filter(|cut| json.is_char_boundary(*cut)) {
             assert!(Tokenizer::from_json(&json.as_bytes()[..cut], Path::new("t"), None).is_err());
         }
+    }
+
+    /// The library looks for a template's token when it encodes, and ends in a panic.
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let template = serde_json::json!({
+            "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        });
+        let within = |inner| serde_json::json!({ "type": "Sequence", "processors": [inner] });
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": within(within(template)),
+            "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "</s>": 1 }, "unk_token": "a" },
+        });
+        let bytes = json.to_string().into_bytes();
+        let own = PublishedTokenizer::from_json(&bytes, Path::new("t"), 2).unwrap();
+        assert_eq!(own.encode("a", false).unwrap(), [0]);
+        let text = Text { tokenizer: Some((bytes, "t".into())), ..Text::default() };
+        let errors = [own.encode("a", true).err(), Tokenizer::published(&text, Some("</s>"), 2).err()];
+        for error in errors {
+            let error = error.unwrap().to_string();
+            assert!(error.contains("the library gave up on it"), "{error}");
+        }
+        let thrown = encoded(|| panic!("a test"));
+        assert!(thrown.unwrap_err().to_string().contains("could not be tokenized"));
     }
 
     #[test]

@@ -128,8 +128,15 @@ impl Trainer<'_> {
             }
             let every = self.recipe.evaluation.every;
             if every > 0 && outcome.steps.is_multiple_of(every) && !last {
-                let bits = self.bits_per_byte().map_err(|error| failed_at(step, error))?;
-                self.observer.evaluated(outcome.steps, bits);
+                let tokens = self.recipe.evaluation.tokens;
+                let bits = bits_per_byte(self.engine, self.inputs, tokens);
+                match bits.map_err(|error| failed_at(step, error))? {
+                    Some(bits) => self.observer.evaluated(outcome.steps, bits),
+                    None => self.observer.warning(&format!(
+                        "step {}: nothing is predicted in the first {tokens} held-out tokens, so there is no figure\nhint: raise evaluation.tokens",
+                        outcome.steps
+                    )),
+                }
             }
             if outcome.interrupted {
                 break;
@@ -214,21 +221,24 @@ impl Trainer<'_> {
         }
         Ok(())
     }
-
-    fn bits_per_byte(&mut self) -> Result<f64, EngineError> {
-        bits_per_byte(self.engine, self.inputs, self.recipe.evaluation.tokens)
-    }
 }
 
-/// Held-out loss in bits per byte of text, over at most about `tokens` of it; 0 for all.
+/// Held-out loss in bits per byte of text, over at most about `tokens` of it; 0 for all. None where nothing of them is
+/// predicted.
 ///
 /// # Errors
 /// A fault of the device.
-pub fn bits_per_byte(engine: &mut dyn Engine, inputs: &StepInputs, tokens: u64) -> Result<f64, EngineError> {
+pub fn bits_per_byte(
+    engine: &mut dyn Engine,
+    inputs: &StepInputs,
+    tokens: u64,
+) -> Result<Option<f64>, EngineError> {
     let validation = inputs.validation(tokens);
-    let bytes = validation.bytes;
+    if validation.bytes == 0.0 {
+        return Ok(None);
+    }
     let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
-    Ok(nats / std::f64::consts::LN_2 / bytes.max(1.0))
+    Ok(Some(nats / std::f64::consts::LN_2 / validation.bytes))
 }
 
 fn failed_at(step: u64, error: EngineError) -> TrainError {

@@ -29,7 +29,7 @@ use toprope_world::Files;
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// The largest `tokenizer.json` that is read.
-const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 /// A published model: every header and the configuration are checked, no weight is in memory.
 #[derive(Debug)]

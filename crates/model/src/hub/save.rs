@@ -43,6 +43,10 @@ pub(super) fn whole_or_nothing<E: From<HubError>>(
     }
     let aside = aside(folder);
     let filled = || -> Result<(), E> {
+        // Left by a process that died while it had this one's number.
+        if files.inspect(&aside).map_err(HubError::from)?.is_some() {
+            files.remove_folder(&aside).map_err(HubError::from)?;
+        }
         files.create_folder(&aside).map_err(HubError::from)?;
         write(&aside)?;
         files.sync_folder(&aside).map_err(HubError::from)?;

@@ -125,14 +125,13 @@ pub(crate) fn update(
     let assemble = Assemble { shape: shape.clone(), views, output: DType::F32 };
     let direction = builder.apply_all(&called("direction"), assemble, parts)?[0];
 
-    // w' = w - lr·(direction + λ·w)
-    let decayed = builder.one(&called("decay"), Scale { factor: step.weight_decay }, [weight.into()])?;
+    // w' = w + lr·(-direction - λ·w): the sign is in what is scaled anyway.
+    let decayed = builder.one(&called("decay"), Scale { factor: -step.weight_decay }, [weight.into()])?;
     let whole =
         builder.one(&called("whole"), Add { output: DType::F32 }, [direction.into(), decayed.into()])?;
     let rate = everywhere(step.rates, &shape);
     let moved = builder.one(&called("move"), Multiply { output: DType::F32 }, [whole.into(), rate])?;
-    let back = builder.one(&called("back"), Scale { factor: -1.0 }, [moved.into()])?;
-    builder.apply_to(Add { output: DType::F32 }, vec![weight.into(), back.into()], vec![next[0]])?;
+    builder.apply_to(Add { output: DType::F32 }, vec![weight.into(), moved.into()], vec![next[0]])?;
     Ok(())
 }
 
@@ -142,7 +141,7 @@ fn everywhere(value: ValueId, shape: &[Dim]) -> Operand {
     Operand { value, view: Some(view) }
 }
 
-/// The orthogonalised matrices of a batch, scaled, and where they belong in the parameter.
+/// What a batch's matrices move along, the orthogonalised ones scaled to go down, and where they belong in the parameter.
 fn orthogonal(
     builder: &mut Builder,
     name: &str,
@@ -208,8 +207,8 @@ fn orthogonal(
         let straight = builder.one(&called("straight"), Scale { factor: a }, [x])?;
         x = builder.one(&called("x"), Add { output: DType::F32 }, [straight.into(), bent.into()])?.into();
     }
-    let size = RMS * (stack.columns as f64).sqrt();
-    let scaled = builder.one(&called("scaled"), Scale { factor: size }, [x])?;
+    let factor = -RMS * (stack.columns as f64).sqrt();
+    let scaled = builder.one(&called("scaled"), Scale { factor }, [x])?;
     let matrices = stack.each(stack.columns, &scaled.into(), turned);
     Ok((matrices, batch.view()))
 }

@@ -30,10 +30,10 @@ pub(crate) struct Network<'a> {
     rounded: HashMap<ValueId, ValueId>,
     inputs: HashMap<String, ValueId>,
     rope_table: Option<ValueId>,
-    /// Adapters by the parameter that they stand beside, with what their products are multiplied by.
+    /// What is adapted, where something is.
+    adapter: Option<AdapterOptions>,
+    /// Adapters by the parameter that they stand beside.
     adapters: HashMap<String, Vec<AdaptedModule>>,
-    adapter_scale: f64,
-    dora: bool,
     /// Modules whose rows' lengths are still to be computed, and where one over them goes.
     lengths: Vec<(AdaptedModule, ValueId)>,
     /// What each layer with experts leaves for losses and the bias update, in order.
@@ -79,9 +79,8 @@ impl<'a> Network<'a> {
             rounded: HashMap::new(),
             inputs: HashMap::new(),
             rope_table: None,
+            adapter: None,
             adapters: HashMap::new(),
-            adapter_scale: 0.0,
-            dora: false,
             lengths: Vec::new(),
             routed: Vec::new(),
         }
@@ -113,7 +112,7 @@ impl<'a> Network<'a> {
     /// Declares the adapters' parameters as state, behind the model's; gives them.
     pub fn declare_adapters(&mut self, options: Option<&AdapterOptions>) -> Vec<Parameter> {
         let Some(options) = options else { return Vec::new() };
-        (self.adapter_scale, self.dora) = (options.scale(), options.dora);
+        self.adapter = Some(options.clone());
         for module in options.modules(self.architecture) {
             self.adapters.entry(module.parameter.clone()).or_default().push(module);
         }
@@ -201,12 +200,16 @@ impl<'a> Network<'a> {
         frozen: ValueId,
         modules: &[AdaptedModule],
     ) -> Result<ValueId, ModelError> {
+        let Some((factor, dora)) = self.adapter.as_ref().map(|options| (options.scale(), options.dora))
+        else {
+            return Ok(frozen);
+        };
         let mut parts: Vec<Operand> = Vec::new();
         for module in modules {
             let (down, up) = (self.weight(&module.down())?, self.weight(&module.up())?);
             let leaf = module.leaf();
             let small = self.product(&format!("{leaf}.lora_A"), x.clone(), down, self.dtype)?;
-            let (scaled, factor) = (self.local(&format!("{leaf}.scaled")), self.adapter_scale);
+            let scaled = self.local(&format!("{leaf}.scaled"));
             let small = self.builder.one(&scaled, Scale { factor }, [small.into()])?;
             parts.push(self.product(&format!("{leaf}.lora_B"), small, up, self.dtype)?.into());
         }
@@ -215,20 +218,21 @@ impl<'a> Network<'a> {
         let columns = shape.get(1).and_then(|dim| dim.constant()).unwrap_or_default();
         let window = |row: usize, rows: usize| whole.clone().narrow(1, row, rows);
         let mut views: Vec<View> = modules.iter().map(|module| window(module.row, module.rows)).collect();
-        if self.dora {
+        if dora {
             for (part, (module, view)) in parts.iter_mut().zip(modules.iter().zip(&views)) {
                 let own = Operand { value: frozen, view: Some(view.clone()) };
                 *part = self.stretched(module, own, part.clone())?.into();
             }
             // What has no adapter stays as it is.
             let mut next = 0;
-            for module in modules.iter().chain([&AdaptedModule::end(columns)]) {
-                if module.row > next {
-                    let view = window(next, module.row - next);
+            let adapted = modules.iter().map(|module| (module.row, module.rows));
+            for (row, rows) in adapted.chain([(columns, 0)]) {
+                if row > next {
+                    let view = window(next, row - next);
                     parts.push(Operand { value: frozen, view: Some(view.clone()) });
                     views.push(view);
                 }
-                next = module.row + module.rows;
+                next = row + rows;
             }
         }
         let joined = match (parts.as_slice(), modules) {
@@ -239,7 +243,12 @@ impl<'a> Network<'a> {
                 self.builder.apply_all(&name, operator, parts)?[0]
             }
         };
-        if self.dora { Ok(joined) } else { self.sum(&format!("{name}.adapted"), frozen, joined) }
+        if dora {
+            return Ok(joined);
+        }
+        let sum = self.sum(&format!("{name}.adapted"), frozen, joined)?;
+        self.builder.sum_of_products(sum);
+        Ok(sum)
     }
 
     /// The sum of a module's two products with its columns stretched to the lengths that are trained.
@@ -253,6 +262,7 @@ impl<'a> Network<'a> {
         let name = |what: &str| format!("{leaf}.{what}");
         let sum = self.local(&name("sum"));
         let sum = self.builder.one(&sum, Add { output: self.dtype }, [frozen, added])?;
+        self.builder.sum_of_products(sum);
         // One over the root mean square of each row, written by instructions that autodiff does not see.
         let (rstd, r#type) = (self.local(&name("rstd")), Type::new(DType::F32, [module.rows]));
         let rstd = self.builder.declare(&rstd, r#type, Role::Scratch);
@@ -271,6 +281,7 @@ impl<'a> Network<'a> {
 
     /// Puts what computes the lengths of rows before everything else. To be called behind autodiff, to which they are constants.
     pub fn compute_lengths(&mut self) -> Result<(), ModelError> {
+        let Some(factor) = self.adapter.as_ref().map(AdapterOptions::scale) else { return Ok(()) };
         let mut ones: HashMap<usize, ValueId> = HashMap::new();
         let before = self.builder.instructions();
         for (module, rstd) in std::mem::take(&mut self.lengths) {
@@ -281,7 +292,7 @@ impl<'a> Network<'a> {
             let operator = Matmul { output: DType::F32, row_sums: false };
             let product = name(self, "lora");
             let product = self.builder.one(&product, operator, [up.into(), down.into()])?;
-            let (scaled, factor) = (name(self, "lora.scaled"), self.adapter_scale);
+            let scaled = name(self, "lora.scaled");
             let scaled = self.builder.one(&scaled, Scale { factor }, [product.into()])?;
             let matrix = self.parameter(&module.parameter)?;
             let own = self.builder.seen(matrix, |view| view.narrow(0, module.row, module.rows))?;
@@ -326,7 +337,9 @@ impl<'a> Network<'a> {
     pub fn biased(&mut self, name: &str, x: ValueId, bias: &str) -> Result<ValueId, ModelError> {
         let (name, bias, rows) = (self.local(name), self.parameter(bias)?, self.rows);
         let repeated = self.builder.seen(bias, |view| view.repeat(0, rows))?;
-        Ok(self.builder.one(&name, Add { output: self.dtype }, [x.into(), repeated])?)
+        let sum = self.builder.one(&name, Add { output: self.dtype }, [x.into(), repeated])?;
+        self.builder.sum_of_products(sum);
+        Ok(sum)
     }
 
     /// A sum in the dtype of activations.

@@ -6,6 +6,7 @@ use crate::checkpoint::{Piece, pieces};
 use crate::error::ModelError;
 use crate::parameters::Parameter;
 use crate::training_options::TrainingOptions;
+use std::collections::HashMap;
 use toprope_program::constant::Content;
 use toprope_program::operator::{Adamw, BiasUpdate, GlobalNorm, Increment, Operator};
 use toprope_program::{DType, Initial, Program, Role, Type, ValueId};
@@ -65,6 +66,10 @@ pub(crate) fn update(
     builder.apply_to(GlobalNorm { clip: options.clip }, operands, vec![norm, factor])?;
     let rates = builder.input("rates", DType::F32, [3]);
     let published = if options.muon.is_some() { pieces(network.architecture) } else { Vec::new() };
+    let mut of_parameter: HashMap<&str, Vec<&Piece>> = HashMap::new();
+    for piece in &published {
+        of_parameter.entry(&piece.parameter).or_default().push(piece);
+    }
     for (parameter, gradient) in trained.iter().zip(&sums.gradients) {
         let weight = network.parameter(&parameter.name)?;
         let builder = &mut network.builder;
@@ -75,11 +80,9 @@ pub(crate) fn update(
                 parameter: parameter.name.clone(),
                 offset_elements: 0,
             };
-            let mut pieces: Vec<_> = published.iter().filter(|piece| piece.parameter == own.name).collect();
-            if pieces.is_empty() {
-                // An adapter's matrix is no part of a published one.
-                pieces.push(&own);
-            }
+            // An adapter's matrix is no part of a published one.
+            let alone = [&own];
+            let pieces = of_parameter.get(own.name.as_str()).map_or(&alone[..], Vec::as_slice);
             let step = muon::Step {
                 options: options_of_muon,
                 weight_decay: options.adamw.weight_decay,

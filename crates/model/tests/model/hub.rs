@@ -195,3 +195,20 @@ fn what_is_saved_is_what_was_read() {
         assert!(error.to_string().contains("exists already"), "{error}");
     }
 }
+
+/// A process that died left its folder, and another has its number now.
+#[test]
+fn what_a_dead_process_left_aside_does_not_fail_an_export() {
+    let world = RealWorld::new();
+    let room = tempfile::tempdir().unwrap();
+    let hub = Hub::open(world.files(), &folder(RECORDS[0])).unwrap();
+    let left = room.path().join(format!(".tmp-{}-out", std::process::id()));
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("stale.json"), "{}").unwrap();
+    let to = room.path().join("out");
+    for _ in 0..2 {
+        save::<HubError>(world.files(), &to, hub.config(), &[], |piece| hub.read(piece)).unwrap();
+        assert!(!left.exists() && !to.join("stale.json").exists());
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+}

@@ -2,11 +2,12 @@
 
 use crate::support::{dense, experts, options};
 use toprope_model::DeepseekV3Config;
+use toprope_model::adapter::{ALL_LINEAR, AdapterOptions};
 use toprope_model::deepseek_v3::{build_evaluate, build_logits, build_train};
 use toprope_model::parameters::parameters;
 use toprope_program::recompute::Recompute;
 use toprope_program::{
-    DType, MemoryPlan, Operator, Program, Role, StateLayout, Width, hash, json, text, validate,
+    DType, MemoryPlan, Operator, Program, Role, StateLayout, ValueId, Width, hash, json, text, validate,
 };
 
 fn all(config: &DeepseekV3Config, dtype: DType) -> [Program; 3] {
@@ -144,10 +145,13 @@ fn gradients_do_not_wait_in_scratch_memory() {
 
 #[test]
 fn recomputing_takes_less_scratch_memory() {
-    for config in [dense(), experts()] {
+    let adapter = |dora| AdapterOptions { rank: 2, alpha: 4.0, targets: vec![ALL_LINEAR.into()], dora };
+    for (config, adapter) in
+        [(dense(), None), (experts(), None), (dense(), Some(adapter(false))), (dense(), Some(adapter(true)))]
+    {
         let scratch = |recompute: Recompute| {
             let mut options = options(DType::Bf16);
-            options.recompute = recompute;
+            (options.recompute, options.adapter) = (recompute, adapter.clone());
             options.micro_batch_sequences = 64;
             let program = validate(build_train(&config, &options, "tiny").unwrap()).unwrap();
             MemoryPlan::new(&program, Width::Native, StateLayout::Double).breakdown.scratch_bytes
@@ -156,6 +160,32 @@ fn recomputing_takes_less_scratch_memory() {
             [Recompute::Nothing, Recompute::Elementwise, Recompute::Products].map(scratch);
         assert!(elementwise < nothing, "{elementwise} {nothing}");
         assert!(products < elementwise, "{products} {elementwise}");
+    }
+}
+
+/// With products everything that adapters add is computed again: the backward pass reads none of their sums as they were.
+#[test]
+fn sums_of_adapters_are_computed_again_with_products() {
+    for (dora, sum) in [(false, ".adapted"), (true, ".sum")] {
+        let mut options = options(DType::Bf16);
+        let targets = vec![ALL_LINEAR.to_string()];
+        options.adapter = Some(AdapterOptions { rank: 2, alpha: 4.0, targets, dora });
+        let mut read = |recompute: Recompute| {
+            options.recompute = recompute;
+            let program = build_train(&dense(), &options, "tiny").unwrap();
+            let named = |id: ValueId| program.value(id).name.as_str();
+            let behind = |name: &str| name.contains(".gradient") || name.contains(".again");
+            let backward = program
+                .accumulate
+                .iter()
+                .filter(|instruction| instruction.outputs.iter().any(|id| behind(named(*id))));
+            backward
+                .flat_map(|instruction| &instruction.operands)
+                .filter(|operand| named(operand.value).ends_with(sum))
+                .count()
+        };
+        assert!(read(Recompute::Elementwise) > 0, "{sum}");
+        assert_eq!(read(Recompute::Products), 0, "{sum}");
     }
 }
 

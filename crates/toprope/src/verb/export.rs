@@ -10,14 +10,11 @@ use std::path::Path;
 use toprope_model::ModelConfig;
 use toprope_model::adapter::{AdaptedModule, AdapterOptions};
 use toprope_model::checkpoint::{Piece, pieces};
-use toprope_model::hub::{Extra, save, save_adapter, text_of_folder};
+use toprope_model::hub::{Extra, TOKENIZER_BYTES_MAX, save, save_adapter, text_of_folder};
 use toprope_train::checkpoint::{CHECKPOINTS_FOLDER, Loaded, newest_intact_of_any};
 use toprope_train::recipe::Recipe;
 use toprope_train::tokenizer::TokenizerKind;
 use toprope_world::{RealWorld, World};
-
-/// The largest tokenizer that is copied.
-const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 /// Exports.
 pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
@@ -61,13 +58,13 @@ fn of_run(world: &dyn World, run: &Path, to: &Path, merge: bool) -> Result<(Stri
     let extras = extras_of_run(world, &recipe, run)?;
     let config = recipe.model;
     let from = format!("{} behind {} steps", run.display(), loaded.manifest().header.step);
-    let stored = Stored { loaded: &loaded, current: (String::new(), Vec::new()) };
+    let mut stored = Stored { loaded: &loaded, current: (String::new(), Vec::new()) };
     let count = match (&recipe.adapter, merge) {
         (None, true) => {
             let message = format!("{}: the run has no adapters to merge", run.display());
             return Err(Failure::new(Exit::Usage, format!("{message}\nhint: leave --merge out")));
         }
-        (None, false) => write_stored(world, to, &config, &extras, stored)?,
+        (None, false) => write(world, to, &config, &extras, |piece| stored.piece(piece))?,
         (Some(adapter), true) => write_merged(world, to, &config, &extras, stored, adapter)?,
         (Some(adapter), false) => {
             let base = recipe.from.as_ref().map(|origin| origin.model.display().to_string());
@@ -106,16 +103,6 @@ impl Stored<'_> {
         })?;
         Ok(numbers.to_vec())
     }
-}
-
-fn write_stored(
-    world: &dyn World,
-    to: &Path,
-    config: &ModelConfig,
-    extras: &[Extra],
-    mut stored: Stored<'_>,
-) -> Result<usize, Failure> {
-    write(world, to, config, extras, |piece| stored.piece(piece))
 }
 
 /// The model with its adapters' products added to its weights.

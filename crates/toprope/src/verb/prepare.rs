@@ -1,7 +1,7 @@
 //! What a run is made of beside its programs: the text, the tokenizer, the batches, and the identity that its checkpoints carry.
 
 use crate::exit::{Exit, Failure, OrExit};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_model::hub::{Hub, Text, text_of_folder};
 use toprope_program::Validated;
@@ -9,6 +9,7 @@ use toprope_train::batch::StepInputs;
 use toprope_train::chat_template::ChatTemplate;
 use toprope_train::checkpoint::Identity;
 use toprope_train::data::{Corpus, Render, Tokens};
+use toprope_train::initial::InitialError;
 use toprope_train::recipe::Recipe;
 use toprope_train::tokenizer::{Tokenizer, TokenizerKind};
 use toprope_world::World;
@@ -41,12 +42,11 @@ impl Prepared {
         threads: usize,
     ) -> Result<Prepared, Failure> {
         let text = published_text(world, recipe, run)?;
-        let turns = match (&recipe.data.chat, &text, &recipe.from) {
-            (Some(_), Some(text), Some(origin)) => {
-                Some(ChatTemplate::new(&origin.model, text).or_exit(Exit::Recipe)?)
-            }
+        let turns = match (&recipe.data.chat, &text) {
+            (Some(_), Some((text, place))) => Some(ChatTemplate::new(place, text).or_exit(Exit::Recipe)?),
             _ => None,
         };
+        let text = text.map(|(text, _)| text);
         let render = turns.as_ref().map(|turns| -> &dyn Render { turns });
         let corpus = Corpus::load_with(&recipe.data, threads, render).or_exit(Exit::Data)?;
         let vocabulary = recipe.architecture().vocab_size();
@@ -88,8 +88,12 @@ impl Prepared {
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a published model's files say of text: those that a run keeps, or else the model's own with the recipe's chat
-/// template.
-fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Result<Option<Text>, Failure> {
+/// template; and where its template is.
+fn published_text(
+    world: &dyn World,
+    recipe: &Recipe,
+    run: Option<&Path>,
+) -> Result<Option<(Text, PathBuf)>, Failure> {
     let Some(origin) = recipe.from.as_ref().filter(|_| recipe.tokenizer.kind == TokenizerKind::Published)
     else {
         return Ok(None);
@@ -98,19 +102,22 @@ fn published_text(world: &dyn World, recipe: &Recipe, run: Option<&Path>) -> Res
     if let Some(run) = run
         && files.inspect(&run.join(TOKENIZER_FILE)).or_exit(Exit::Run)?.is_some()
     {
-        return Ok(Some(text_of_folder(files, run)?));
+        return Ok(Some((text_of_folder(files, run)?, run.to_owned())));
     }
-    let mut text = Hub::open(files, &origin.model)?.text(files)?;
-    if let Some(path) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
-        let bytes = files.read(path, TEMPLATE_BYTES_MAX).or_exit(Exit::Data)?;
-        let template = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            Failure::new(
-                Exit::Data,
-                format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()),
-            )
-        })?;
-        text.chat_template = Some(template);
-    }
-    Ok(Some(text))
+    let read = Hub::open(files, &origin.model).and_then(|hub| hub.text(files));
+    let mut text = match run {
+        // A run is there already, so its model may have moved since.
+        Some(_) => read.map_err(InitialError::Hub).or_exit(Exit::Recipe)?,
+        None => read?,
+    };
+    let Some(path) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) else {
+        return Ok(Some((text, origin.model.clone())));
+    };
+    let bytes = files.read(path, TEMPLATE_BYTES_MAX).or_exit(Exit::Data)?;
+    let template = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::new(Exit::Data, format!("{}: byte {at} is not UTF-8\nhint: give a template", path.display()))
+    })?;
+    text.chat_template = Some(template);
+    Ok(Some((text, path.clone())))
 }

@@ -4,7 +4,7 @@
 use crate::exit::{Exit, Failure, OrExit};
 use crate::verb::prepare::Prepared;
 use crate::verb::recipe;
-use crate::verb::train::initial_state;
+use crate::verb::train::{initial_state, not_begun};
 use crate::verb::validated::validated;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -134,7 +134,7 @@ impl Source {
             initial: loaded.is_none().then(|| Arc::new(initial_state(&self.recipe, &own))),
             profile: None,
         };
-        let mut engine = Local::open(device, options).or_exit(Exit::Device)?;
+        let mut engine = Local::open(device, options).map_err(|error| not_begun(&error))?;
         if let Some(state) = loaded {
             engine.restore(&state).or_exit(Exit::Device)?;
         }

@@ -76,7 +76,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let disk_full = disk.full();
     let world: Arc<dyn World> = Arc::new(disk);
     let started = world.clock().monotonic();
-    let recipe = folder::chosen_recipe(arguments, &*world)?;
+    let mut recipe = folder::chosen_recipe(arguments, &*world)?;
     let arguments = &placed(arguments, &recipe);
     let path = folder::run_path(arguments, &recipe, &*world)?;
     let programs = Programs::build(&recipe)?;
@@ -96,6 +96,9 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
 
     let saved = path.join(TOKENIZER_FILE);
     let own = arguments.resume.then_some(path.as_path());
+    if !arguments.resume {
+        folder::hash_weights(&*world, &mut recipe)?;
+    }
     let prepared = Prepared::read(&*world, &recipe, &programs.train, own, threads)?;
     let Prepared { corpus, tokenizer, inputs, text, identity } = &prepared;
     let totals = totals::totals(&recipe.model).or_exit(Exit::Recipe)?;
@@ -316,7 +319,7 @@ fn go_on(path: &Path) -> String {
 }
 
 /// Why an engine did not open.
-fn not_begun(error: &EngineError) -> Failure {
+pub fn not_begun(error: &EngineError) -> Failure {
     let exit = if matches!(error, EngineError::Initial(_)) { Exit::Recipe } else { Exit::Device };
     Failure::new(exit, error)
 }

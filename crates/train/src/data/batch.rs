@@ -267,8 +267,9 @@ impl Batch {
                     _ => NO_TOKEN,
                 };
                 self.tokens.push(if padding { data.padding() } else { data.store().at(place) });
-                self.target_count += u64::from(target(1) != NO_TOKEN);
-                self.targets.push(target(1));
+                let next = target(1);
+                self.target_count += u64::from(next != NO_TOKEN);
+                self.targets.push(next);
                 for depth in 1..=self.mtp_tokens.len() {
                     self.mtp_tokens[depth - 1].push(ahead(depth));
                     let target = target(depth + 1);

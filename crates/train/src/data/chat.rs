@@ -49,11 +49,7 @@ pub(super) fn document(
         return Ok(None);
     }
     let wrong = |reason: String| (1, reason);
-    let value: Value = serde_json::from_str(text).map_err(|error| {
-        let full = error.to_string();
-        let at = format!(" at line {} column {}", error.line(), error.column());
-        (error.column().max(1), full.strip_suffix(&at).unwrap_or(&full).to_owned())
-    })?;
+    let value: Value = serde_json::from_str(text).map_err(|error| jsonl::column_and_reason(&error))?;
     let Value::Object(object) = &value else { return Err(wrong("it is no JSON object".into())) };
     let field = &config.field;
     let Some(messages) = object.get(field) else {
@@ -109,19 +105,27 @@ fn rendered(
         ))
     };
     let mut learnt = Vec::new();
+    // How many messages the turn before ended behind, and where.
+    let mut ended = (0, 0);
     for (index, message) in messages.iter().enumerate() {
         let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
         if !config.roles.iter().any(|wanted| wanted == role) {
             continue;
         }
-        let mut start = beginning(index)?;
+        let mut start = if ended.0 == index { ended.1 } else { beginning(index)? };
         if role == "assistant" {
-            let prompt = render.render(&messages[..index], tools, true)?;
+            let prompt = render.render(&messages[..index], tools, true).map_err(|reason| match index {
+                0 => format!(
+                    "it begins with an answer, and to no message the template has no prompt: {reason}"
+                ),
+                _ => reason,
+            })?;
             // A prompt may go on in another way than this answer does, as one that opens a thought.
             let same = whole.bytes().zip(prompt.bytes()).take_while(|(a, b)| a == b).count();
             start = start.max(whole.floor_char_boundary(same));
         }
         let mut end = if index + 1 == messages.len() { whole.len() } else { beginning(index + 1)? };
+        ended = (index + 1, end);
         let turn = whole.get(start..end).unwrap_or_default();
         if !render.end().is_empty() && turn.trim_end().ends_with(render.end()) {
             end = start + turn.trim_end().len();
@@ -141,6 +145,7 @@ mod tests {
     use super::*;
     use crate::chat_template::ChatTemplate;
     use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use toprope_model::hub::Text;
 
     const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
@@ -175,6 +180,40 @@ mod tests {
         let line =
             r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
         assert_eq!(learnt(&thinking, &ChatConfig::default(), line), ["b<end>"]);
+    }
+
+    #[test]
+    fn a_conversation_that_begins_with_an_answer_is_learnt_or_refused_with_the_reason() {
+        let line = r#"{"messages": [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+        let config = ChatConfig::default();
+        assert_eq!(learnt(TEMPLATE, &config, line), ["hi<end>", "b<end>"]);
+        let asks_first = "{{ messages[0].role.upper() }}".to_string() + TEMPLATE;
+        let reason = of_line(&asks_first, &config, line).unwrap_err().1;
+        assert!(reason.contains("it begins with an answer") && reason.contains("undefined"), "{reason}");
+    }
+
+    /// Renders as a template does, and counts how often.
+    struct Counting(ChatTemplate, AtomicUsize);
+
+    impl Render for Counting {
+        fn render(&self, messages: &[Value], tools: Option<&Value>, prompt: bool) -> Result<String, String> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Render::render(&self.0, messages, tools, prompt)
+        }
+
+        fn end(&self) -> &str {
+            "<end>"
+        }
+    }
+
+    #[test]
+    fn where_a_turn_ended_the_next_is_not_rendered_for_again() {
+        let text = Text { chat_template: Some(TEMPLATE.into()), ..Text::default() };
+        let render = Counting(ChatTemplate::new(Path::new("m"), &text).unwrap(), AtomicUsize::new(0));
+        let config = ChatConfig { roles: vec!["user".into(), "assistant".into()], ..ChatConfig::default() };
+        document(&config, &render, &jsonl::Place { path: Path::new("f"), line: 1 }, LINE).unwrap();
+        // The whole, where the first user's turn begins, the ends of three turns, and the prompts of two.
+        assert_eq!(render.1.load(Ordering::Relaxed), 1 + 1 + 3 + 2);
     }
 
     #[test]

@@ -138,16 +138,17 @@ fn document(
             Err(DataError::MissingField { path: path.to_owned(), line, field: field.to_owned(), found })
         }
         Err(error) => {
-            let full = error.to_string();
-            let place = format!(" at line {} column {}", error.line(), error.column());
-            Err(DataError::BadLine {
-                path: path.to_owned(),
-                line,
-                column: (error.column().max(1) + mark) as u64,
-                reason: full.strip_suffix(&place).unwrap_or(&full).to_owned(),
-            })
+            let (column, reason) = column_and_reason(&error);
+            Err(DataError::BadLine { path: path.to_owned(), line, column: (column + mark) as u64, reason })
         }
     }
+}
+
+/// Where a line's JSON is wrong, from 1, and why, without the place.
+pub(super) fn column_and_reason(error: &serde_json::Error) -> (usize, String) {
+    let full = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    (error.column().max(1), full.strip_suffix(&place).unwrap_or(&full).to_owned())
 }
 
 /// Takes one field of an object and passes over the others without keeping them.

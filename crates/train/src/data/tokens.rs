@@ -96,7 +96,7 @@ impl Tokens {
         } else {
             TokenStore::U32(flatten(documents, &parts, encoded, tokenizer, count, &mut starts, |t| t))
         };
-        let learnt = marks.map(|marks| masks(documents, &marks, &starts));
+        let learnt = marks.map(|marks| masks(documents, &parts, &marks, &starts));
         Ok(Self {
             store,
             learnt,
@@ -239,17 +239,17 @@ fn marked(places: Vec<(u32, usize)>, learnt: &[Range<usize>]) -> (Vec<u32>, Mark
 }
 
 /// The marks of all tokens. A conversation is one part; other documents are learnt but for their first token.
-fn masks(documents: &[Document], marks: &[Marks], starts: &[usize]) -> Vec<bool> {
+fn masks(documents: &[Document], parts: &[(usize, &str)], marks: &[Marks], starts: &[usize]) -> Vec<bool> {
     let mut all = Vec::with_capacity(starts.last().copied().unwrap_or(0));
-    let mut of_parts = marks.iter().filter(|marks| !marks.is_empty());
-    for (document, bounds) in documents.iter().zip(starts.windows(2)) {
+    let mut of_parts = parts.iter().zip(marks).peekable();
+    for ((index, document), bounds) in documents.iter().enumerate().zip(starts.windows(2)) {
         let count = bounds[1] - bounds[0];
         let begin = all.len();
-        match document.learnt {
-            Some(_) => all.extend(of_parts.next().into_iter().flatten()),
-            None => all.resize(begin + count, true),
+        // By owner: a text may have no tokens, so no marks, and an empty one has no part.
+        while let Some((_, marks)) = of_parts.next_if(|((owner, _), _)| *owner == index) {
+            all.extend(marks);
         }
-        all.resize(begin + count, false);
+        all.resize(begin + count, document.learnt.is_none());
         if let Some(first) = all.get_mut(begin).filter(|_| count > 0) {
             *first = false;
         }
@@ -306,6 +306,8 @@ mod tests {
     use super::{TokenStore, Tokens, breaks_at_lines};
     use crate::data::Document;
     use crate::tokenizer::Tokenizer;
+    use std::ops::Range;
+    use toprope_model::hub::Text;
 
     #[test]
     fn markers_around_each_document_and_the_same_for_all_threads() {
@@ -326,6 +328,36 @@ mod tests {
                 Tokens::of_documents(&documents, &Tokenizer::byte(), threads, "test").unwrap(),
                 tokens
             );
+        }
+    }
+
+    #[test]
+    fn a_conversation_without_tokens_leaves_the_marks_of_others_where_they_are() {
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "b": 1, "c": 2, "</s>": 3 }, "unk_token": "a" },
+        });
+        let text = Text { tokenizer: Some((json.to_string().into(), "t.json".into())), ..Text::default() };
+        let tokenizer = Tokenizer::published(&text, Some("</s>"), 4).unwrap();
+        let said = |text: &str, learnt: Vec<Range<usize>>| Document {
+            learnt: Some(learnt),
+            ..Document::new("d".into(), text.into())
+        };
+        let documents = [
+            said("a b c", vec![2..3]),
+            said("  ", vec![0..2]),
+            said("", Vec::new()),
+            Document::new("d".into(), "c b".into()),
+            said("c b a", vec![4..5]),
+        ];
+        for threads in [1, 3] {
+            let tokens = Tokens::of_documents(&documents, &tokenizer, threads, "test").unwrap();
+            let TokenStore::U16(all) = tokens.store() else { panic!("4 tokens fit 16 bits") };
+            assert_eq!(all, &[0, 1, 2, 3, 2, 1, 3, 2, 1, 0]);
+            let learnt: Vec<usize> = (0..all.len()).filter(|place| tokens.is_learnt(*place)).collect();
+            assert_eq!(learnt, [1, 4, 5, 6, 9]);
+            assert_eq!(tokens.targets(), 5);
         }
     }
 

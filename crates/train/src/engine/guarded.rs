@@ -81,7 +81,7 @@ impl Durable for Checkpoints {
             // A run without a checkpoint goes back to how it began.
             let mut state = NamedState::new();
             let taken = self.initial.each::<InitialError>(self.program.program(), |name, bytes| {
-                state.push((name.to_owned(), bytes.to_vec()));
+                state.push((name.to_owned(), bytes));
                 Ok(())
             });
             return taken.map(|()| Some((0, state))).map_err(|error| error.to_string());
@@ -157,7 +157,7 @@ impl Guarded {
         let GuardedOptions { mut supervisor, train, evaluate, logits, initial } = options;
         if let Some(initial) = initial {
             initial.each::<EngineError>(train.program(), |name, bytes| {
-                Ok(supervisor.write_state(name, bytes)?)
+                Ok(supervisor.write_state(name, &bytes)?)
             })?;
         }
         Ok(Guarded {

@@ -63,7 +63,7 @@ impl Local {
         let train = Session::open(&mut *device, options.train.clone(), Width::Native, options.layout)?;
         if let Some(initial) = &options.initial {
             initial.each::<EngineError>(options.train.program(), |name, bytes| {
-                Ok(train.write(&mut *device, name, bytes)?)
+                Ok(train.write(&mut *device, name, &bytes)?)
             })?;
         }
         Ok(Local {

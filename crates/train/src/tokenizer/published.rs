@@ -59,6 +59,22 @@ fn template_defect(value: &serde_json::Value) -> Option<String> {
     })
 }
 
+/// What the library makes of a text: it ends in panics where a part of it says what another does not know.
+pub(super) fn encoded(
+    encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+) -> Result<tokenizers::Encoding, TokenizerError> {
+    let failed = |reason: String| TokenizerError::Text { reason };
+    let encoding = std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode));
+    let encoding = encoding.map_err(|_| failed("the library gave up on it".into()))?;
+    encoding.map_err(|error| failed(error.to_string()))
+}
+
+/// The text of tokens, without markers; none where the library has none.
+pub(super) fn decoded(tokenizer: &tokenizers::Tokenizer, tokens: &[u32]) -> String {
+    let decode = std::panic::AssertUnwindSafe(|| tokenizer.decode(tokens, true));
+    std::panic::catch_unwind(decode).ok().and_then(Result::ok).unwrap_or_default()
+}
+
 impl PublishedTokenizer {
     /// The tokenizer of the bytes of a `tokenizer.json`; `origin` is for messages.
     ///
@@ -82,13 +98,7 @@ impl PublishedTokenizer {
     /// # Errors
     /// What the library says; a marker that the model has no row for.
     pub fn encode(&self, text: &str, framed: bool) -> Result<Vec<u32>, TokenizerError> {
-        let failed = |reason: String| TokenizerError::Text { reason };
-        // The library ends in panics where a part of it says what another does not know.
-        let encode = std::panic::AssertUnwindSafe(|| self.tokenizer.encode_fast(text, framed));
-        let encoding =
-            std::panic::catch_unwind(encode).map_err(|_| failed("the library gave up on it".into()))?;
-        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
-        let ids = encoding.get_ids().to_vec();
+        let ids = encoded(|| self.tokenizer.encode_fast(text, framed))?.get_ids().to_vec();
         match ids.iter().find(|id| **id as usize >= self.vocabulary) {
             None => Ok(ids),
             Some(id) => {
@@ -103,7 +113,6 @@ impl PublishedTokenizer {
 
     /// The text of tokens, without markers; a character that is cut is replaced.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        let decode = std::panic::AssertUnwindSafe(|| self.tokenizer.decode(tokens, true));
-        std::panic::catch_unwind(decode).ok().and_then(Result::ok).unwrap_or_default()
+        decoded(&self.tokenizer, tokens)
     }
 }

@@ -7,6 +7,7 @@ use crate::verb::{published, recipe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_model::checkpoint::pieces;
+use toprope_model::hub::Hub;
 use toprope_train::checkpoint::{Identity, OwnedTensor, newest_intact};
 use toprope_train::initial::{InitialState, weights_hash};
 use toprope_train::recipe::{Base, Origin, Recipe};
@@ -37,9 +38,9 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
         return Err(Failure::new(Exit::Usage, "--resume needs the run's folder\nhint: add --run FOLDER"));
     };
     let kept = folder.join("recipe.toml");
-    // A folder without a recipe is refused with its own message when it is opened.
     if !matches!(world.files().inspect(&kept), Ok(Some(_))) {
-        return recipe::load(named.unwrap_or("default"), &sets);
+        // What the folder lacks is told by what opens it.
+        RunFolder::open_for_resume(world, folder).or_exit(Exit::Run)?;
     }
     let mut resolved = recipe::load(&kept.to_string_lossy(), &sets)?;
     match (&arguments.from, &mut resolved.from) {
@@ -68,22 +69,26 @@ pub(super) fn chosen_recipe(arguments: &Train, world: &dyn World) -> Result<Reci
     }
 }
 
-/// A recipe laid onto a published model.
+/// A recipe laid onto a published model, whose weights are still to be hashed.
 fn onto(world: &dyn World, name: &str, sets: &[String], model: &Path) -> Result<Recipe, Failure> {
     let hub = published::open(world, model)?;
-    let origin = |weights: String| -> Result<Origin, Failure> {
-        Ok(Origin { model: std::path::absolute(model).or_exit(Exit::Recipe)?, weights })
-    };
-    // What is wrong with the recipe is told before the weights are read.
-    recipe::load_onto(name, sets, &Base { origin: origin(String::new())?, config: hub.config() })?;
+    let origin = Origin { model: std::path::absolute(model).or_exit(Exit::Recipe)?, weights: String::new() };
+    recipe::load_onto(name, sets, &Base { origin, config: hub.config() })
+}
+
+/// Reads and hashes the weights that a new run begins from, which takes as long as the disk does: called when all that can be
+/// refused sooner is known to be right.
+pub(super) fn hash_weights(world: &dyn World, recipe: &mut Recipe) -> Result<(), Failure> {
+    let Some(origin) = &mut recipe.from else { return Ok(()) };
+    let hub = Hub::open(world.files(), &origin.model)?;
     let progress = Counted::new("tensors", pieces(hub.config()).len() as u64);
     let mut read = 0;
-    let weights = weights_hash(&hub, |tensor| {
+    origin.weights = weights_hash(&hub, |tensor| {
         read += 1;
         progress.set(read, tensor);
     })?;
     progress.finish();
-    recipe::load_onto(name, sets, &Base { origin: origin(weights)?, config: hub.config() })
+    Ok(())
 }
 
 /// The state before the run's first step.

@@ -31,11 +31,15 @@ pub(super) fn learnt(
     }
     // By default all of it: the compressors' figures are of the same bytes.
     let model = bits_per_byte(engine, inputs, recipe.evaluation.final_tokens).or_exit(Exit::Device)?;
+    let told = match model {
+        Some(model) => format!("{model:.3} bits per byte"),
+        None => format!("nothing in the first {} tokens", recipe.evaluation.final_tokens),
+    };
     let (mut gzip, mut xz) = (None, None);
     if let Some(chat) = &recipe.data.chat {
         // What a compressor makes of whole conversations is no measure for turns of them.
         println!(
-            "held-out conversations ({}): {model:.3} bits per byte of what {} said",
+            "held-out conversations ({}): {told} of what {} said",
             corpus.validation.len(),
             chat.roles.join(" and ")
         );
@@ -43,7 +47,7 @@ pub(super) fn learnt(
         let compressed = corpus.validation_compressed().or_exit(Exit::Data)?;
         let (of_gzip, of_xz) = (compressed.gzip_bits_per_byte(), compressed.xz_bits_per_byte());
         println!(
-            "held-out text ({}): model {model:.3} bits per byte, gzip -9 {of_gzip:.3}, xz -9 {of_xz:.3}",
+            "held-out text ({}): model {told}, gzip -9 {of_gzip:.3}, xz -9 {of_xz:.3}",
             bytes(corpus.validation_bytes())
         );
         (gzip, xz) = (Some(of_gzip), Some(of_xz));
@@ -54,7 +58,7 @@ pub(super) fn learnt(
             .or_exit(Exit::Device)?;
         println!("in its own words:\n{}", indented(&format!("{prompt}{text}")));
     }
-    Ok(Learnt { model: Some(model), gzip, xz })
+    Ok(Learnt { model, gzip, xz })
 }
 
 fn indented(text: &str) -> String {
