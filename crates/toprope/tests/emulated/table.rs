@@ -70,6 +70,50 @@ const EXPECTED: &[Expected] = &[
     ("any.slow", InTime, &[]),
 ];
 
+/// The held-out ones, in the same words: written on 2026-11-29, the kinds before anything was run, by someone who has not read
+/// the guesser. They are modelled on what was reported of chips and of young libraries of operators, and the guesser was not
+/// built on them; whoever builds on one moves it up.
+const HELD_OUT: &[Expected] = &[
+    ("matmul.split_k", Always, &["missing_terms"]),
+    ("matmul.overhang", Always, &["dropped_tail"]),
+    ("matmul.fp16_out", Always, &["low_precision_store"]),
+    ("matmul.late_tile", Sometimes, &["race"]),
+    ("experts.buffer", Always, &["capacity", "not_written", "stale_buffer"]),
+    ("experts.offset", Always, &["wrong_operand"]),
+    ("experts.half_columns", Always, &["not_written", "stale_buffer"]),
+    ("experts.stale_weight", Always, &["stale_buffer"]),
+    ("attention.gradient_mask", Always, &["mask"]),
+    ("attention.no_delta", Always, &["missing_terms"]),
+    ("attention.no_value_gradient", Always, &["all_zero", "constant_output"]),
+    ("attention.head", Always, &["wrong_operand", "layout"]),
+    ("attention.window", Always, &["mask"]),
+    ("attention.bf16_sum", Always, &["low_precision_accumulation"]),
+    ("attention.padded_scale", Always, &["wrong_attribute"]),
+    ("rope.next_position", Always, &["wrong_operand"]),
+    ("rope.bf16_angles", Always, &["low_precision_operands"]),
+    ("sort.merge", Always, &["tie_break"]),
+    ("sort.tail", Always, &["dropped_tail"]),
+    ("scatter.bf16_accumulate", Always, &["low_precision_accumulation", "collision"]),
+    ("scatter.conflict", Always, &["collision"]),
+    ("scatter.order", Sometimes, &["order_changes"]),
+    ("index_copy.swap", Always, &["layout"]),
+    ("accumulate.overwrites", Always, &["first_micro_batch", "missing_terms", "wrong_operand"]),
+    ("add.stuck_lane", Always, &["stuck_elements"]),
+    ("adds.fp16_scalar", Always, &["epsilon"]),
+    ("muls.bf16_scalar", Always, &["wrong_attribute", "wrong_factor", "low_precision_operands"]),
+    ("norm.padded_mean", Always, &["wrong_factor", "dropped_tail"]),
+    ("norm.epsilon_outside", Always, &["epsilon"]),
+    ("norm.gamma_plus_one", Always, &["wrong_operand"]),
+    ("norm.gradient_block", Always, &["missing_terms"]),
+    ("swiglu.interleaved", Always, &["layout", "wrong_operand"]),
+    ("silu.half_derivative", Always, &["missing_terms"]),
+    ("sigmoid.table", Always, &["low_precision_operands", "low_precision_store"]),
+    ("cast.floor", Always, &["truncating_store"]),
+    ("copy.dense_target", Always, &["strided_view", "layout"]),
+    ("exp.clamp", Always, &["saturation", "mask"]),
+    ("sqrt.low_precision", Always, &["low_precision_store", "low_precision_operands"]),
+];
+
 /// What the emulator lists: each arithmetic defect with the vendor's operators that have it; none where all do.
 fn listed(folder: &Path) -> Vec<(String, Vec<String>)> {
     let output = toprope(folder, "list", &["devices"]);
