@@ -28,8 +28,7 @@ const PRODUCTS: &[&str] = &[
     "GroupedMatmulV5",
     "GroupedMatmulAdd",
 ];
-const DENSE_PRODUCTS: &[&str] =
-    &["Matmul", "Mm", "BatchMatMul", "Addmm", "InplaceAddmm", "Baddbmm", "Mv"];
+const DENSE_PRODUCTS: &[&str] = &["Matmul", "Mm", "BatchMatMul", "Addmm", "InplaceAddmm", "Baddbmm", "Mv"];
 const GROUPED: &[&str] = &[
     "GroupedMatmul",
     "GroupedMatmulV2",

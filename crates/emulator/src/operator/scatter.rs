@@ -81,7 +81,9 @@ fn write(run: &Run, target: Values, places: &[usize], values: &Values, into: Upd
         (Values::Single(t), Values::Single(v)) if into == Update::Add && run.has("scatter.order") => {
             Values::Single(in_some_order(run, t, places, v))
         }
-        (Values::Single(t), Values::Single(v)) if into == Update::Add && run.has("scatter.bf16_accumulate") => {
+        (Values::Single(t), Values::Single(v))
+            if into == Update::Add && run.has("scatter.bf16_accumulate") =>
+        {
             let mut t = t;
             for (&place, &value) in places.iter().zip(v) {
                 t[place] = bf16::from_f32(t[place] + value).to_f32();
