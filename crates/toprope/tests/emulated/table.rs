@@ -283,7 +283,8 @@ fn the_table_of_defects() {
     let (mut wrong, mut scores) = (Vec::new(), [(0, 0), (0, 0)]);
     println!("| defect | `qualify --quick` | `diagnose`: first wrong | in | kind | |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    for (expected, held_out) in known.chain(held_out).filter(|((name, ..), held_out)| wanted(name, *held_out)) {
+    for (expected, held_out) in known.chain(held_out).filter(|((name, ..), held_out)| wanted(name, *held_out))
+    {
         let (name, shows, kinds) = expected;
         let score = &mut scores[usize::from(held_out)];
         if *shows == Never {
