@@ -268,7 +268,7 @@ fn every_listed_defect_is_expected_to_show_somehow() {
 }
 
 /// Each defect is found by `qualify`; `diagnose` names an operator first that calls what is wrong; of the guesses, four of
-/// five are right.
+/// five are right, of the known ones and of those held out.
 #[test]
 fn the_table_of_defects() {
     let folder = tempfile::tempdir().unwrap();
@@ -325,11 +325,13 @@ fn the_table_of_defects() {
             _ => {}
         }
     }
-    let [known, (right, guessable)] = scores;
+    let [known, held_out] = scores;
     println!(
-        "kinds guessed rightly: {right} of {guessable} held out, and {} of {} that the guesser was built on",
-        known.0, known.1
+        "kinds guessed rightly: {} of {} held out, and {} of {} that the guesser was built on",
+        held_out.0, held_out.1, known.0, known.1
     );
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(right * 5 >= guessable * 4, "{right} of {guessable}");
+    for (right, guessable) in scores {
+        assert!(right * 5 >= guessable * 4, "{right} of {guessable}");
+    }
 }
