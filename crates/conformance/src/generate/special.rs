@@ -218,7 +218,8 @@ fn activation(kind: ActivationKind, dtype: DType) -> Outcome {
 }
 
 fn activation_gradient(kind: ActivationKind, dtype: DType) -> Outcome {
-    let mut x = vec![(5, NAN), (6, 0.0), (33, NAN)];
+    // Beyond them, where relu's slope is 0: no number comes of what is none.
+    let mut x = vec![(5, NAN), (6, 0.0), (8, -1.0), (9, -1.0), (10, -1.0), (11, 1.0), (33, NAN)];
     // The slope of gelu's inner function leaves f32 there.
     if kind != ActivationKind::Gelu {
         x.push((7, largest(dtype)));
@@ -228,6 +229,7 @@ fn activation_gradient(kind: ActivationKind, dtype: DType) -> Outcome {
         .with("dy", dtype, &[34])
         .put("x", &x)
         .put("dy", &[(0, NAN), (1, INFINITY), (2, -INFINITY), (3, 0.0), (32, INFINITY)])
+        .put("dy", &[(8, NAN), (9, INFINITY), (10, -INFINITY), (11, INFINITY)])
         .finish(&format!("activation_gradient: {kind:?}, NaN and infinities"), ActivationGradient { kind })
 }
 

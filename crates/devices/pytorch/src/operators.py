@@ -59,8 +59,12 @@ def activation(op, x):
 
 
 def activation_gradient(op, x, dy):
-    """torch's, but for relu of a NaN, where torch hands dy on as if nothing were wrong."""
-    dx = gradient(function(op.kind), [x], dy.float())[0]
+    """torch's, but for relu: of a NaN torch hands dy on as if nothing were wrong, and where it is 0 no dy comes through, whatever
+    it is; a product with 0 keeps what is no number."""
+    dy = dy.float()
+    dx = gradient(function(op.kind), [x], dy)[0]
+    if op.kind == "relu":
+        dx = torch.where(x > 0, dx, dy * 0.0)
     return [torch.where(x.isnan(), torch.nan, dx)]
 
 
