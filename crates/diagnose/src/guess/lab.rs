@@ -76,6 +76,8 @@ pub(super) struct Lab<'a> {
     pub observed: Option<Outcome>,
     pub effort: Effort,
     pub experiments: Vec<Experiment>,
+    /// Bits that are left where the error does not grow with the length of a sum.
+    pub flat: Option<f64>,
 }
 
 /// What comes of opening.
@@ -101,6 +103,7 @@ impl<'a> Lab<'a> {
             observed: observed.cloned(),
             effort,
             experiments: Vec::new(),
+            flat: None,
         };
         let stray = lab.base.outcome.stray.clone();
         if let Some(place) = stray.or_else(|| observed.and_then(|outcome| outcome.stray.clone())) {

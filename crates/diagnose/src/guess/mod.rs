@@ -11,12 +11,14 @@ mod formula; // optimizers that leave a part of the formula out
 mod lab; // runs trials and keeps the record
 mod leftover; // what a run before left behind
 mod mask; // who sees whom
+mod model; // the formulas, step by step
 mod permutation; // right numbers in another order
 mod precision; // how the error grows
 mod prediction; // the right result, changed on the way out
 mod repeat; // the same run again
 mod sizes; // which sizes fail
 mod softmax; // large logits
+mod steps; // one step of the formula done otherwise
 
 use crate::probe::{Outcome, Probe};
 use lab::Lab;
@@ -221,11 +223,14 @@ const IDEAS: &[Idea] = &[
     formula::optimizer,
     mask::mask,
     alteration::operand,
+    steps::changed,
     permutation::permutation,
     elsewhere::rows,
     elsewhere::impulse,
     softmax::softmax,
-    precision::precision,
+    precision::growth,
+    steps::rounding,
+    precision::roughness,
     fixed::stuck,
 ];
 

@@ -1,5 +1,5 @@
 //! How the error grows with the length of a sum: operands or results that are rounded give an error that does not grow, partial
-//! sums that are rounded one that does.
+//! sums that are rounded one that does. What is rounded is a rough function of the operands, what is another formula a smooth one.
 
 use super::axes::axes;
 use super::lab::{Lab, Sample, flops};
@@ -12,13 +12,14 @@ use toprope_program::{DType, Operator, Tensor};
 /// Lengths of the sum that the error is measured at.
 const LENGTHS: [usize; 6] = [4, 16, 64, 256, 1024, 4096];
 
-pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+pub(super) fn growth(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if !lab.base.fails() || lab.base.probe.has_views() {
         return Ok(None);
     }
     // A rounded result hides what is lost before it; but what is wrong only where it is rounded shows as it is.
     let asked = lab.base.probe.clone();
-    for base in with_f32_output(&asked).into_iter().chain([asked]) {
+    let wide = [with_f32_output(&asked), with_f32_operands(&asked)];
+    for base in wide.into_iter().flatten().chain([asked]) {
         if let Some(conclusion) = precision_of(lab, &base)? {
             return Ok(Some(conclusion));
         }
@@ -27,8 +28,10 @@ pub(super) fn precision(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
 }
 
 fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, Obstacle> {
-    let mut flat = None;
-    for axis in axes(base).into_iter().filter(|axis| !axis.in_outputs) {
+    // What is summed over may be an axis of an output as well: of a norm, of another gradient.
+    let mut axes = axes(base);
+    axes.sort_by_key(|axis| axis.in_outputs);
+    for axis in axes {
         let mut points: Vec<(usize, f64, f64)> = Vec::new();
         for length in LENGTHS {
             let growth = length as f64 / axis.size.max(1) as f64;
@@ -79,16 +82,12 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             );
             return Ok(lab.conclude(Kind::LowPrecisionAccumulation, sentence, ran, showed));
         }
-        if slope.abs() <= 0.25 {
-            let bits = -last.1.log2() - 1.0;
-            let sentence = format!(
-                "Operands or results are rounded to about {bits:.0} bits: the error does not grow with the length of a sum."
-            );
-            flat.get_or_insert(Conclusion::new(Kind::LowPrecisionOperands, sentence));
+        if slope <= 0.25 && !axis.in_outputs {
+            lab.flat.get_or_insert(-last.1.log2() - 1.0);
         }
         lab.note(ran, showed);
     }
-    Ok(flat)
+    Ok(None)
 }
 
 /// The same with a result in f32, where the operator may give one: a rounded result hides what is lost before.
@@ -101,6 +100,18 @@ fn with_f32_output(probe: &Probe) -> Option<Probe> {
     *output = serde_json::json!("f32");
     let operator: Operator = serde_json::from_value(fields).ok()?;
     probe.altered(&operator, probe.operands()).ok()
+}
+
+/// The same with every operand in f32, where the operator takes that.
+fn with_f32_operands(probe: &Probe) -> Option<Probe> {
+    let operands = probe.operands();
+    if !operands.iter().any(|t| t.dtype == DType::Bf16) {
+        return None;
+    }
+    let wide = |t: Tensor| if t.dtype == DType::Bf16 { Tensor { dtype: DType::F32, ..t } } else { t };
+    let operands: Vec<Tensor> = operands.into_iter().map(wide).collect();
+    let operator = with_f32_output(probe).map_or(probe.operator().clone(), |probe| probe.operator().clone());
+    probe.altered(&operator, operands).ok()
 }
 
 /// The same with every float operand positive, so that nothing cancels.
@@ -153,4 +164,87 @@ fn overflows(lab: &mut Lab<'_>, base: &Probe, axis: &super::axes::Axis) -> Resul
         if over { "overflow" } else { "do not overflow" },
     );
     Ok(Some(over))
+}
+
+/// By what all float operands are nudged: by more than a unit of the coarsest type, and by no multiple of it.
+const NUDGE: f64 = 1.017_3;
+
+/// Elements that roughness is told from, at least.
+const ROUGH_LEAST: usize = 16;
+
+/// Numbers in between that are rounded: the error is small, and changes altogether where operands change by little.
+pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if !lab.base.fails() || lab.base.probe.has_views() || lab.base.probe.operator().writes_in_place().is_some() {
+        return Ok(None);
+    }
+    let base = lab.base.probe.clone();
+    let mut asked: Vec<Probe> = with_f32_operands(&base).into_iter().collect();
+    asked.push(base);
+    for probe in asked {
+        let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
+        let nudged = |t: Tensor| match t.dtype {
+            // Bits of a mantissa that are all zero round to themselves.
+            DType::F32 => Tensor::rounded(t.dtype, &t.sizes.clone(), t.data.iter().map(|x| x * NUDGE)),
+            _ => t,
+        };
+        let operands: Vec<Tensor> = probe.operands().into_iter().map(nudged).collect();
+        let Ok(other) = probe.altered(&probe.operator().clone(), operands) else { continue };
+        let Ok(other) = other.made_consistent(lab.oracle) else { continue };
+        let Ok(twice) = other.altered(
+            &other.operator().clone(),
+            other.operands().into_iter().map(nudged).collect(),
+        ) else {
+            continue;
+        };
+        let Ok(twice) = twice.made_consistent(lab.oracle) else { continue };
+        let (Some(first), Some(second)) = (lab.sample(other)?, lab.sample(twice)?) else { continue };
+        for output in first.wrong_outputs() {
+            let Some((largest, correlation)) = compared(&first, &second, output) else { continue };
+            let ran = format!("all operands times {NUDGE}, and times {NUDGE} again");
+            let showed = format!(
+                "errors of at most 2^{:.1} of the result, which have a correlation of {correlation:.2}",
+                largest.log2()
+            );
+            if correlation.abs() < 0.5 && largest < 2f64.powi(-5) {
+                let bits = lab.flat.unwrap_or(-largest.log2());
+                let sentence = format!(
+                    "Numbers in between are rounded to about {bits:.0} bits: the error is small, does not grow with the length of a sum, and changes where operands change by little."
+                );
+                return Ok(lab.conclude(Kind::LowPrecisionOperands, sentence, ran, showed));
+            }
+            lab.note(ran, showed);
+        }
+    }
+    Ok(None)
+}
+
+/// The largest error of an output in units of its magnitude, and the correlation of the errors of two samples; none where
+/// they are too few, or only some are wrong.
+fn compared(first: &Sample, second: &Sample, output: usize) -> Option<(f64, f64)> {
+    let errors = |sample: &Sample| -> Vec<Option<f64>> {
+        let (want, got) = (&sample.exact.want[output].data, &sample.outcome.outputs[output].data);
+        let sizes = sample.exact.measured.whole.get(output);
+        let size = |i: usize| sizes.and_then(|m| m.get(i)).copied().unwrap_or(0.0).max(want[i].abs());
+        let error = |i: usize| {
+            let error = (got[i] - want[i]) / size(i);
+            (error.is_finite() && size(i) > 1e-30).then_some(error)
+        };
+        (0..want.len()).map(error).collect()
+    };
+    let pairs: Vec<(f64, f64)> =
+        errors(first).into_iter().zip(errors(second)).filter_map(|(a, b)| a.zip(b)).collect();
+    if pairs.len() < ROUGH_LEAST || !first.exact.want[output].dtype.is_float() {
+        return None;
+    }
+    let n = pairs.len() as f64;
+    let mean = pairs.iter().fold((0.0, 0.0), |sum, (a, b)| (sum.0 + a / n, sum.1 + b / n));
+    let (mut aa, mut bb, mut ab) = (0.0, 0.0, 0.0);
+    for (a, b) in &pairs {
+        let (a, b) = (a - mean.0, b - mean.1);
+        (aa, bb, ab) = (aa + a * a, bb + b * b, ab + a * b);
+    }
+    let largest = pairs.iter().fold(0.0f64, |most, (a, b)| most.max(a.abs()).max(b.abs()));
+    // A few large errors among none are no rounding.
+    let spread = (aa / n).sqrt().max(mean.0.abs());
+    (spread > largest / 12.0).then(|| (largest, ab / (aa * bb).sqrt().max(1e-300)))
 }

@@ -2,6 +2,7 @@
 
 use super::axes::axes;
 use super::lab::{Lab, flops};
+use super::steps::TILES;
 use super::{Conclusion, Kind};
 use crate::probe::Probe;
 use toprope_conformance::lockstep::Obstacle;
@@ -11,11 +12,15 @@ use toprope_conformance::values::Regime;
 const SIZES: [usize; 19] = [8, 10, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 48, 63, 64, 65, 96, 128, 129];
 
 /// Whether the rule holds on other numbers: then it is the size that decides, and not what was drawn.
-fn holds_again(lab: &mut Lab<'_>, tile: usize, probes: Vec<(usize, Probe)>) -> Result<bool, Obstacle> {
+fn holds_again(
+    lab: &mut Lab<'_>,
+    rests: &dyn Fn(usize) -> bool,
+    probes: Vec<(usize, Probe)>,
+) -> Result<bool, Obstacle> {
     for (size, probe) in probes {
         let seed = lab.effort.seed.wrapping_add(9);
         let Ok(again) = probe.redrawn_consistently(seed, Regime::Normal, lab.oracle) else { continue };
-        if lab.fails(again)? == Some(size.is_multiple_of(tile)) {
+        if lab.fails(again)? == Some(!rests(size)) {
             return Ok(false);
         }
     }
@@ -60,12 +65,17 @@ pub(super) fn sizes(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         };
         let ran = format!("other sizes of {letter}");
         let showed = format!("{} fail, {} agree", list(true), list(false));
-        let rule = |tile: &usize| tried.iter().all(|(size, fails)| *fails != size.is_multiple_of(*tile));
-        if let Some(tile) = [2usize, 4, 8, 16, 32, 64, 128].iter().find(|tile| rule(tile))
-            && holds_again(lab, *tile, probes)?
+        let rests = |tile: usize, least: usize, size: usize| !size.is_multiple_of(tile) && size > least;
+        let rule = |tile: usize, least: usize| tried.iter().all(|(size, fails)| *fails == rests(tile, least, *size));
+        // Where there is no whole tile some kernels take another way.
+        let whole = TILES.into_iter().map(|tile| (tile, 0));
+        let long = TILES.into_iter().map(|tile| (tile, tile));
+        if let Some((tile, least)) = whole.chain(long).find(|(tile, least)| rule(*tile, *least))
+            && holds_again(lab, &|size| rests(tile, least, size), probes)?
         {
+            let above = if least > 0 { format!(", above {least}") } else { String::new() };
             let sentence = format!(
-                "It is wrong where {letter} does not divide by {tile}: the rest of the last tile is lost."
+                "It is wrong where {letter} does not divide by {tile}{above}: the rest of the last tile is lost."
             );
             return Ok(lab.conclude(Kind::DroppedTail, sentence, ran, showed));
         }
