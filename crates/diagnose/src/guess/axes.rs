@@ -10,8 +10,8 @@ pub(super) struct Axis {
     pub letter: String,
     /// Its size.
     pub size: usize,
-    /// Where it stands: the value's index and axis, and what is added to it there.
-    places: Vec<(usize, usize, usize)>,
+    /// Where it stands: the value's index and axis, what it is multiplied with there, and what is added.
+    places: Vec<(usize, usize, usize, usize)>,
     /// Whether an output has it; where none does, it is summed over.
     pub in_outputs: bool,
 }
@@ -19,8 +19,8 @@ pub(super) struct Axis {
 impl Axis {
     /// Maps this size to another, and leaves all others.
     pub fn map(&self, size: usize) -> impl Fn(usize, usize, usize) -> usize + '_ {
-        move |value, axis, n| match self.places.iter().find(|(v, a, _)| (*v, *a) == (value, axis)) {
-            Some((_, _, more)) => size + more,
+        move |value, axis, n| match self.places.iter().find(|(v, a, ..)| (*v, *a) == (value, axis)) {
+            Some((_, _, times, more)) => size * times + more,
             // Shapes among the attributes are known by their number alone.
             None if value == usize::MAX && n == self.size => size,
             None => n,
@@ -30,7 +30,7 @@ impl Axis {
     /// Whether an operand has it.
     pub fn in_operand(&self, probe: &Probe, at: usize) -> bool {
         let value = probe.instruction().operands.get(at).map(|operand| operand.value.0 as usize);
-        value.is_some_and(|value| self.places.iter().any(|(v, _, _)| *v == value))
+        value.is_some_and(|value| self.places.iter().any(|(v, ..)| *v == value))
     }
 }
 
@@ -51,7 +51,8 @@ pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
     for (shape, value, output) in operands.chain(outputs) {
         let sizes: Vec<usize> = program.values[value].shape.iter().map(|dim| dim.factor).collect();
         for (axis, (letter, more)) in letters(shape, sizes.len()).into_iter().enumerate() {
-            let size = sizes[axis].saturating_sub(more);
+            let (times, letter) = multiple(letter);
+            let size = sizes[axis].saturating_sub(more) / times;
             if letter.parse::<usize>().is_ok() {
                 continue;
             }
@@ -63,11 +64,20 @@ pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
             });
             entry.in_outputs |= output;
             if entry.size == size {
-                entry.places.push((value, axis, more));
+                entry.places.push((value, axis, times, more));
             }
         }
     }
     found.into_values().filter(|axis| !axis.places.is_empty()).collect()
+}
+
+/// What a letter is multiplied with: `2F` is twice F.
+fn multiple(letter: String) -> (usize, String) {
+    let digits = letter.len() - letter.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    match letter[..digits].parse() {
+        Ok(times) if times > 0 && digits < letter.len() => (times, letter[digits..].to_string()),
+        _ => (1, letter),
+    }
 }
 
 /// The letter of each axis with what is added to it: `[R.., D]` of three axes is R0, R1, D.

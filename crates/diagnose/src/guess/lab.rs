@@ -1,5 +1,6 @@
 //! Runs trials on subject and oracle and keeps the record of what was tried.
 
+use super::axes::axes;
 use super::{Conclusion, Effort, Experiment, Guess, Kind};
 use crate::probe::{Exact, Outcome, Probe};
 use std::collections::BTreeSet;
@@ -19,7 +20,23 @@ pub(super) struct Sample {
     pub judgement: Judgement,
 }
 
+/// Elements of outputs below which a larger case is looked for.
+const TELLING: usize = 400;
+
+/// Elements of all operands and outputs that it may have then.
+const TELLING_MOST: usize = 6000;
+
+/// Elements of outputs below which more draws are made, and how many; else two.
+const FEW: usize = 24;
+const MANY_DRAWS: u64 = 16;
+const DRAWS: u64 = 2;
+
 impl Sample {
+    /// Elements of its wrong outputs.
+    pub fn elements(&self) -> usize {
+        self.wrong_outputs().iter().map(|output| self.exact.want[*output].data.len()).sum()
+    }
+
     pub fn fails(&self) -> bool {
         matches!(self.judgement.verdict, Verdict::Differ(_))
     }
@@ -120,8 +137,11 @@ impl<'a> Lab<'a> {
                 return Ok(opening);
             }
             lab.make_small()?;
+            lab.make_telling()?;
             lab.samples = vec![lab.base.clone()];
-            for turn in 1..=2 {
+            // What has few elements is drawn more often.
+            let draws = if lab.base.elements() < FEW { MANY_DRAWS } else { DRAWS };
+            for turn in 1..=draws {
                 let seed = lab.effort.seed.wrapping_add(turn);
                 let redrawn = lab.base.probe.redrawn_consistently(seed, Regime::Normal, lab.oracle);
                 if let Ok(redrawn) = redrawn
@@ -187,6 +207,41 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
+    /// Looks for a larger case that fails, where there are few elements: many kinds come to the same in a sum of one term. Sizes
+    /// keep what they leave when divided by 32, where that is possible.
+    fn make_telling(&mut self) -> Result<(), Obstacle> {
+        if self.base.elements() >= TELLING || self.base.probe.has_views() {
+            return Ok(());
+        }
+        let before = self.base.probe.elements();
+        let mut shortest = axes(&self.base.probe);
+        shortest.retain(|axis| axis.size < 16);
+        shortest.sort_by_key(|axis| axis.size);
+        for axis in shortest {
+            for size in [axis.size + 32, axis.size * 8] {
+                let seed = self.effort.seed;
+                let Some(larger) = self.base.probe.resized(&axis.map(size), seed, Regime::Normal) else {
+                    continue;
+                };
+                let Ok(larger) = larger.made_consistent(self.oracle) else { continue };
+                let Some(sample) = self.sample(larger)? else { continue };
+                let large = sample.probe.elements() > TELLING_MOST || flops(&sample) > self.effort.flops_max / 4;
+                if sample.fails() && !large {
+                    self.base = sample;
+                    break;
+                }
+            }
+        }
+        let after = self.base.probe.elements();
+        if after > before {
+            self.note(
+                "the same operator at larger sizes",
+                format!("fails with {after} elements in place of {before}"),
+            );
+        }
+        Ok(())
+    }
+
     pub fn note(&mut self, ran: impl Into<String>, showed: impl Into<String>) {
         self.experiments.push(Experiment { ran: ran.into(), showed: showed.into() });
     }
@@ -238,13 +293,18 @@ impl<'a> Lab<'a> {
     }
 }
 
-/// Floating-point operations of a probe.
+/// Those of a sample's probe.
 pub(super) fn flops(sample: &Sample) -> u64 {
-    let program = sample.probe.program().program();
-    let (instruction, symbols) = (sample.probe.instruction(), sample.probe.symbols());
+    flops_of(&sample.probe)
+}
+
+/// Floating-point operations of a probe, and at least one for each element.
+pub(super) fn flops_of(probe: &Probe) -> u64 {
+    let program = probe.program().program();
+    let (instruction, symbols) = (probe.instruction(), probe.symbols());
     let operands = program.concrete_operands(instruction, symbols);
     let outputs = program.concrete_outputs(instruction, symbols);
-    instruction.operator.definition().flops(&operands, &outputs)
+    instruction.operator.definition().flops(&operands, &outputs).max(probe.elements() as u64)
 }
 
 pub(super) fn run(subject: &mut dyn Device, oracle: &mut Oracle, probe: Probe) -> Result<Sample, Obstacle> {

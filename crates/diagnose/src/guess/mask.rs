@@ -1,11 +1,11 @@
-//! Who sees whom: every wrong element of attention is what it would be with another mask.
+//! Who sees whom: every wrong row of attention is what it would be with another mask.
 
 use super::lab::{Lab, Sample, flops};
 use super::model::{Sight, gradient_seeing, seeing};
 use super::steps::{Steps, TILES};
 use super::{Conclusion, Kind};
 use crate::probe::Exact;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::{Operator, Tensor};
 
@@ -31,56 +31,76 @@ pub(super) fn mask(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         return Ok(None);
     }
     let samples: Vec<_> = lab.failing().cloned().collect();
-    let mut used: BTreeSet<String> = BTreeSet::new();
-    let mut kinds: Vec<Kind> = Vec::new();
+    let ran = "attention with other masks";
+    let mut used: BTreeMap<String, Kind> = BTreeMap::new();
     let mut rows: BTreeSet<usize> = BTreeSet::new();
     let queries = lab.base.probe.operands()[0].sizes[0];
     for sample in &samples {
-        let mut left: HashSet<(usize, usize)> = sample.judgement.wrong.iter().copied().collect();
-        if left.is_empty() || sample.judgement.wrong_count as usize > left.len() {
-            return Ok(None);
-        }
-        for (output, element) in &left {
-            let tensor = &sample.exact.want[*output];
-            if tensor.sizes.first() == Some(&queries) {
-                rows.insert(element / (tensor.data.len() / queries).max(1));
-            }
-        }
-        for Mask { what, kind, see } in masks(sample) {
-            let Some(wrong) = wrong_with(sample, &*see) else { continue };
-            let before = left.len();
-            left.retain(|element| wrong.contains(element));
-            if left.len() < before {
-                used.insert(what);
-                kinds.push(kind);
-            }
-            if left.is_empty() {
-                break;
-            }
-        }
-        if !left.is_empty() {
-            lab.note(
-                "attention with other masks, element by element",
-                format!("{} wrong elements remain", left.len()),
-            );
+        let Some(left) = explain(sample, &mut used, &mut rows) else { return Ok(None) };
+        if left > 0 {
+            lab.note(ran, format!("{left} wrong queries remain"));
             return Ok(None);
         }
     }
-    // Some elements are met by any mask by chance; many masks explain everything and so nothing.
-    if used.len() > 6 {
+    // Many masks explain everything and so nothing.
+    if used.is_empty() || used.len() > MASKS_MOST * samples.len() {
         return Ok(None);
     }
-    let masks = used.into_iter().collect::<Vec<_>>().join("; or ");
+    let tails = used.values().all(|kind| *kind == Kind::DroppedTail);
+    let masks = used.into_keys().collect::<Vec<_>>().join("; or ");
     let share = format!("{} of {queries} queries", rows.len());
     let which = rows.iter().take(4).map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let sentence = format!("Its mask is wrong for {share} (from {which}): they see {masks}.");
-    let showed = format!("every wrong element is what it is where queries see {masks}");
-    let kind = if kinds.iter().all(|kind| *kind == Kind::DroppedTail) { Kind::DroppedTail } else { Kind::Mask };
-    Ok(lab.conclude(kind, sentence, "attention with other masks, element by element", showed))
+    let showed = format!("every wrong query is what it is where it sees {masks}");
+    let kind = if tails { Kind::DroppedTail } else { Kind::Mask };
+    Ok(lab.conclude(kind, sentence, ran, showed))
+}
+
+/// Masks that are taken together at most.
+const MASKS_MOST: usize = 3;
+
+/// Looks for the fewest masks that explain every wrong query, and gives how many remain; none where too many are wrong to be
+/// told. A gradient of a key is a sum over queries: there one mask must explain it all.
+fn explain(sample: &Sample, used: &mut BTreeMap<String, Kind>, rows: &mut BTreeSet<usize>) -> Option<usize> {
+    if sample.judgement.wrong.is_empty() || sample.judgement.wrong_count as usize > sample.judgement.wrong.len() {
+        return None;
+    }
+    let forward = matches!(sample.probe.operator(), Operator::Attention(_));
+    let heads = sample.exact.want[0].sizes[1];
+    // A query is a row of a head; the whole gradient is one.
+    let query = |(output, element): &(usize, usize)| {
+        let width = if *output == 0 { sample.exact.want[0].sizes[2].max(1) } else { 1 };
+        if forward { element / width } else { 0 }
+    };
+    let mut left: BTreeSet<usize> = sample.judgement.wrong.iter().map(query).collect();
+    if forward {
+        rows.extend(left.iter().map(|query| query / heads.max(1)));
+    } else {
+        rows.extend(0..sample.exact.want[0].sizes[0]);
+    }
+    let mut explained: Vec<(String, Kind, BTreeSet<usize>)> = Vec::new();
+    for Mask { what, kind, see } in masks(sample) {
+        let Some(wrong) = wrong_with(sample, &*see) else { continue };
+        let wrong: BTreeSet<usize> = wrong.iter().map(query).collect();
+        let right: BTreeSet<usize> = left.difference(&wrong).copied().collect();
+        if !right.is_empty() {
+            explained.push((what, kind, right));
+        }
+    }
+    for _ in 0..MASKS_MOST {
+        // The first of those that explain most.
+        let gain = |(_, _, right): &(String, Kind, BTreeSet<usize>)| right.intersection(&left).count();
+        let Some(best) = explained.iter().rev().max_by_key(|mask| gain(mask)).filter(|mask| gain(mask) > 0) else {
+            break;
+        };
+        used.insert(best.0.clone(), best.1);
+        left = left.difference(&best.2).copied().collect();
+    }
+    Some(left.len())
 }
 
 /// What is wrong where queries see other keys; none where that cannot be judged.
-fn wrong_with(sample: &Sample, see: Sight<'_>) -> Option<HashSet<(usize, usize)>> {
+fn wrong_with(sample: &Sample, see: Sight<'_>) -> Option<Vec<(usize, usize)>> {
     let operands = sample.probe.operands();
     let o: Vec<&Tensor> = operands.iter().collect();
     let steps = Steps::right();
@@ -117,8 +137,7 @@ fn wrong_with(sample: &Sample, see: Sight<'_>) -> Option<HashSet<(usize, usize)>
         }
     }
     let judgement = sample.probe.judge(&exact, &sample.outcome);
-    (judgement.wrong_count as usize <= judgement.wrong.len())
-        .then(|| judgement.wrong.into_iter().collect())
+    (judgement.wrong_count as usize <= judgement.wrong.len()).then_some(judgement.wrong)
 }
 
 /// A softmax over nothing gives zeros, NaN, or where what is hidden is a large negative number the mean of all.

@@ -93,13 +93,16 @@ pub(super) fn nearest(bits: i32, x: f64) -> f64 {
 pub(super) const FORMATS: [(i32, &str); 5] =
     [(8, "bf16"), (11, "fp16 or TF32"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
 
-/// The failing draws, with sums of 64 terms where they are shorter: the rounding of one term alone is that of the result.
+/// Terms of a sum that are more than a matrix unit takes at once.
+const LONG: usize = 320;
+
+/// The failing draws, with sums of 320 terms where they are shorter: the rounding of one term alone is that of the result.
 fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
     let samples: Vec<Sample> = lab.failing().cloned().collect();
     let base = lab.base.probe.clone();
     let short = if base.has_views() { Vec::new() } else { axes(&base) };
-    for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < 64) {
-        if let Some(longer) = base.resized(&axis.map(64), lab.effort.seed, Regime::Normal)
+    for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < LONG) {
+        if let Some(longer) = base.resized(&axis.map(LONG), lab.effort.seed, Regime::Normal)
             && let Some(sample) = lab.sample(longer)?
             && sample.fails()
         {
@@ -186,17 +189,21 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
             let few = if lab.failing().count() > 1 { 1 } else { 3 };
             let Some(c) = ratio(&got.data, &want.data, &origin.data, few) else { continue };
             let holds = |sample: &Sample| {
-                let want = &sample.exact.want[output];
+                let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 let operands = sample.probe.operands();
                 let from = |i: usize| at.map_or(0.0, |at| operands[at].data[i]);
-                let data = want.data.iter().enumerate().map(|(i, x)| from(i) + c * (x - from(i))).collect();
-                let mut outputs = sample.exact.want.clone();
-                outputs[output].data = data;
+                let (tolerance, sizes) = (sample.tolerances()[output], sample.exact.measured.whole.get(output));
+                // It may be rounded before and after.
+                let unit = 2.0 * want.dtype.unit_roundoff();
+                let near = |i: usize| {
+                    let predicted = from(i) + c * (want.data[i] - from(i));
+                    let size = sizes.and_then(|m| m.get(i)).copied().unwrap_or(0.0) * c.abs().max(1.0);
+                    let room = tolerance.bound(predicted, size) + unit * predicted.abs();
+                    let same = got.data[i] == predicted || got.data[i].is_nan() && predicted.is_nan();
+                    same || (got.data[i] - predicted).abs() <= room
+                };
                 // The other outputs are judged by themselves.
-                for other in sample.wrong_outputs().into_iter().filter(|other| *other != output) {
-                    outputs[other] = sample.outcome.outputs[other].clone();
-                }
-                sample.explained_by_outputs(outputs)
+                sample.wrong_outputs().contains(&output) && (0..want.data.len()).all(near)
             };
             if lab.failing().count() > 0 && lab.failing().all(holds) {
                 let what = match at {
