@@ -1,7 +1,7 @@
 //! The right result, changed on its way out: cut, rounded to fewer bits, clamped, flushed, or times a factor.
 
 use super::axes::axes;
-use super::lab::{Lab, Sample};
+use super::lab::{FEW, Lab, MANY_DRAWS, Sample, flops_of};
 use super::{Conclusion, Kind};
 use half::f16;
 use toprope_conformance::lockstep::Obstacle;
@@ -33,7 +33,9 @@ pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let flushed = |(got, right, _, _): &(f64, f64, f64, DType)| {
         *got == 0.0 && *right != 0.0 && right.abs() < SMALLEST_NORMAL
     };
-    if wrong.iter().all(flushed) {
+    // A zero that has lost its sign goes with them.
+    let unsigned = |(got, right, _, _): &(f64, f64, f64, DType)| *got == 0.0 && *right == 0.0;
+    if wrong.iter().all(|x| flushed(x) || unsigned(x)) && wrong.iter().any(flushed) {
         let sentence = "Results below the normal numbers (2^-126) are zero.";
         let showed = format!("all {count} have a right result below 2^-126, and are zero");
         return Ok(lab.conclude(Kind::SubnormalsFlushed, sentence, "a look at the wrong elements", showed));
@@ -79,7 +81,7 @@ pub(super) fn cut(bits: i32, x: f64) -> f64 {
 pub(super) fn nearest(bits: i32, x: f64) -> f64 {
     match bits {
         8 => round(DType::Bf16, x),
-        11 if x.abs() < 65504.0 && x.abs() > 6.2e-5 => f16::from_f64(x).to_f64(),
+        FP16 => f16::from_f64(x).to_f64(),
         24 => round(DType::F32, x),
         _ if x == 0.0 || !x.is_finite() => x,
         _ => {
@@ -89,9 +91,12 @@ pub(super) fn nearest(bits: i32, x: f64) -> f64 {
     }
 }
 
+/// In place of a number of bits: fp16, whose small numbers have fewer, and whose large ones are infinite.
+pub(super) const FP16: i32 = 16;
+
 /// Formats with fewer bits than f32: significand bits and name.
-pub(super) const FORMATS: [(i32, &str); 5] =
-    [(8, "bf16"), (11, "fp16 or TF32"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
+pub(super) const FORMATS: [(i32, &str); 6] =
+    [(8, "bf16"), (11, "fp16 or TF32"), (FP16, "fp16"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
 
 /// Terms of a sum that are more than a matrix unit takes at once.
 const LONG: usize = 320;
@@ -99,17 +104,32 @@ const LONG: usize = 320;
 /// The failing draws, with sums of 320 terms where they are shorter: the rounding of one term alone is that of the result.
 fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
     let samples: Vec<Sample> = lab.failing().cloned().collect();
-    let base = lab.base.probe.clone();
+    let mut base = lab.base.probe.clone();
     let short = if base.has_views() { Vec::new() } else { axes(&base) };
+    let mut longest: Option<Sample> = None;
     for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < LONG) {
         if let Some(longer) = base.resized(&axis.map(LONG), lab.effort.seed, Regime::Normal)
+            && flops_of(&longer) <= 4 * lab.effort.flops_max
             && let Some(sample) = lab.sample(longer)?
             && sample.fails()
         {
-            return Ok(vec![sample]);
+            base = sample.probe.clone();
+            longest = Some(sample);
         }
     }
-    Ok(samples)
+    let Some(longest) = longest else { return Ok(samples) };
+    let few = longest.elements() < FEW;
+    let mut list = vec![longest];
+    for turn in 1..=if few { MANY_DRAWS } else { 0 } {
+        let drawn = base.redrawn_consistently(lab.effort.seed.wrapping_add(turn), Regime::Normal, lab.oracle);
+        if let Ok(drawn) = drawn
+            && let Some(sample) = lab.sample(drawn)?
+            && sample.fails()
+        {
+            list.push(sample);
+        }
+    }
+    Ok(list)
 }
 
 /// How results are brought to the bits that they are stored in.
@@ -188,6 +208,10 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
             let got = &lab.base.outcome.outputs[output];
             let few = if lab.failing().count() > 1 { 1 } else { 3 };
             let Some(c) = ratio(&got.data, &want.data, &origin.data, few) else { continue };
+            // Less than a few units of the type is no factor.
+            if (c - 1.0).abs() <= 8.0 * want.dtype.unit_roundoff() {
+                continue;
+            }
             let holds = |sample: &Sample| {
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 let operands = sample.probe.operands();

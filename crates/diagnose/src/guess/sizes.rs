@@ -35,6 +35,13 @@ impl Rule {
         }
         let with_rest = tried.iter().filter(|(size, _)| self.rests(*size)).count();
         let agree = tried.iter().filter(|(size, fails)| !fails && self.rests(*size)).count();
+        // Above the first size without a rest too: else it is small sizes that fail.
+        let first = tried.iter().filter(|(size, _)| !self.rests(*size)).map(|(size, _)| *size).min()?;
+        let above: Vec<bool> = tried.iter().filter(|(size, _)| self.rests(*size) && *size > first).map(|(_, fails)| *fails).collect();
+        let failing = above.iter().filter(|fails| **fails).count();
+        if failing * 2 < above.len() || failing == 0 {
+            return None;
+        }
         (agree as f64 <= (1.0 - FAILING_SHARE) * with_rest as f64).then_some(agree)
     }
 }
