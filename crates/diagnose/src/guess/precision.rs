@@ -15,8 +15,11 @@ const LENGTHS: [usize; 6] = [4, 16, 64, 256, 1024, 4096];
 /// The largest error of a short sum that may be one of rounding.
 const ROUNDING_MOST: f64 = 1.0 / 8.0;
 
+/// By what the error of a long sum is larger than that of a short one, where partial sums are rounded.
+const GROWN: f64 = 1.4;
+
 pub(super) fn growth(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if !lab.base.fails() || lab.base.probe.has_views() {
+    if !lab.base.fails() || lab.base.probe.has_views() || largest(&lab.base) > 2.0 * ROUNDING_MOST {
         return Ok(None);
     }
     // A rounded result hides what is lost before it; but what is wrong only where it is rounded shows as it is.
@@ -47,9 +50,10 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             let Some((subject, control, largest)) = typical_errors(lab, &probe)? else { continue };
             points.push((length, subject, control));
             // What is far off in a short sum is no rounding.
-            if points.len() == 1 && largest > ROUNDING_MOST {
+            if subject > 0.0 && largest > ROUNDING_MOST && points.iter().filter(|point| point.1 > 0.0).count() == 1 {
                 break;
             }
+            points.retain(|point| point.1 > 0.0);
         }
         let (Some(first), Some(last)) = (points.first().copied(), points.last().copied()) else { continue };
         if points.len() < 3 || last.1 <= 4.0 * last.2.max(2f64.powi(-23)) {
@@ -71,7 +75,10 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             points.iter().map(|(n, error, _)| format!("{letter}={n}: {:.1} bits", -error.log2())).collect();
         let ran = format!("all operands positive, {letter} from {} to {}", first.0, last.0);
         let showed = format!("{}; the error grows as {letter}^{slope:.2}", told.join(", "));
-        if slope > 0.25 {
+        // A sum of which much is taken at once grows late, and in steps.
+        let least = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
+        let grows = !axis.in_outputs && last.1 > GROWN * least;
+        if slope > 0.25 || grows {
             let half = overflows(lab, base, &axis)?;
             // One rounding to p bits is off by about 2^-(p+1.3) on average; a few have been added up.
             let bits = -first.1.log2() - 1.0;
@@ -91,7 +98,7 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             );
             return Ok(lab.conclude(Kind::LowPrecisionAccumulation, sentence, ran, showed));
         }
-        if slope <= 0.25 && !axis.in_outputs {
+        if !axis.in_outputs {
             lab.flat.get_or_insert(-last.1.log2() - 1.0);
         }
         lab.note(ran, showed);
