@@ -230,7 +230,7 @@ fn ways() -> Vec<Way> {
     }));
     way("largest for infinity".into(), &[Saturation, SpecialValues], has_numbers, each(|x| if x.is_infinite() { f64::from(f32::MAX).copysign(x) } else { x }));
     way("zero for NaN".into(), &[SpecialValues], has_numbers, each(|x| if x.is_nan() { 0.0 } else { x }));
-    way("results below the normal numbers as zero".into(), &[SubnormalsFlushed], has_numbers, each(|x| if x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }));
+    way("results below the normal numbers as zero".into(), &[SubnormalsFlushed], has_numbers, each(|x| if x != 0.0 && x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }));
     way("operands below the normal numbers as zero".into(), &[SubnormalsFlushed], has_numbers, on(|_, o| {
         Some(o.iter().map(|t| if t.dtype.is_float() { mapped(t, |_, x| if x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }) } else { t.clone() }).collect())
     }));

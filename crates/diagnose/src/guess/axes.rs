@@ -2,6 +2,7 @@
 
 use crate::probe::Probe;
 use std::collections::BTreeMap;
+use toprope_program::Operator;
 
 /// A size that an operator's record names.
 #[derive(Clone, Debug)]
@@ -10,17 +11,29 @@ pub(super) struct Axis {
     pub letter: String,
     /// Its size.
     pub size: usize,
-    /// Where it stands: the value's index and axis, what it is multiplied with there, and what is added.
-    places: Vec<(usize, usize, usize, usize)>,
+    /// Where it stands.
+    places: Vec<Place>,
     /// Whether an output has it; where none does, it is summed over.
     pub in_outputs: bool,
+}
+
+/// Where a size stands, as `(times·size + more - less)/over`.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The value's index.
+    value: usize,
+    axis: usize,
+    times: usize,
+    more: usize,
+    less: usize,
+    over: usize,
 }
 
 impl Axis {
     /// Maps this size to another, and leaves all others.
     pub fn map(&self, size: usize) -> impl Fn(usize, usize, usize) -> usize + '_ {
-        move |value, axis, n| match self.places.iter().find(|(v, a, ..)| (*v, *a) == (value, axis)) {
-            Some((_, _, times, more)) => size * times + more,
+        move |value, axis, n| match self.places.iter().find(|p| (p.value, p.axis) == (value, axis)) {
+            Some(p) => (size * p.times + p.more).saturating_sub(p.less) / p.over,
             // Shapes among the attributes are known by their number alone.
             None if value == usize::MAX && n == self.size => size,
             None => n,
@@ -30,7 +43,7 @@ impl Axis {
     /// Whether an operand has it.
     pub fn in_operand(&self, probe: &Probe, at: usize) -> bool {
         let value = probe.instruction().operands.get(at).map(|operand| operand.value.0 as usize);
-        value.is_some_and(|value| self.places.iter().any(|(v, ..)| *v == value))
+        value.is_some_and(|value| self.places.iter().any(|place| place.value == value))
     }
 }
 
@@ -52,7 +65,8 @@ pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
         let sizes: Vec<usize> = program.values[value].shape.iter().map(|dim| dim.factor).collect();
         for (axis, (letter, more)) in letters(shape, sizes.len()).into_iter().enumerate() {
             let (times, letter) = multiple(letter);
-            let size = sizes[axis].saturating_sub(more) / times;
+            let (letter, less, over) = part(letter, &instruction.operator);
+            let size = (sizes[axis] * over + less).saturating_sub(more) / times;
             if letter.parse::<usize>().is_ok() {
                 continue;
             }
@@ -64,11 +78,26 @@ pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
             });
             entry.in_outputs |= output;
             if entry.size == size {
-                entry.places.push((value, axis, times, more));
+                entry.places.push(Place { value, axis, times, more, less, over });
             }
         }
     }
     found.into_values().filter(|axis| !axis.places.is_empty()).collect()
+}
+
+/// What is taken off a letter and what it is divided by: `(D - start)/2` is half of what `start` leaves of D.
+fn part(letter: String, operator: &Operator) -> (String, usize, usize) {
+    let parts = letter.strip_prefix('(').and_then(|rest| rest.split_once(")/"));
+    let Some(((inner, over), fields)) = parts.zip(serde_json::to_value(operator).ok()) else {
+        return (letter, 0, 1);
+    };
+    match (inner.split_once(" - "), over.parse()) {
+        (Some((of, attribute)), Ok(over)) if over > 0 => {
+            let less = fields.get(attribute.trim()).and_then(serde_json::Value::as_u64).unwrap_or(0);
+            (of.trim().to_string(), less as usize, over)
+        }
+        _ => (letter, 0, 1),
+    }
 }
 
 /// What a letter is multiplied with: `2F` is twice F.

@@ -51,6 +51,18 @@ impl Sample {
         self.judgement.wrong.iter().filter(|(at, _)| *at == output).map(|(_, element)| *element).collect()
     }
 
+    /// The largest error of a wrong element, in units of its magnitude.
+    pub fn largest_error(&self) -> f64 {
+        let error = |(output, element): &(usize, usize)| {
+            let want = self.exact.want[*output].data[*element];
+            let got = self.outcome.outputs[*output].data[*element];
+            let size = self.exact.measured.whole.get(*output).and_then(|m| m.get(*element)).copied();
+            let error = (got - want).abs() / size.unwrap_or(0.0).max(want.abs());
+            if error.is_nan() { 1.0 } else { error }
+        };
+        self.judgement.wrong.iter().map(error).fold(0.0, f64::max)
+    }
+
     pub fn tolerances(&self) -> Vec<Tolerance> {
         let concrete = |tensors: &[Tensor]| -> Vec<Concrete> {
             tensors.iter().map(|t| Concrete { dtype: t.dtype, sizes: t.sizes.clone() }).collect()

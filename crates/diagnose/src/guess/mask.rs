@@ -79,10 +79,16 @@ fn explain(sample: &Sample, used: &mut BTreeMap<String, Kind>, rows: &mut BTreeS
         rows.extend(0..sample.exact.want[0].sizes[0]);
     }
     let mut explained: Vec<(String, Kind, BTreeSet<usize>)> = Vec::new();
-    for Mask { what, kind, see } in masks(sample) {
+    let mut list = masks(sample);
+    list.sort_by_key(|mask| !used.contains_key(&mask.what));
+    for Mask { what, kind, see } in list {
         let Some(wrong) = wrong_with(sample, &*see) else { continue };
         let wrong: BTreeSet<usize> = wrong.iter().map(query).collect();
         let right: BTreeSet<usize> = left.difference(&wrong).copied().collect();
+        if right.len() == left.len() {
+            used.insert(what, kind);
+            return Some(0);
+        }
         if !right.is_empty() {
             explained.push((what, kind, right));
         }

@@ -225,13 +225,13 @@ const IDEAS: &[Idea] = &[
     alteration::operand,
     steps::changed,
     permutation::permutation,
+    fixed::stuck,
     elsewhere::rows,
     elsewhere::impulse,
     softmax::softmax,
     precision::growth,
     steps::rounding,
     precision::roughness,
-    fixed::stuck,
 ];
 
 /// Guesses at the kind of defect of a subject that gets this probe wrong. `observed` is what it gave when it was found wrong,

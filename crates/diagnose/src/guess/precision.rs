@@ -19,7 +19,7 @@ const ROUNDING_MOST: f64 = 1.0 / 8.0;
 const GROWN: f64 = 1.4;
 
 pub(super) fn growth(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if !lab.base.fails() || lab.base.probe.has_views() || largest(&lab.base) > 2.0 * ROUNDING_MOST {
+    if !lab.base.fails() || lab.base.probe.has_views() || lab.base.largest_error() > 2.0 * ROUNDING_MOST {
         return Ok(None);
     }
     // A rounded result hides what is lost before it; but what is wrong only where it is rounded shows as it is.
@@ -77,8 +77,13 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
         let showed = format!("{}; the error grows as {letter}^{slope:.2}", told.join(", "));
         // A sum of which much is taken at once grows late, and in steps.
         let least = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
-        let grows = !axis.in_outputs && last.1 > GROWN * least;
-        if slope > 0.25 || grows {
+        let late = last.1 > GROWN * least;
+        let grows = match axis.in_outputs {
+            // An axis of an output may be no sum: what grows along it grows all the way, and is rough.
+            true => slope > 0.25 && steady(&points) && is_rough(lab, base)?,
+            false => slope > 0.25 || late,
+        };
+        if grows {
             let half = overflows(lab, base, &axis)?;
             // One rounding to p bits is off by about 2^-(p+1.3) on average; a few have been added up.
             let bits = -first.1.log2() - 1.0;
@@ -104,6 +109,11 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
         lab.note(ran, showed);
     }
     Ok(None)
+}
+
+/// Whether the error grows from length to length.
+fn steady(points: &[(usize, f64, f64)]) -> bool {
+    points.windows(2).all(|pair| pair[1].1 >= 0.8 * pair[0].1)
 }
 
 /// The same with a result in f32, where the operator may give one: a rounded result hides what is lost before.
@@ -152,7 +162,7 @@ fn typical_errors(lab: &mut Lab<'_>, probe: &Probe) -> Result<Option<(f64, f64, 
         let Some(sample) = lab.sample(drawn)? else { return Ok(None) };
         let Some((subject, control)) = errors(&sample) else { continue };
         (squares, controls, count) = (squares + subject * subject, controls + control * control, count + 1.0);
-        most = most.max(largest(&sample));
+        most = most.max(sample.largest_error());
         if sample.exact.want.iter().map(|t| t.data.len()).sum::<usize>() >= FEW {
             break;
         }
@@ -163,17 +173,6 @@ fn typical_errors(lab: &mut Lab<'_>, probe: &Probe) -> Result<Option<(f64, f64, 
 /// Elements below which more is drawn, and how often.
 const FEW: usize = 24;
 const REDRAWS: u64 = 12;
-
-/// The largest error of a wrong element, in units of its magnitude.
-fn largest(sample: &Sample) -> f64 {
-    let error = |(output, element): &(usize, usize)| {
-        let (want, got) = (sample.exact.want[*output].data[*element], sample.outcome.outputs[*output].data[*element]);
-        let size = sample.exact.measured.whole.get(*output).and_then(|m| m.get(*element)).copied();
-        let error = (got - want).abs() / size.unwrap_or(0.0).max(want.abs());
-        if error.is_nan() { 1.0 } else { error }
-    };
-    sample.judgement.wrong.iter().map(error).fold(0.0, f64::max)
-}
 
 /// The worst output's typical error, and that of exact arithmetic rounded once.
 fn errors(sample: &Sample) -> Option<(f64, f64)> {
@@ -231,23 +230,7 @@ pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
     let mut asked: Vec<Probe> = with_f32_operands(&base).into_iter().collect();
     asked.push(base);
     for probe in asked {
-        let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
-        let nudged = |t: Tensor| match t.dtype {
-            // Bits of a mantissa that are all zero round to themselves.
-            DType::F32 => Tensor::rounded(t.dtype, &t.sizes.clone(), t.data.iter().map(|x| x * NUDGE)),
-            _ => t,
-        };
-        let operands: Vec<Tensor> = probe.operands().into_iter().map(nudged).collect();
-        let Ok(other) = probe.altered(&probe.operator().clone(), operands) else { continue };
-        let Ok(other) = other.made_consistent(lab.oracle) else { continue };
-        let Ok(twice) = other.altered(
-            &other.operator().clone(),
-            other.operands().into_iter().map(nudged).collect(),
-        ) else {
-            continue;
-        };
-        let Ok(twice) = twice.made_consistent(lab.oracle) else { continue };
-        let (Some(first), Some(second)) = (lab.sample(other)?, lab.sample(twice)?) else { continue };
+        let Some((first, second)) = nudged_twice(lab, &probe)? else { continue };
         for output in first.wrong_outputs() {
             // Numbers in between that are rounded spoil most of what follows from them.
             let many = first.wrong_in(output).len() * 8 >= first.exact.want[output].data.len();
@@ -270,6 +253,33 @@ pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         }
     }
     Ok(None)
+}
+
+/// The same case with operands nudged once and twice, where both are taken.
+fn nudged_twice(lab: &mut Lab<'_>, probe: &Probe) -> Result<Option<(Sample, Sample)>, Obstacle> {
+    let nudged = |t: Tensor| match t.dtype {
+        DType::F32 | DType::Bf16 => Tensor::rounded(t.dtype, &t.sizes.clone(), t.data.iter().map(|x| x * NUDGE)),
+        _ => t,
+    };
+    let mut samples = Vec::new();
+    let mut probe = probe.clone();
+    for _ in 0..2 {
+        // Bits of a mantissa that are all zero round to themselves, so that the first one is nudged as well.
+        let operands = probe.operands().into_iter().map(nudged).collect();
+        let Ok(other) = probe.altered(&probe.operator().clone(), operands) else { return Ok(None) };
+        let Ok(other) = other.made_consistent(lab.oracle) else { return Ok(None) };
+        let Some(sample) = lab.sample(other.clone())? else { return Ok(None) };
+        samples.push(sample);
+        probe = other;
+    }
+    Ok(samples.pop().zip(samples.pop()).map(|(second, first)| (first, second)))
+}
+
+/// Whether the error of an output changes altogether where operands change by little.
+fn is_rough(lab: &mut Lab<'_>, probe: &Probe) -> Result<bool, Obstacle> {
+    let Some((first, second)) = nudged_twice(lab, probe)? else { return Ok(false) };
+    let rough = |output| compared(&first, &second, output).is_some_and(|(_, correlation)| correlation.abs() < 0.7);
+    Ok(first.wrong_outputs().into_iter().any(rough))
 }
 
 /// The largest error of an output in units of its magnitude, and the correlation of the errors of two samples; none where

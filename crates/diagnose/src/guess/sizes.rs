@@ -16,6 +16,9 @@ const SIZES: [usize; 22] =
 /// little to be told.
 const FAILING_SHARE: f64 = 0.6;
 
+/// Sizes without a rest that must agree where some with one do.
+const WITHOUT_LEAST: usize = 5;
+
 /// A size that leaves a rest.
 #[derive(Clone, Copy)]
 struct Rule {
@@ -36,6 +39,11 @@ impl Rule {
         }
         let with_rest = tried.iter().filter(|(size, _)| self.rests(*size)).count();
         let agree = tried.iter().filter(|(size, fails)| !fails && self.rests(*size)).count();
+        // Few sizes without a rest agree by chance, where one with a rest does.
+        let without = tried.iter().filter(|(size, _)| !self.rests(*size)).count();
+        if agree > 0 && without < WITHOUT_LEAST {
+            return None;
+        }
         // Above the first size without a rest too: else it is small sizes that fail.
         let first = tried.iter().filter(|(size, _)| !self.rests(*size)).map(|(size, _)| *size).min()?;
         let rests = tried.iter().filter(|(size, _)| self.rests(*size) && *size > first);
