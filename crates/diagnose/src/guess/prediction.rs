@@ -101,7 +101,8 @@ pub(super) const FORMATS: [(i32, &str); 6] =
 /// Terms of a sum that are more than a matrix unit takes at once.
 const LONG: usize = 320;
 
-/// The failing draws, with sums of 320 terms where they are shorter: the rounding of one term alone is that of the result.
+/// The failing draws, or sums of 320 terms where they are shorter, within the tolerance or not: the rounding of one term
+/// alone is that of the result.
 fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
     let samples: Vec<Sample> = lab.failing().cloned().collect();
     let mut base = lab.base.probe.clone();
@@ -111,20 +112,18 @@ fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
         if let Some(longer) = base.resized(&axis.map(LONG), lab.effort.seed, Regime::Normal)
             && flops_of(&longer) <= 4 * lab.effort.flops_max
             && let Some(sample) = lab.sample(longer)?
-            && sample.fails()
         {
             base = sample.probe.clone();
             longest = Some(sample);
         }
     }
     let Some(longest) = longest else { return Ok(samples) };
-    let few = longest.elements() < FEW;
+    let few = lab.base.elements() < FEW;
     let mut list = vec![longest];
     for turn in 1..=if few { MANY_DRAWS } else { 0 } {
         let drawn = base.redrawn_consistently(lab.effort.seed.wrapping_add(turn), Regime::Normal, lab.oracle);
         if let Ok(drawn) = drawn
             && let Some(sample) = lab.sample(drawn)?
-            && sample.fails()
         {
             list.push(sample);
         }
@@ -138,12 +137,13 @@ pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if samples.is_empty() {
         return Ok(None);
     }
+    let wrong = lab.base.wrong_outputs();
     // Elements where the two ways part: `other` must be what was given at nearly all of them. Exact results may be off in
     // the last bit, so a few may miss.
     let agrees = |other: &dyn Fn(DType, f64) -> f64| {
         let (mut part, mut hit) = (0u64, 0u64);
         for sample in &samples {
-            for output in sample.wrong_outputs() {
+            for output in wrong.iter().copied() {
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 if !want.dtype.is_float() {
                     return false;
