@@ -185,8 +185,11 @@ fn ways() -> Vec<Way> {
     way("rounded to fp16".into(), &[LowPrecisionStore], computes, each(half));
     for tile in [8, 32] {
         way(format!("last axis' tail of {tile}"), &[DroppedTail], has_rows, tail(tile, true, 0.0));
-        // Half of all is half of all: few experts are no tail.
-        let many = |o: &Operator| has_rows(o) && !matches!(o, Operator::GroupedOuter(_));
+        // Half of all is half of all: few experts or queries are no tail. Queries behind the last key may see nothing.
+        let many = |o: &Operator| {
+            has_rows(o)
+                && !matches!(o, Operator::GroupedOuter(_) | Operator::Attention(_) | Operator::AttentionGradient(_))
+        };
         way(format!("first axis' tail of {tile}"), &[DroppedTail], many, tail(tile, false, 0.5));
     }
     way("f32 operands in bf16".into(), &[LowPrecisionOperands], |o| computes(o) && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_)), on(|_, o| {

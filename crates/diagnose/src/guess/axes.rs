@@ -40,6 +40,12 @@ impl Axis {
         }
     }
 
+    /// Whether it is the size of an axis of a value, as it is.
+    pub fn stands_alone_at(&self, value: usize, axis: usize) -> bool {
+        let plain = |p: &Place| (p.times, p.more, p.less, p.over) == (1, 0, 0, 1);
+        self.places.iter().any(|p| (p.value, p.axis) == (value, axis) && plain(p))
+    }
+
     /// Whether an operand has it.
     pub fn in_operand(&self, probe: &Probe, at: usize) -> bool {
         let value = probe.instruction().operands.get(at).map(|operand| operand.value.0 as usize);
@@ -82,7 +88,23 @@ pub(super) fn axes(probe: &Probe) -> Vec<Axis> {
             }
         }
     }
-    found.into_values().filter(|axis| !axis.places.is_empty()).collect()
+    let mut list: Vec<Axis> = found.into_values().filter(|axis| !axis.places.is_empty()).collect();
+    list.extend(together(&instruction.operator, &list));
+    list.sort_by_key(|axis| axis.letter != TOGETHER);
+    list
+}
+
+/// Queries and keys of one text, which grow together.
+const TOGETHER: &str = "T = S";
+
+fn together(operator: &Operator, list: &[Axis]) -> Option<Axis> {
+    if !matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_)) {
+        return None;
+    }
+    let of = |letter: &str| list.iter().find(|axis| axis.letter == letter);
+    let (queries, keys) = (of("T")?, of("S")?);
+    let places = queries.places.iter().chain(&keys.places).copied().collect();
+    (queries.size == keys.size).then(|| Axis { letter: TOGETHER.into(), places, ..queries.clone() })
 }
 
 /// What is taken off a letter and what it is divided by: `(D - start)/2` is half of what `start` leaves of D.

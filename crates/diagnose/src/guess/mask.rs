@@ -188,6 +188,13 @@ fn masks(sample: &Sample) -> Vec<Mask> {
         list.push(Mask { what, kind, see: Box::new(see) });
     };
     let all = move |end: i64| end.min(length);
+    for tile in TILES.into_iter().filter(|tile| (*tile as i64) < n) {
+        let t = tile as i64;
+        if length % t != 0 {
+            let what = format!("no key behind the last multiple of {tile}");
+            push(Kind::DroppedTail, what, Box::new(move |_, start, end| (start, end.min(length / t * t))));
+        }
+    }
     if starts.iter().any(|start| *start > 0) {
         push(Kind::Mask, "earlier documents".into(), Box::new(move |_, _, end| (0, all(end))));
         for step in [1, -1] {
@@ -217,10 +224,6 @@ fn masks(sample: &Sample) -> Vec<Mask> {
         let t = tile as i64;
         if t >= n {
             continue;
-        }
-        if length % t != 0 {
-            let what = format!("no key behind the last multiple of {tile}");
-            push(Kind::DroppedTail, what, Box::new(move |_, start, end| (start, end.min(length / t * t))));
         }
         let what = format!("whole tiles of {tile} up to that of their own key");
         push(Kind::Mask, what, Box::new(move |_, start, end| (start, all((end + t - 1) / t * t))));

@@ -19,6 +19,7 @@ mod repeat; // the same run again
 mod sizes; // which sizes fail
 mod softmax; // large logits
 mod steps; // one step of the formula done otherwise
+mod tail; // where the wrong elements lie
 
 use crate::probe::{Outcome, Probe};
 use lab::Lab;
@@ -213,6 +214,7 @@ const IDEAS: &[Idea] = &[
     leftover::leftover,
     repeat::repeat,
     sizes::sizes,
+    tail::tail,
     constant::constant,
     condition::micro_batch,
     prediction::range,

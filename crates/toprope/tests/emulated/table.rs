@@ -31,6 +31,12 @@ use Shows::{Always, InTime, Never, Sometimes};
 /// one: without the term of the mean the gradient is that of no `x`, so that `wrong_operand` says it as well.
 type Expected = (&'static str, Shows, &'static [&'static str]);
 
+/// Defects that were written without the guesser's author, after the guesser: the four of five are counted on these.
+/// A defect that the guesser is changed for goes from here, for good.
+const HELD_OUT: &[&str] = &[];
+
+
+/// All that are not held out were known to the guesser's author on 2026-11-29.
 const EXPECTED: &[Expected] = &[
     ("matmul.fp16_accumulate", Always, &["low_precision_accumulation"]),
     ("matmul.bf16_accumulate", Always, &["low_precision_accumulation"]),
@@ -213,26 +219,30 @@ fn every_listed_defect_is_expected_to_show_somehow() {
     let listed = listed(folder.path());
     let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, EXPECTED.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
+    for name in HELD_OUT {
+        assert!(names.contains(name), "{name} is held out and is no defect");
+    }
     for ((name, operators), (_, shows, _)) in listed.iter().zip(EXPECTED) {
         assert_eq!(concerned(operators).is_empty(), *shows == Never, "{name}: {operators:?}");
     }
 }
 
 /// Each defect is found by `qualify`; `diagnose` names an operator first that calls what is wrong; of the guesses, four of
-/// five are right.
+/// five are right, of the known ones and of those held out.
 #[test]
 fn the_table_of_defects() {
     let folder = tempfile::tempdir().unwrap();
     let listed = listed(folder.path());
     let asked = std::env::var(ASKED).unwrap_or_else(|_| SAMPLE.join(","));
     let wanted = |name: &str| asked == "all" || asked.split(',').any(|asked| asked == name);
-    // Right guesses and defects: of those that the guesser was built on, every second one, and of the others.
+    // Right guesses and defects: of those that the guesser's author knew, and of the others.
     let (mut wrong, mut scores) = (Vec::new(), [(0, 0), (0, 0)]);
     println!("| defect | `qualify --quick` | `diagnose`: first wrong | in | kind | |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    for (place, expected) in EXPECTED.iter().enumerate().filter(|(_, (name, ..))| wanted(name)) {
+    for expected in EXPECTED.iter().filter(|(name, ..)| wanted(name)) {
         let (name, shows, kinds) = expected;
-        let score = &mut scores[place % 2];
+        let held_out = HELD_OUT.contains(name);
+        let score = &mut scores[usize::from(held_out)];
         if *shows == Never {
             println!("| `{name}` | not run: the device calls none of its operators | | | | |");
             continue;
@@ -245,12 +255,12 @@ fn the_table_of_defects() {
         if *shows != InTime {
             *score = (score.0 + u32::from(fits), score.1 + 1);
         }
-        let mark = match (shows, fits, place % 2) {
+        let mark = match (shows, fits, held_out) {
             (InTime, ..) => "",
-            (_, true, 0) => "right, built on",
-            (_, false, 0) => "other, built on",
-            (_, true, _) => "right",
-            (_, false, _) => "other",
+            (_, true, false) => "right, known",
+            (_, false, false) => "other, known",
+            (_, true, true) => "right, held out",
+            (_, false, true) => "other, held out",
         };
         println!(
             "| `{}` | {} | {operator} | {at} | {guess} | {mark} | ({:.0} s)",
@@ -271,11 +281,10 @@ fn the_table_of_defects() {
             _ => {}
         }
     }
-    let [built_on, (right, guessable)] = scores;
-    println!(
-        "kinds guessed rightly: {right} of {guessable}, and {} of {} that the guesser was built on",
-        built_on.0, built_on.1
-    );
+    let [(known, of_known), (right, of)] = scores;
+    println!("kinds guessed rightly: {known} of {of_known} that the guesser's author knew, {right} of {of} held out");
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(right * 5 >= guessable * 4, "{right} of {guessable}");
+    for (right, of) in scores {
+        assert!(right * 5 >= of * 4, "{right} of {of}");
+    }
 }
