@@ -132,6 +132,8 @@ pub(super) struct Lab<'a> {
     pub experiments: Vec<Experiment>,
     /// Bits that are left where the error does not grow with the length of a sum.
     pub flat: Option<f64>,
+    /// By what the error of a long sum is larger than that of a short one, at most.
+    pub grown: f64,
 }
 
 /// What comes of opening.
@@ -158,6 +160,7 @@ impl<'a> Lab<'a> {
             effort,
             experiments: Vec::new(),
             flat: None,
+            grown: 1.0,
         };
         let stray = lab.base.outcome.stray.clone();
         if let Some(place) = stray.or_else(|| observed.and_then(|outcome| outcome.stray.clone())) {

@@ -15,8 +15,9 @@ const LENGTHS: [usize; 6] = [4, 16, 64, 256, 1024, 4096];
 /// The largest error of a short sum that may be one of rounding.
 const ROUNDING_MOST: f64 = 1.0 / 8.0;
 
-/// By what the error of a long sum is larger than that of a short one, where partial sums are rounded.
-const GROWN: f64 = 1.4;
+/// By what the error of a long sum is larger than that of a short one, where partial sums are rounded. By where in
+/// their binade the sums lie, errors differ by a factor of 2 already.
+const GROWN: f64 = 2.5;
 
 pub(super) fn growth(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if !lab.base.fails() || lab.base.probe.has_views() || lab.base.largest_error() > 2.0 * ROUNDING_MOST {
@@ -78,6 +79,9 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
         // A sum of which much is taken at once grows late, and in steps.
         let least = points.iter().map(|point| point.1).fold(f64::INFINITY, f64::min);
         let late = last.1 > GROWN * least;
+        if !axis.in_outputs {
+            lab.grown = lab.grown.max(last.1 / least);
+        }
         let grows = match axis.in_outputs {
             // An axis of an output may be no sum: what grows along it grows all the way, and is rough.
             true => slope > 0.25 && steady(&points) && is_rough(lab, base)?,
@@ -129,7 +133,7 @@ fn with_f32_output(probe: &Probe) -> Option<Probe> {
 }
 
 /// The same with every operand in f32, where the operator takes that.
-fn with_f32_operands(probe: &Probe) -> Option<Probe> {
+pub(super) fn with_f32_operands(probe: &Probe) -> Option<Probe> {
     let operands = probe.operands();
     if !operands.iter().any(|t| t.dtype == DType::Bf16) {
         return None;
@@ -227,9 +231,11 @@ pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         return Ok(None);
     }
     let base = lab.base.probe.clone();
-    let mut asked: Vec<Probe> = with_f32_operands(&base).into_iter().collect();
-    asked.push(base);
+    let drawn = base.redrawn(lab.effort.seed, Regime::Normal);
+    let mut asked: Vec<Probe> = [&drawn, &base].into_iter().filter_map(with_f32_operands).collect();
+    asked.extend([drawn, base]);
     for probe in asked {
+        let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
         let Some((first, second)) = nudged_twice(lab, &probe)? else { continue };
         for output in first.wrong_outputs() {
             // Numbers in between that are rounded spoil most of what follows from them.

@@ -2,7 +2,9 @@
 
 use super::axes::axes;
 use super::lab::{FEW, Lab, MANY_DRAWS, Sample, flops_of};
+use super::precision::with_f32_operands;
 use super::{Conclusion, Kind};
+use crate::probe::Probe;
 use half::f16;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
@@ -110,9 +112,7 @@ const LONG: usize = 320;
 
 /// The failing draws, or sums of 320 terms where they are shorter, within the tolerance or not: the rounding of one term
 /// alone is that of the result.
-fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
-    let samples: Vec<Sample> = lab.failing().cloned().collect();
-    let mut base = lab.base.probe.clone();
+fn with_long_sums(lab: &mut Lab<'_>, mut base: Probe, samples: Vec<Sample>) -> Result<Vec<Sample>, Obstacle> {
     let short = if base.has_views() { Vec::new() } else { axes(&base) };
     let mut longest: Option<Sample> = None;
     for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < LONG) {
@@ -138,18 +138,40 @@ fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
     Ok(list)
 }
 
-/// How results are brought to the bits that they are stored in.
+/// How results are brought to the bits that they are stored in: first as they are, then in f32, which shows more of it.
 pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let samples = with_long_sums(lab)?;
+    let samples: Vec<Sample> = lab.failing().cloned().collect();
     if samples.is_empty() {
         return Ok(None);
     }
+    let samples = with_long_sums(lab, lab.base.probe.clone(), samples)?;
+    if let Some(conclusion) = stored(lab, &samples) {
+        return Ok(Some(conclusion));
+    }
+    if let Some(wide) = with_f32_operands(&lab.base.probe) {
+        let drawn = wide.redrawn_consistently(lab.effort.seed, Regime::Normal, lab.oracle);
+        if let Ok(drawn) = drawn
+            && let Some(sample) = lab.sample(drawn)?
+            && sample.fails()
+        {
+            let samples = with_long_sums(lab, sample.probe.clone(), vec![sample])?;
+            if let Some(conclusion) = stored(lab, &samples) {
+                return Ok(Some(conclusion));
+            }
+        }
+    }
+    lab.note("the right result cut, and rounded to fewer bits", "is not what was given");
+    Ok(None)
+}
+
+/// Whether the results of these samples are cut or rounded.
+fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
     let wrong = lab.base.wrong_outputs();
     // Elements where the two ways part: `other` must be what was given at nearly all of them. Exact results may be off in
     // the last bit, so a few may miss.
     let agrees = |other: &dyn Fn(DType, f64) -> f64| {
         let (mut part, mut hit) = (0u64, 0u64);
-        for sample in &samples {
+        for sample in samples {
             for output in wrong.iter().copied() {
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 if !want.dtype.is_float() {
@@ -177,28 +199,22 @@ pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if agrees(&|dtype, x| cut(bits(dtype), x)) {
         let sentence = "Results are cut to their type's bits where they must be rounded to nearest.";
         let showed = "it is the right result, cut, and so too small on average";
-        return Ok(lab.conclude(
-            Kind::TruncatingStore,
-            sentence,
-            "the right result cut instead of rounded",
-            showed,
-        ));
+        return lab.conclude(Kind::TruncatingStore, sentence, "the right result cut instead of rounded", showed);
     }
     for (bits, name) in FORMATS {
         let narrow = |dtype: DType| bits == FP16 || !(dtype == DType::Bf16 && bits >= 8);
         if agrees(&|dtype, x| if narrow(dtype) && bits != FP16 { cut(bits, x) } else { round(dtype, x) }) {
             let sentence = format!("Results are cut to {bits} bits ({name}).");
             let ran = format!("the right result cut to {bits} bits");
-            return Ok(lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given"));
+            return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
         }
         if agrees(&|dtype, x| if narrow(dtype) { round(dtype, nearest(bits, x)) } else { round(dtype, x) }) {
             let sentence = format!("Results are rounded to {bits} bits ({name}) on their way out.");
             let ran = format!("the right result rounded to {bits} bits");
-            return Ok(lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given"));
+            return lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given");
         }
     }
-    lab.note("the right result cut, and rounded to fewer bits", "is not what was given");
-    Ok(None)
+    None
 }
 
 /// The right result times a factor, or the change of an operand times a factor.

@@ -4,11 +4,13 @@
 
 use super::lab::{Lab, Sample, flops};
 use super::model;
+use super::precision::with_f32_operands;
 use super::prediction::{cut, nearest};
 use super::{Conclusion, Kind};
 use crate::probe::Exact;
 use std::cell::RefCell;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_program::Tensor;
 
 /// How a step is done otherwise.
@@ -321,12 +323,12 @@ fn fits(sample: &Sample, steps: &Steps) -> bool {
 const FLOPS_MAX: u64 = 16_000_000;
 
 /// The steps of a formula that fits; none where there is none.
-fn steps_of(lab: &Lab<'_>) -> Option<Vec<(&'static str, Sort)>> {
-    if !lab.base.fails() || lab.base.probe.has_views() || flops(&lab.base) > FLOPS_MAX {
+fn steps_of(sample: &Sample) -> Option<Vec<(&'static str, Sort)>> {
+    if !sample.fails() || sample.probe.has_views() || flops(sample) > FLOPS_MAX {
         return None;
     }
     let steps = Steps::noting();
-    if !fits(&lab.base, &steps) {
+    if !fits(sample, &steps) {
         return None;
     }
     steps.found.map(RefCell::into_inner)
@@ -334,7 +336,7 @@ fn steps_of(lab: &Lab<'_>) -> Option<Vec<(&'static str, Sort)>> {
 
 /// A formula with a step left out, twice, or without its tail.
 pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let Some(found) = steps_of(lab) else { return Ok(None) };
+    let Some(found) = steps_of(&lab.base) else { return Ok(None) };
     let mut count = 0;
     for (step, sort) in found {
         for (change, kind, what) in otherwise(step, sort) {
@@ -379,26 +381,44 @@ fn share(sample: &Sample, steps: &Steps) -> f64 {
     1.0 - left as f64 / all.max(1) as f64
 }
 
-/// A formula with a number in between rounded.
+/// A formula with a number in between rounded. A result in bf16 hides most of it, so that f32 is asked first.
 pub(super) fn rounding(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let Some(found) = steps_of(lab) else { return Ok(None) };
-    if lab.base.judgement.wrong.len() < ROUNDED_LEAST {
-        return Ok(None);
+    let mut groups = vec![lab.failing().cloned().collect::<Vec<Sample>>()];
+    if let Some(wide) = with_f32_operands(&lab.base.probe) {
+        let drawn = wide.redrawn_consistently(lab.effort.seed, Regime::Normal, lab.oracle);
+        let sampled = match drawn {
+            Ok(drawn) => lab.sample(drawn)?,
+            Err(_) => None,
+        };
+        groups.insert(0, sampled.into_iter().filter(Sample::fails).collect());
     }
+    for samples in groups {
+        if let Some(conclusion) = rounding_in(lab, &samples) {
+            return Ok(Some(conclusion));
+        }
+    }
+    Ok(None)
+}
+
+fn rounding_in(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
+    let first = samples.first().filter(|sample| sample.judgement.wrong.len() >= ROUNDED_LEAST)?;
+    let found = steps_of(first)?;
     let mut best: Option<(f64, Kind, String)> = None;
     let mut count = 0;
     for (step, sort) in found {
         for (change, kind, what) in rounded(step, sort) {
             count += 1;
             let steps = Steps::with(change);
-            let least = share(&lab.base, &steps);
+            let least = share(first, &steps);
             if least < ROUNDED_SHARE || best.as_ref().is_some_and(|(held, ..)| *held >= least) {
                 continue;
             }
-            let others = lab.failing().filter(|sample| sample.judgement.wrong.len() >= ROUNDED_LEAST);
+            let others = samples.iter().filter(|sample| sample.judgement.wrong.len() >= ROUNDED_LEAST);
             let least = others.map(|sample| share(sample, &steps)).fold(least, f64::min);
             if least >= ROUNDED_SHARE && best.as_ref().is_none_or(|(held, ..)| *held < least) {
-                best = Some((least, kind, what));
+                // A sum whose error grows with its length is kept so, and not rounded at its end.
+                let sum = matches!(sort, Sort::Sum(_)) && lab.grown > GROWN_SUM;
+                best = Some((least, if sum { Kind::LowPrecisionAccumulation } else { kind }, what));
             }
         }
     }
@@ -406,11 +426,14 @@ pub(super) fn rounding(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let ran = format!("its formula with {what}");
         let showed = format!("it explains {:.1} % of the elements", 100.0 * share);
         let sentence = format!("It computes with {what}.");
-        return Ok(lab.conclude(kind, sentence, ran, showed));
+        return lab.conclude(kind, sentence, ran, showed);
     }
     lab.note(format!("its formula with one number in between rounded, {count} ways"), "is not what was given");
-    Ok(None)
+    None
 }
+
+/// By what the error of a long sum is larger than that of a short one, where it is known that the sum is rounded.
+const GROWN_SUM: f64 = 1.3;
 
 /// What a tensor holds in a row of its last axis.
 pub(super) fn row(tensor: &Tensor, row: usize) -> &[f64] {
