@@ -53,14 +53,17 @@ fn computes(operator: &Operator) -> bool {
 
 /// Those whose numbers stand in an order that an element of one row or another does not share.
 fn has_rows(operator: &Operator) -> bool {
-    has_numbers(operator) && !matches!(operator, Operator::Dot(_) | Operator::GlobalNorm(_) | Operator::BalanceLoss(_))
+    has_numbers(operator)
+        && !matches!(operator, Operator::Dot(_) | Operator::GlobalNorm(_) | Operator::BalanceLoss(_))
 }
 
 /// Sums that are linear in what stands along an axis of an operand: operand and axis.
 fn summed(operator: &Operator) -> Option<(usize, usize)> {
     match operator {
         Operator::Matmul(_) | Operator::GroupedMatmul(_) => Some((0, 1)),
-        Operator::GroupedOuter(_) | Operator::ColumnSum(_) | Operator::Dot(_) | Operator::ScatterAdd(_) => Some((0, 0)),
+        Operator::GroupedOuter(_) | Operator::ColumnSum(_) | Operator::Dot(_) | Operator::ScatterAdd(_) => {
+            Some((0, 0))
+        }
         _ => None,
     }
 }
@@ -167,14 +170,21 @@ fn tail(tile: usize, last: bool, by: f64) -> Spoil {
             true => (*sizes.last().unwrap_or(&1), 1),
             false => (*sizes.first().unwrap_or(&1), sizes.iter().skip(1).product()),
         };
-        y[at].data.iter_mut().enumerate().filter(|(i, _)| i / stride % size >= size / tile * tile).for_each(|(_, x)| *x *= by);
+        y[at]
+            .data
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| i / stride % size >= size / tile * tile)
+            .for_each(|(_, x)| *x *= by);
     })
 }
 
 fn ways() -> Vec<Way> {
     use Kind::*;
     let mut list = Vec::new();
-    let mut way = |name: String, kinds, suits: fn(&Operator) -> bool, spoil| list.push(Way { name, kinds, suits, spoil });
+    let mut way = |name: String, kinds, suits: fn(&Operator) -> bool, spoil| {
+        list.push(Way { name, kinds, suits, spoil })
+    };
     way("all zero".into(), &[AllZero], has_numbers, each(|_| 0.0));
     way("all NaN".into(), &[AllNan], has_numbers, each(|_| f64::NAN));
     way("all 0.75".into(), &[ConstantOutput], has_numbers, each(|_| 0.75));
@@ -188,77 +198,170 @@ fn ways() -> Vec<Way> {
         // Half of all is half of all: few experts or queries are no tail. Queries behind the last key may see nothing.
         let many = |o: &Operator| {
             has_rows(o)
-                && !matches!(o, Operator::GroupedOuter(_) | Operator::Attention(_) | Operator::AttentionGradient(_))
+                && !matches!(
+                    o,
+                    Operator::GroupedOuter(_) | Operator::Attention(_) | Operator::AttentionGradient(_)
+                )
         };
         way(format!("first axis' tail of {tile}"), &[DroppedTail], many, tail(tile, false, 0.5));
     }
-    way("f32 operands in bf16".into(), &[LowPrecisionOperands], |o| computes(o) && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_)), on(|_, o| {
-        let floats = o.iter().all(|t| t.dtype != DType::Bf16);
-        floats.then(|| o.iter().map(|t| if t.dtype.is_float() { mapped(t, |_, x| bf16(x)) } else { t.clone() }).collect())
-    }));
+    way(
+        "f32 operands in bf16".into(),
+        &[LowPrecisionOperands],
+        |o| computes(o) && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_)),
+        on(|_, o| {
+            let floats = o.iter().all(|t| t.dtype != DType::Bf16);
+            floats.then(|| {
+                o.iter()
+                    .map(|t| if t.dtype.is_float() { mapped(t, |_, x| bf16(x)) } else { t.clone() })
+                    .collect()
+            })
+        }),
+    );
     way("what the run before gave".into(), &[StaleBuffer], has_numbers, {
         let before = std::sync::Mutex::new(None::<Vec<Tensor>>);
         Arc::new(move |_, _, y, _| {
             let mut before = before.lock().unwrap();
             let fresh = y.to_vec();
-            if let Some(old) = before.as_ref().filter(|old| old.len() == y.len() && old.iter().zip(&*y).all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype)) {
+            if let Some(old) = before.as_ref().filter(|old| {
+                old.len() == y.len()
+                    && old.iter().zip(&*y).all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype)
+            }) {
                 y.clone_from_slice(old);
             }
             *before = Some(fresh);
         })
     });
-    way("a race".into(), &[Race], has_numbers, Arc::new(|_, _, y, turn| {
-        if let Some(at) = first_float(y).filter(|_| turn % 5 == 3) {
-            let n = y[at].data.len();
-            y[at].data[n / 2..].fill(0.25);
-        }
-    }));
-    way("a flipped bit".into(), &[BitFlips], |o| has_numbers(o) && !matches!(o, Operator::Adamw(_)), Arc::new(|_, _, y, turn| {
-        if let Some(at) = first_float(y).filter(|_| turn % 4 == 2) {
-            let x = y[at].data[0];
-            y[at].data[0] = f64::from(f32::from_bits((x as f32).to_bits() ^ 1 << 28));
-        }
-    }));
-    way("three stuck elements".into(), &[StuckElements], has_rows, Arc::new(|_, _, y, _| {
-        if let Some(at) = first_float(y) {
-            y[at].data.iter_mut().skip(1).take(3).for_each(|x| *x = 1.0);
-        }
-    }));
-    way("last axis backwards".into(), &[Layout], |o| has_rows(o) && !matches!(o, Operator::BiasUpdate(_)), Arc::new(|_, _, y, _| {
-        if let Some(at) = first_float(y) {
-            let n = (*y[at].sizes.last().unwrap_or(&1)).max(1);
-            let rows: Vec<f64> = y[at].data.chunks(n).flat_map(|row| row.iter().rev().copied().collect::<Vec<_>>()).collect();
-            y[at].data = rows;
-        }
-    }));
-    way("largest for infinity".into(), &[Saturation, SpecialValues], has_numbers, each(|x| if x.is_infinite() { f64::from(f32::MAX).copysign(x) } else { x }));
+    way(
+        "a race".into(),
+        &[Race],
+        has_numbers,
+        Arc::new(|_, _, y, turn| {
+            if let Some(at) = first_float(y).filter(|_| turn % 5 == 3) {
+                let n = y[at].data.len();
+                y[at].data[n / 2..].fill(0.25);
+            }
+        }),
+    );
+    way(
+        "a flipped bit".into(),
+        &[BitFlips],
+        |o| has_numbers(o) && !matches!(o, Operator::Adamw(_)),
+        Arc::new(|_, _, y, turn| {
+            if let Some(at) = first_float(y).filter(|_| turn % 4 == 2) {
+                let x = y[at].data[0];
+                y[at].data[0] = f64::from(f32::from_bits((x as f32).to_bits() ^ 1 << 28));
+            }
+        }),
+    );
+    way(
+        "three stuck elements".into(),
+        &[StuckElements],
+        has_rows,
+        Arc::new(|_, _, y, _| {
+            if let Some(at) = first_float(y) {
+                y[at].data.iter_mut().skip(1).take(3).for_each(|x| *x = 1.0);
+            }
+        }),
+    );
+    way(
+        "last axis backwards".into(),
+        &[Layout],
+        |o| has_rows(o) && !matches!(o, Operator::BiasUpdate(_)),
+        Arc::new(|_, _, y, _| {
+            if let Some(at) = first_float(y) {
+                let n = (*y[at].sizes.last().unwrap_or(&1)).max(1);
+                let rows: Vec<f64> = y[at]
+                    .data
+                    .chunks(n)
+                    .flat_map(|row| row.iter().rev().copied().collect::<Vec<_>>())
+                    .collect();
+                y[at].data = rows;
+            }
+        }),
+    );
+    way(
+        "largest for infinity".into(),
+        &[Saturation, SpecialValues],
+        has_numbers,
+        each(|x| if x.is_infinite() { f64::from(f32::MAX).copysign(x) } else { x }),
+    );
     way("zero for NaN".into(), &[SpecialValues], has_numbers, each(|x| if x.is_nan() { 0.0 } else { x }));
-    way("results below the normal numbers as zero".into(), &[SubnormalsFlushed], has_numbers, each(|x| if x != 0.0 && x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }));
-    way("operands below the normal numbers as zero".into(), &[SubnormalsFlushed], has_numbers, on(|_, o| {
-        Some(o.iter().map(|t| if t.dtype.is_float() { mapped(t, |_, x| if x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }) } else { t.clone() }).collect())
-    }));
+    way(
+        "results below the normal numbers as zero".into(),
+        &[SubnormalsFlushed],
+        has_numbers,
+        each(|x| if x != 0.0 && x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x }),
+    );
+    way(
+        "operands below the normal numbers as zero".into(),
+        &[SubnormalsFlushed],
+        has_numbers,
+        on(|_, o| {
+            Some(
+                o.iter()
+                    .map(|t| {
+                        if t.dtype.is_float() {
+                            mapped(t, |_, x| if x.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { x })
+                        } else {
+                            t.clone()
+                        }
+                    })
+                    .collect(),
+            )
+        }),
+    );
     for tile in [8, 16, 32, 128] {
-        way(format!("sums without the tail of {tile}"), &[DroppedTail], sums, on(move |op, o| {
-            let place = summed(op)?;
-            let kept = o[place.0].sizes[place.1] / tile * tile;
-            Some(masked(o, place, |i| i < kept))
-        }));
+        way(
+            format!("sums without the tail of {tile}"),
+            &[DroppedTail],
+            sums,
+            on(move |op, o| {
+                let place = summed(op)?;
+                let kept = o[place.0].sizes[place.1] / tile * tile;
+                Some(masked(o, place, |i| i < kept))
+            }),
+        );
     }
-    way("sums without the last term".into(), &[MissingTerms, DroppedTail], sums, on(|op, o| {
-        let place = summed(op)?;
-        let kept = o[place.0].sizes[place.1] - 1;
-        Some(masked(o, place, |i| i < kept))
-    }));
+    way(
+        "sums without the last term".into(),
+        &[MissingTerms, DroppedTail],
+        sums,
+        on(|op, o| {
+            let place = summed(op)?;
+            let kept = o[place.0].sizes[place.1] - 1;
+            Some(masked(o, place, |i| i < kept))
+        }),
+    );
     for (width, name) in [(8, "8 terms"), (16, "16 terms"), (64, "64 terms")] {
         way(format!("sums kept in fp16, {name}"), &[LowPrecisionAccumulation], sums, partial(width, half));
         way(format!("sums kept in bf16, {name}"), &[LowPrecisionAccumulation], sums, partial(width, bf16));
     }
-    way("indices one further".into(), &[StrayIndex, Layout], |o| matches!(o, Operator::Gather(_) | Operator::ScatterAdd(_) | Operator::Rope(_) | Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)), on(|op, o| {
-        let at = if matches!(op, Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)) { 2 } else { 1 };
-        let mut o = o.to_vec();
-        o[at] = mapped(&o[at], |_, x| x + 1.0);
-        Some(o)
-    }));
+    way(
+        "indices one further".into(),
+        &[StrayIndex, Layout],
+        |o| {
+            matches!(
+                o,
+                Operator::Gather(_)
+                    | Operator::ScatterAdd(_)
+                    | Operator::Rope(_)
+                    | Operator::LinearCrossEntropy(_)
+                    | Operator::LinearCrossEntropyGradient(_)
+            )
+        },
+        on(|op, o| {
+            let at =
+                if matches!(op, Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)) {
+                    2
+                } else {
+                    1
+                };
+            let mut o = o.to_vec();
+            o[at] = mapped(&o[at], |_, x| x + 1.0);
+            Some(o)
+        }),
+    );
     list
 }
 
@@ -276,20 +379,42 @@ fn score(of: &dyn Fn(&Way) -> bool) -> BTreeMap<String, Score> {
             let began = Instant::now();
             let mut oracle = support::oracle();
             let mut device = Spoiled::new(exemplar.name(), way.spoil.clone());
-            let Some(failing) = search(&mut device, &mut oracle, exemplar.name(), 40, 1).unwrap().0 else { continue };
+            let Some(failing) = search(&mut device, &mut oracle, exemplar.name(), 40, 1).unwrap().0 else {
+                continue;
+            };
             let effort = Effort { repeats: 24, ..Effort::default() };
-            let guess = guess(&mut device, &mut oracle, &failing.probe, failing.observed.as_ref(), effort).unwrap();
+            let guess =
+                guess(&mut device, &mut oracle, &failing.probe, failing.observed.as_ref(), effort).unwrap();
             let entry = scores.entry(way.name.clone()).or_default();
             let (right, unknown) = (way.kinds.contains(&guess.kind), guess.kind == Unknown);
             entry.0 += usize::from(right);
             entry.1 += usize::from(unknown);
-            let mark = if right { "right" } else if unknown { "-" } else { "OTHER" };
-            println!("{mark:<6} {:<24} {:<40} {:<24} {} ({:.1} s)", exemplar.name(), way.name, guess.kind.name(), guess.sentence, began.elapsed().as_secs_f64());
+            let mark = if right {
+                "right"
+            } else if unknown {
+                "-"
+            } else {
+                "OTHER"
+            };
+            println!(
+                "{mark:<6} {:<24} {:<40} {:<24} {} ({:.1} s)",
+                exemplar.name(),
+                way.name,
+                guess.kind.name(),
+                guess.sentence,
+                began.elapsed().as_secs_f64()
+            );
             if !only.is_empty() {
                 println!("{guess:#?}");
             }
             if !right && !unknown {
-                entry.2.push(format!("{} with {} is taken for {}: {}", exemplar.name(), way.name, guess.kind, guess.sentence));
+                entry.2.push(format!(
+                    "{} with {} is taken for {}: {}",
+                    exemplar.name(),
+                    way.name,
+                    guess.kind,
+                    guess.sentence
+                ));
             }
         }
     }

@@ -274,7 +274,8 @@ impl<'a> Lab<'a> {
                 };
                 let Ok(larger) = larger.made_consistent(self.oracle) else { continue };
                 let Some(sample) = self.sample(larger)? else { continue };
-                let large = sample.probe.elements() > TELLING_MOST || flops(&sample) > self.effort.flops_max / 4;
+                let large =
+                    sample.probe.elements() > TELLING_MOST || flops(&sample) > self.effort.flops_max / 4;
                 if sample.fails() && !large {
                     self.replace_base(sample);
                     break;

@@ -39,7 +39,8 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
     }
     // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
-    let again = [(1, 0), (3, 2), (5, 4)].map(|(at, before)| remains(&probe, &lab.base, &runs[at], &runs[before]));
+    let again =
+        [(1, 0), (3, 2), (5, 4)].map(|(at, before)| remains(&probe, &lab.base, &runs[at], &runs[before]));
     if let [Some((first, ..)), Some((second, ..)), Some((third, ..))] = &again
         && !(first == second && second == third)
     {
@@ -50,7 +51,12 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         };
         let sentence = format!("Elements of its output, others in each run, keep what was there: {what}.");
         let ran = "the same operands after two different runs, three times";
-        return Ok(lab.conclude(kind, sentence, ran, "other elements are wrong each time, all by what was left there"));
+        return Ok(lab.conclude(
+            kind,
+            sentence,
+            ran,
+            "other elements are wrong each time, all by what was left there",
+        ));
     }
     if let [first, second] = over.as_slice() {
         let unwritten = judged

@@ -62,7 +62,9 @@ const MASKS_MOST: usize = 3;
 /// Looks for the fewest masks that explain every wrong query, and gives how many remain; none where too many are wrong to be
 /// told. A gradient of a key is a sum over queries: there one mask must explain it all.
 fn explain(sample: &Sample, used: &mut BTreeMap<String, Kind>, rows: &mut BTreeSet<usize>) -> Option<usize> {
-    if sample.judgement.wrong.is_empty() || sample.judgement.wrong_count as usize > sample.judgement.wrong.len() {
+    if sample.judgement.wrong.is_empty()
+        || sample.judgement.wrong_count as usize > sample.judgement.wrong.len()
+    {
         return None;
     }
     let forward = matches!(sample.probe.operator(), Operator::Attention(_));
@@ -96,7 +98,8 @@ fn explain(sample: &Sample, used: &mut BTreeMap<String, Kind>, rows: &mut BTreeS
     for _ in 0..MASKS_MOST {
         // The first of those that explain most.
         let gain = |(_, _, right): &(String, Kind, BTreeSet<usize>)| right.intersection(&left).count();
-        let Some(best) = explained.iter().rev().max_by_key(|mask| gain(mask)).filter(|mask| gain(mask) > 0) else {
+        let Some(best) = explained.iter().rev().max_by_key(|mask| gain(mask)).filter(|mask| gain(mask) > 0)
+        else {
             break;
         };
         used.insert(best.0.clone(), best.1);
@@ -175,7 +178,8 @@ fn masks(sample: &Sample) -> Vec<Mask> {
     let starts: Vec<i64> =
         operands[if forward { 3 } else { 6 }].data.iter().map(|x| (*x as i64).max(0)).collect();
     let rows = starts.len();
-    let scalar = |at: usize| operands.get(at).filter(|_| forward).and_then(|t| t.data.first()).map(|x| *x as i64);
+    let scalar =
+        |at: usize| operands.get(at).filter(|_| forward).and_then(|t| t.data.first()).map(|x| *x as i64);
     let (offset, n) = (scalar(4).unwrap_or(0), keys as i64);
     let length = scalar(5).unwrap_or(n).min(n);
     let mut list: Vec<Mask> = Vec::new();
@@ -198,27 +202,55 @@ fn masks(sample: &Sample) -> Vec<Mask> {
     if starts.iter().any(|start| *start > 0) {
         push(Kind::Mask, "earlier documents".into(), Box::new(move |_, _, end| (0, all(end))));
         for step in [1, -1] {
-            let what = if step > 0 { "one key less at the start of a document" } else { "one key more before the start of a document" };
+            let what = if step > 0 {
+                "one key less at the start of a document"
+            } else {
+                "one key more before the start of a document"
+            };
             push(Kind::Mask, what.into(), Box::new(move |_, start, end| ((start + step).max(0), all(end))));
         }
     } else {
         push(Kind::Mask, "not the first key".into(), Box::new(move |_, start, end| (start + 1, all(end))));
     }
     for step in 1..=16.min(n) {
-        push(Kind::Mask, format!("{step} key(s) behind their own"), Box::new(move |_, start, end| (start, all(end + step))));
+        push(
+            Kind::Mask,
+            format!("{step} key(s) behind their own"),
+            Box::new(move |_, start, end| (start, all(end + step))),
+        );
     }
     for step in 1..=16.min(n) {
-        push(Kind::Mask, format!("{step} key(s) less than up to their own"), Box::new(move |_, start, end| (start, all(end - step))));
+        push(
+            Kind::Mask,
+            format!("{step} key(s) less than up to their own"),
+            Box::new(move |_, start, end| (start, all(end - step))),
+        );
     }
     push(Kind::Mask, "every key behind them".into(), Box::new(move |_, start, _| (start, length)));
     push(Kind::Mask, "every key of every document".into(), Box::new(move |_, _, _| (0, length)));
     if length < n {
-        push(Kind::Mask, "keys behind the cache's length".into(), Box::new(move |_, start, end| (start, end.min(n))));
-        push(Kind::Mask, "a cache that is longer by one".into(), Box::new(move |_, start, end| (start, end.min(length + 1))));
+        push(
+            Kind::Mask,
+            "keys behind the cache's length".into(),
+            Box::new(move |_, start, end| (start, end.min(n))),
+        );
+        push(
+            Kind::Mask,
+            "a cache that is longer by one".into(),
+            Box::new(move |_, start, end| (start, end.min(length + 1))),
+        );
     }
-    push(Kind::Mask, "a cache that is shorter by one".into(), Box::new(move |_, start, end| (start, end.min(length - 1))));
+    push(
+        Kind::Mask,
+        "a cache that is shorter by one".into(),
+        Box::new(move |_, start, end| (start, end.min(length - 1))),
+    );
     if offset > 0 {
-        push(Kind::Mask, "no offset of their own".into(), Box::new(move |_, start, end| (start, all(end - offset))));
+        push(
+            Kind::Mask,
+            "no offset of their own".into(),
+            Box::new(move |_, start, end| (start, all(end - offset))),
+        );
     }
     for tile in TILES {
         let t = tile as i64;
@@ -233,8 +265,16 @@ fn masks(sample: &Sample) -> Vec<Mask> {
         push(Kind::Mask, what, Box::new(move |_, start, end| (start, all((end - 1) / t * t))));
         let what = format!("whole tiles of {tile} from that of their document's start on");
         push(Kind::Mask, what, Box::new(move |_, start, end| (start / t * t, all(end))));
-        push(Kind::Mask, format!("the last {tile} keys alone"), Box::new(move |_, start, end| (start.max(end - t), all(end))));
-        push(Kind::Mask, format!("the first {tile} keys alone"), Box::new(move |_, start, end| (start, end.min(t))));
+        push(
+            Kind::Mask,
+            format!("the last {tile} keys alone"),
+            Box::new(move |_, start, end| (start.max(end - t), all(end))),
+        );
+        push(
+            Kind::Mask,
+            format!("the first {tile} keys alone"),
+            Box::new(move |_, start, end| (start, end.min(t))),
+        );
     }
     if !forward {
         // A gradient of a key is a sum over queries, so that a mask must hold for all of them at once.

@@ -59,8 +59,8 @@ fn permuted(sample: &Sample, output: usize, length: usize) -> bool {
         }
         // Numbers that are off by less than what is let through here stand where they should.
         let room = 4.0 * tolerance.bound(most, most);
-        elsewhere |= (start..(start + length).min(want.data.len()))
-            .any(|i| (got.data[i] - want.data[i]).abs() > room);
+        elsewhere |=
+            (start..(start + length).min(want.data.len())).any(|i| (got.data[i] - want.data[i]).abs() > room);
         let mut distinct: Vec<f64> = given.clone();
         distinct.dedup();
         let spread = tolerance.bound(0.0, most) * 8.0;

@@ -51,7 +51,10 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             let Some((subject, control, largest)) = typical_errors(lab, &probe)? else { continue };
             points.push((length, subject, control));
             // What is far off in a short sum is no rounding.
-            if subject > 0.0 && largest > ROUNDING_MOST && points.iter().filter(|point| point.1 > 0.0).count() == 1 {
+            if subject > 0.0
+                && largest > ROUNDING_MOST
+                && points.iter().filter(|point| point.1 > 0.0).count() == 1
+            {
                 break;
             }
             points.retain(|point| point.1 > 0.0);
@@ -227,7 +230,10 @@ const ROUGH_LEAST: usize = 16;
 
 /// Numbers in between that are rounded: the error is small, and changes altogether where operands change by little.
 pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if !lab.base.fails() || lab.base.probe.has_views() || lab.base.probe.operator().writes_in_place().is_some() {
+    if !lab.base.fails()
+        || lab.base.probe.has_views()
+        || lab.base.probe.operator().writes_in_place().is_some()
+    {
         return Ok(None);
     }
     let base = lab.base.probe.clone();
@@ -264,7 +270,9 @@ pub(super) fn roughness(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
 /// The same case with operands nudged once and twice, where both are taken.
 fn nudged_twice(lab: &mut Lab<'_>, probe: &Probe) -> Result<Option<(Sample, Sample)>, Obstacle> {
     let nudged = |t: Tensor| match t.dtype {
-        DType::F32 | DType::Bf16 => Tensor::rounded(t.dtype, &t.sizes.clone(), t.data.iter().map(|x| x * NUDGE)),
+        DType::F32 | DType::Bf16 => {
+            Tensor::rounded(t.dtype, &t.sizes.clone(), t.data.iter().map(|x| x * NUDGE))
+        }
         _ => t,
     };
     let mut samples = Vec::new();
@@ -284,7 +292,8 @@ fn nudged_twice(lab: &mut Lab<'_>, probe: &Probe) -> Result<Option<(Sample, Samp
 /// Whether the error of an output changes altogether where operands change by little.
 fn is_rough(lab: &mut Lab<'_>, probe: &Probe) -> Result<bool, Obstacle> {
     let Some((first, second)) = nudged_twice(lab, probe)? else { return Ok(false) };
-    let rough = |output| compared(&first, &second, output).is_some_and(|(_, correlation)| correlation.abs() < 0.7);
+    let rough =
+        |output| compared(&first, &second, output).is_some_and(|(_, correlation)| correlation.abs() < 0.7);
     Ok(first.wrong_outputs().into_iter().any(rough))
 }
 

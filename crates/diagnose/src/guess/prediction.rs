@@ -199,7 +199,12 @@ fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
     if agrees(&|dtype, x| cut(bits(dtype), x)) {
         let sentence = "Results are cut to their type's bits where they must be rounded to nearest.";
         let showed = "it is the right result, cut, and so too small on average";
-        return lab.conclude(Kind::TruncatingStore, sentence, "the right result cut instead of rounded", showed);
+        return lab.conclude(
+            Kind::TruncatingStore,
+            sentence,
+            "the right result cut instead of rounded",
+            showed,
+        );
     }
     for (bits, name) in FORMATS {
         let narrow = |dtype: DType| bits == FP16 || !(dtype == DType::Bf16 && bits >= 8);
@@ -244,7 +249,8 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 let operands = sample.probe.operands();
                 let from = |i: usize| at.map_or(0.0, |at| operands[at].data[i]);
-                let (tolerance, sizes) = (sample.tolerances()[output], sample.exact.measured.whole.get(output));
+                let (tolerance, sizes) =
+                    (sample.tolerances()[output], sample.exact.measured.whole.get(output));
                 // It may be rounded before and after.
                 let unit = 2.0 * want.dtype.unit_roundoff();
                 let near = |i: usize| {
@@ -260,7 +266,10 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
                     let mut outcome = sample.outcome.clone();
                     let data = &mut outcome.outputs[output].data;
                     data.iter_mut().enumerate().for_each(|(i, x)| *x = from(i) + c * (*x - from(i)));
-                    return !matches!(sample.probe.judge(&sample.exact, &outcome).verdict, Verdict::Differ(_));
+                    return !matches!(
+                        sample.probe.judge(&sample.exact, &outcome).verdict,
+                        Verdict::Differ(_)
+                    );
                 }
                 (0..want.data.len()).all(near)
             };
@@ -293,7 +302,9 @@ fn larger(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
     let small = if base.has_views() { Vec::new() } else { axes(&base) };
     for axis in small.into_iter().filter(|axis| axis.in_outputs && axis.size < 64) {
         for size in [axis.size + 32, axis.size * 8] {
-            let Some(probe) = base.resized(&axis.map(size), lab.effort.seed, Regime::Normal) else { continue };
+            let Some(probe) = base.resized(&axis.map(size), lab.effort.seed, Regime::Normal) else {
+                continue;
+            };
             if flops_of(&probe) > lab.effort.flops_max {
                 continue;
             }

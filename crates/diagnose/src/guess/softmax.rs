@@ -50,7 +50,11 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
     // Small ones may be off by a rounding: what is not finite from some size on overflows all the same.
     let from = overflows_at.iter().rposition(|(_, overflows)| !overflows).map_or(0, |last| last + 1);
     let below = overflows_at[..from].iter().filter(|(_, overflows)| !overflows).count();
-    if from < overflows_at.len() && below == from && from > 0 && tried[from..].iter().any(|(_, fails, ..)| *fails) {
+    if from < overflows_at.len()
+        && below == from
+        && from > 0
+        && tried[from..].iter().any(|(_, fails, ..)| *fails)
+    {
         let power = overflows_at[from].0;
         return Ok(lab.conclude(
             Kind::SoftmaxOverflow,

@@ -269,7 +269,10 @@ fn rounded(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));
                 for width in [1, 8, 16, 32, 64].into_iter().filter(|width| length > *width) {
-                    push(How::Kept(width, bits), format!("{step} kept to {bits} bits from {width} to {width} terms"));
+                    push(
+                        How::Kept(width, bits),
+                        format!("{step} kept to {bits} bits from {width} to {width} terms"),
+                    );
                 }
                 push(How::TermsRounded(bits), format!("the terms of {step} rounded to {bits} bits"));
                 push(How::TermsCut(bits), format!("the terms of {step} cut to {bits} bits"));
@@ -348,12 +351,7 @@ pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
             if holds(&lab.base) && lab.failing().all(holds) {
                 let draws = lab.failing().count();
                 let ran = format!("its formula {what}, on {draws} draws");
-                return Ok(lab.conclude(
-                    kind,
-                    format!("It computes {what}."),
-                    ran,
-                    "it is what was given",
-                ));
+                return Ok(lab.conclude(kind, format!("It computes {what}."), ran, "it is what was given"));
             }
         }
     }
@@ -428,7 +426,10 @@ fn rounding_in(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
         let sentence = format!("It computes with {what}.");
         return lab.conclude(kind, sentence, ran, showed);
     }
-    lab.note(format!("its formula with one number in between rounded, {count} ways"), "is not what was given");
+    lab.note(
+        format!("its formula with one number in between rounded, {count} ways"),
+        "is not what was given",
+    );
     None
 }
 

@@ -15,7 +15,8 @@ fn lie_behind(sample: &Sample, output: usize, axis: usize, from: usize) -> bool 
     let sizes = &sample.exact.want[output].sizes;
     let stride: usize = sizes[axis + 1..].iter().product();
     let wrong = sample.wrong_in(output);
-    let there = sample.exact.want[output].data.len() / sizes[axis].max(1) * (sizes[axis] - from.min(sizes[axis]));
+    let there =
+        sample.exact.want[output].data.len() / sizes[axis].max(1) * (sizes[axis] - from.min(sizes[axis]));
     let behind = |element: &usize| element / stride.max(1) % sizes[axis] >= from;
     !wrong.is_empty() && wrong.iter().all(behind) && wrong.len() as f64 >= WRONG_SHARE * there as f64
 }
@@ -32,7 +33,7 @@ pub(super) fn tail(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         for at in 0..lab.base.exact.want[output].sizes.len() {
             let size = lab.base.exact.want[output].sizes[at];
             let Some(axis) = all.iter().find(|axis| axis.stands_alone_at(value, at)) else { continue };
-            for tile in TILES.into_iter().filter(|tile| size > *tile && size % tile != 0) {
+            for tile in TILES.into_iter().filter(|tile| size > *tile && !size.is_multiple_of(*tile)) {
                 let from = size / tile * tile;
                 if lab.failing().all(|sample| lie_behind(sample, output, at, from))
                     && elsewhere_too(lab, axis, (output, at), tile)?
@@ -41,8 +42,11 @@ pub(super) fn tail(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
                     let sentence = format!(
                         "What lies behind the last multiple of {tile} along {letter} is wrong: the rest of the last tile is lost."
                     );
-                    let ran = format!("where the wrong elements lie, at {letter} = {size} and at other sizes");
-                    let showed = format!("at {from} and behind, and so at other sizes; where {tile} divides it nothing is wrong");
+                    let ran =
+                        format!("where the wrong elements lie, at {letter} = {size} and at other sizes");
+                    let showed = format!(
+                        "at {from} and behind, and so at other sizes; where {tile} divides it nothing is wrong"
+                    );
                     return Ok(lab.conclude(Kind::DroppedTail, sentence, ran, showed));
                 }
             }

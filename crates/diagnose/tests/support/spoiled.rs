@@ -78,4 +78,3 @@ impl Around for Spoiled {
         Ok(ticket)
     }
 }
-

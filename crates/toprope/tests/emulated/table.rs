@@ -35,7 +35,6 @@ type Expected = (&'static str, Shows, &'static [&'static str]);
 /// A defect that the guesser is changed for goes from here, for good.
 const HELD_OUT: &[&str] = &[];
 
-
 /// All that are not held out were known to the guesser's author on 2026-11-29.
 const EXPECTED: &[Expected] = &[
     ("matmul.fp16_accumulate", Always, &["low_precision_accumulation"]),
@@ -282,7 +281,9 @@ fn the_table_of_defects() {
         }
     }
     let [(known, of_known), (right, of)] = scores;
-    println!("kinds guessed rightly: {known} of {of_known} that the guesser's author knew, {right} of {of} held out");
+    println!(
+        "kinds guessed rightly: {known} of {of_known} that the guesser's author knew, {right} of {of} held out"
+    );
     assert!(wrong.is_empty(), "{wrong:#?}");
     for (right, of) in scores {
         assert!(right * 5 >= of * 4, "{right} of {of}");

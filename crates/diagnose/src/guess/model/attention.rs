@@ -47,10 +47,14 @@ pub(in crate::guess) fn seeing(scale: f64, o: &[&Tensor], sees: Sight<'_>, steps
             lse.push(most);
             continue;
         }
-        let exponential = |s: &Option<f64>| s.map_or(0.0, |s| steps.value("the exponentials", (s - most).exp()));
+        let exponential =
+            |s: &Option<f64>| s.map_or(0.0, |s| steps.value("the exponentials", (s - most).exp()));
         let e: Vec<f64> = seen.iter().map(exponential).collect();
         let sum = steps.sum("the sum of exponentials", keys, |j| e[j]);
-        let p: Vec<f64> = e.iter().map(|e| steps.value("the probabilities", steps.over("the reciprocal of the sum", *e, sum))).collect();
+        let p: Vec<f64> = e
+            .iter()
+            .map(|e| steps.value("the probabilities", steps.over("the reciprocal of the sum", *e, sum)))
+            .collect();
         let value = |c: usize| {
             steps.sum("the sum over keys", keys, |j| if p[j] == 0.0 { 0.0 } else { p[j] * head(v, j, g)[c] })
         };
@@ -65,7 +69,12 @@ pub(super) fn gradient(gradient: &AttentionGradient, o: &[&Tensor], steps: &Step
 }
 
 /// The gradient where queries see other keys.
-pub(in crate::guess) fn gradient_seeing(scale: f64, o: &[&Tensor], sees: Sight<'_>, steps: &Steps) -> Outputs {
+pub(in crate::guess) fn gradient_seeing(
+    scale: f64,
+    o: &[&Tensor],
+    sees: Sight<'_>,
+    steps: &Steps,
+) -> Outputs {
     let (q, k, v, out, lse, dout) = (o[0], o[1], o[2], o[3], o[4], o[5]);
     let (rows, heads, keys, groups) = (q.sizes[0], q.sizes[1], k.sizes[0], k.sizes[1]);
     let (width, deep) = (q.sizes[2], v.sizes[2]);

@@ -15,7 +15,10 @@ fn softmax(x: &[f64], weight: &Tensor, steps: &Steps) -> (Vec<f64>, Vec<f64>, f6
     let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let e: Vec<f64> = z.iter().map(|z| steps.value("the exponentials", (z - most).exp())).collect();
     let sum = steps.sum("the sum of exponentials", words, |v| e[v]);
-    let p = e.iter().map(|e| steps.value("the probabilities", steps.over("the reciprocal of the sum", *e, sum))).collect();
+    let p = e
+        .iter()
+        .map(|e| steps.value("the probabilities", steps.over("the reciprocal of the sum", *e, sum)))
+        .collect();
     (z, p, steps.value("the logarithm of the sum", most + sum.ln()))
 }
 
@@ -45,7 +48,8 @@ pub(super) fn gradient(o: &[&Tensor], steps: &Steps) -> Outputs {
         }
     }
     let dx = |i: usize| {
-        steps.sum("the sum over words", words, |v| g[i / width * words + v] * o[1].data[v * width + i % width])
+        steps
+            .sum("the sum over words", words, |v| g[i / width * words + v] * o[1].data[v * width + i % width])
     };
     let dweight = |i: usize| {
         let (v, d) = (i / width, i % width);

@@ -55,9 +55,7 @@ pub(super) fn global_norm(norm: &GlobalNorm, o: &[&Tensor], steps: &Steps) -> Ou
     let length = squares.sqrt();
     let factor = match () {
         () if !(length as f32).is_finite() => 0.0,
-        () if norm.clip > 0.0 => {
-            steps.over("the reciprocal of the norm", norm.clip, length + 1e-6).min(1.0)
-        }
+        () if norm.clip > 0.0 => steps.over("the reciprocal of the norm", norm.clip, length + 1e-6).min(1.0),
         () => 1.0,
     };
     vec![Some(vec![length]), Some(vec![factor])]

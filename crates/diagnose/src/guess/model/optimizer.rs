@@ -15,8 +15,18 @@ pub(super) fn adamw(adamw: &Adamw, o: &[&Tensor], steps: &Steps) -> Outputs {
             + steps.term("the gradient's part of the first moment", (1.0 - adamw.beta1) * g);
         let v = steps.term("the old second moment", adamw.beta2 * o[3].data[i])
             + steps.term("the gradient's part of the second moment", (1.0 - adamw.beta2) * g * g);
-        let root = steps.value("the root of the second moment", steps.over("the reciprocal of the second correction", v, c2).sqrt());
-        let quotient = steps.value("the step", steps.over("the reciprocal of the root", steps.over("the reciprocal of the first correction", m, c1), root + adamw.epsilon));
+        let root = steps.value(
+            "the root of the second moment",
+            steps.over("the reciprocal of the second correction", v, c2).sqrt(),
+        );
+        let quotient = steps.value(
+            "the step",
+            steps.over(
+                "the reciprocal of the root",
+                steps.over("the reciprocal of the first correction", m, c1),
+                root + adamw.epsilon,
+            ),
+        );
         let decay = steps.term("the weight's decay", rate * adamw.weight_decay * w);
         weights.push(w - decay - steps.term("the rate's step", rate * quotient));
         first.push(m);

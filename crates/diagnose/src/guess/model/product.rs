@@ -85,7 +85,8 @@ pub(super) fn scatter_add(o: &[&Tensor], rows: usize, steps: &Steps) -> Outputs 
     let (count, width) = (o[0].sizes[0], o[0].sizes[1]);
     let mut y = vec![0.0; rows * width];
     for (at, index) in o[1].data.iter().enumerate() {
-        if let Some(to) = within(*index, rows).filter(|_| steps.covers("the rows that are added", at, count)) {
+        if let Some(to) = within(*index, rows).filter(|_| steps.covers("the rows that are added", at, count))
+        {
             for c in 0..width {
                 y[to * width + c] += o[0].data[at * width + c];
             }

@@ -20,7 +20,13 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
         let logits = row(o[0], at);
         let scores: Vec<f64> = match router.scoring {
             Scoring::Sigmoid => {
-                let one = |x: &f64| steps.over("the sigmoid's reciprocal", 1.0, 1.0 + steps.value("the exponentials", (-x).exp()));
+                let one = |x: &f64| {
+                    steps.over(
+                        "the sigmoid's reciprocal",
+                        1.0,
+                        1.0 + steps.value("the exponentials", (-x).exp()),
+                    )
+                };
                 logits.iter().map(|x| steps.value("the scores", one(x))).collect()
             }
             Scoring::Softmax => {
@@ -28,7 +34,9 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
                 let e: Vec<f64> =
                     logits.iter().map(|x| steps.value("the exponentials", (x - most).exp())).collect();
                 let sum = steps.sum("the sum of exponentials", experts, |i| e[i]);
-                e.iter().map(|e| steps.value("the scores", steps.over("the reciprocal of the sum", *e, sum))).collect()
+                e.iter()
+                    .map(|e| steps.value("the scores", steps.over("the reciprocal of the sum", *e, sum)))
+                    .collect()
             }
         };
         // Choices are made in f32, so that a tie there is a tie here.
@@ -69,12 +77,15 @@ pub(super) fn router_gradient(router: &RouterGradient, o: &[&Tensor], steps: &St
         let (s, weights, dweights) = (row(o[0], at), row(o[2], at), row(o[3], at));
         let chosen: Vec<Option<usize>> = row(o[1], at).iter().map(|e| within(*e, experts)).collect();
         let mut g: Vec<f64> = match o.get(4) {
-            Some(dscores) => row(dscores, at).iter().map(|x| steps.term("the scores' own gradient", *x)).collect(),
+            Some(dscores) => {
+                row(dscores, at).iter().map(|x| steps.term("the scores' own gradient", *x)).collect()
+            }
             None => vec![0.0; experts],
         };
         let (divisor, along) = if router.normalize {
             let sum: f64 = chosen.iter().flatten().map(|e| s[*e]).sum();
-            let along = steps.sum("the sum of weights and their gradients", weights.len(), |i| weights[i] * dweights[i]);
+            let along = steps
+                .sum("the sum of weights and their gradients", weights.len(), |i| weights[i] * dweights[i]);
             (sum + 1e-20, steps.term("the divisor's term", along))
         } else {
             (1.0, 0.0)
@@ -91,7 +102,8 @@ pub(super) fn router_gradient(router: &RouterGradient, o: &[&Tensor], steps: &St
                 dlogits.extend(g.iter().zip(s).map(|(g, s)| g * slope(*s)));
             }
             Scoring::Softmax => {
-                let mean = steps.term("the mean's term", steps.sum("the mean's sum", experts, |i| g[i] * s[i]));
+                let mean =
+                    steps.term("the mean's term", steps.sum("the mean's sum", experts, |i| g[i] * s[i]));
                 dlogits.extend(g.iter().zip(s).map(|(g, s)| s * (g - mean)));
             }
         }
@@ -119,11 +131,14 @@ pub(super) fn balance_loss(length: usize, o: &[&Tensor], steps: &Steps) -> Outpu
     let mut loss = Vec::new();
     for (scores, indices) in sequences(o, length) {
         let load = load(indices, experts, steps);
-        let sums: Vec<f64> =
-            scores.chunks_exact(experts).map(|row| steps.sum("a token's sum of scores", experts, |i| row[i])).collect();
+        let sums: Vec<f64> = scores
+            .chunks_exact(experts)
+            .map(|row| steps.sum("a token's sum of scores", experts, |i| row[i]))
+            .collect();
         let affinity = |e: usize| {
-            steps.sum("the sum over tokens", length, |t| steps.over("the reciprocal of a token's sum", scores[t * experts + e], sums[t]))
-                / steps.count("the number of tokens", length)
+            steps.sum("the sum over tokens", length, |t| {
+                steps.over("the reciprocal of a token's sum", scores[t * experts + e], sums[t])
+            }) / steps.count("the number of tokens", length)
         };
         let affinity: Vec<f64> = (0..experts).map(affinity).collect();
         loss.push(steps.sum("the sum over experts", experts, |e| load[e] * affinity[e]));
@@ -143,7 +158,10 @@ pub(super) fn balance_loss_gradient(length: usize, o: &[&Tensor], steps: &Steps)
             let mean = steps.term("the mean's term", mean);
             let divisor = steps.count("the number of tokens", length) * sum;
             let dloss = steps.factor("the loss's gradient", *dloss);
-            dscores.extend(load.iter().map(|load| steps.over("the reciprocal of the divisor", dloss, divisor) * (load - mean)));
+            dscores.extend(
+                load.iter()
+                    .map(|load| steps.over("the reciprocal of the divisor", dloss, divisor) * (load - mean)),
+            );
         }
     }
     vec![Some(dscores)]
