@@ -212,6 +212,20 @@ fn masks(sample: &Sample) -> Vec<Mask> {
     } else {
         push(Kind::Mask, "not the first key".into(), Box::new(move |_, start, end| (start + 1, all(end))));
     }
+    // Where the next document begins.
+    let ends: Vec<i64> = (0..rows)
+        .map(|i| starts[i + 1..].iter().copied().filter(|start| *start > i as i64).min().unwrap_or(n))
+        .collect();
+    for (step, what) in
+        [(1, "the key behind their own, within their document"), (n, "all of their own document")]
+    {
+        let ends = ends.clone();
+        push(
+            Kind::Mask,
+            what.into(),
+            Box::new(move |i, start, end| (start, all((end + step).min(ends[i].max(end))))),
+        );
+    }
     for step in 1..=16.min(n) {
         push(
             Kind::Mask,

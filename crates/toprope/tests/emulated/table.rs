@@ -119,6 +119,7 @@ fn diagnosed(folder: &Path, defect: &str, shows: Shows) -> Option<(String, Strin
         ("tiny-moe in f32", &name, &["--set", "training.dtype=f32"]),
         ("tiny-moe, fused=off", &plain, &[]),
         ("tiny-moe, 20 tokens", &name, &["--set", "training.sequence=20"]),
+        ("tiny-moe, 21 tokens", &name, &["--set", "training.sequence=21"]),
     ] {
         let mut arguments = vec!["diagnose", "tiny-moe", "--device", device.as_str(), "--against", "cpu"];
         arguments.extend(["--repeat", repeat, "--json"]);
