@@ -245,7 +245,7 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
             if (c - 1.0).abs() <= 8.0 * want.dtype.unit_roundoff() {
                 continue;
             }
-            let holds = |sample: &Sample| {
+            let holds_with = |c: f64, sample: &Sample| {
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 let operands = sample.probe.operands();
                 let from = |i: usize| at.map_or(0.0, |at| operands[at].data[i]);
@@ -273,7 +273,16 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
                 }
                 (0..want.data.len()).all(near)
             };
-            if lab.failing().count() > 0 && lab.failing().all(holds) && larger(lab)?.iter().all(holds) {
+            let holds = |sample: &Sample| holds_with(c, sample);
+            // At another size it may be another factor, such as one over the number of rows.
+            let some = |sample: &Sample| {
+                let zero = Tensor::zeros(want.dtype, &sample.exact.want[output].sizes);
+                let origin = at.map_or(zero, |at| sample.probe.operands()[at].clone());
+                let (got, want) = (&sample.outcome.outputs[output].data, &sample.exact.want[output].data);
+                let other = ratio(got, want, &origin.data, 3).unwrap_or(c);
+                holds_with(c, sample) || holds_with(other, sample)
+            };
+            if lab.failing().count() > 0 && lab.failing().all(holds) && larger(lab)?.iter().all(some) {
                 let what = match at {
                     None => format!("`{slot}` is {c} times what it is"),
                     Some(at) => {
