@@ -13,7 +13,7 @@ fn varies(lab: &mut Lab<'_>, output: usize, number: f64) -> Result<Option<(Strin
         return Ok(None);
     }
     for axis in axes(&base) {
-        let size = axis.size.div_ceil(64) * 64;
+        let size = axis.size.div_ceil(128) * 128;
         let Some(probe) = base.resized(&axis.map(size), lab.effort.seed, Regime::Normal) else { continue };
         let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
         let Some(sample) = lab.sample(probe)? else { continue };

@@ -1,7 +1,9 @@
 //! What a run before left behind, and what was never written.
 
-use super::lab::Lab;
+use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
+use crate::probe::{Outcome, Probe};
+use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_conformance::verdict::Verdict;
@@ -36,6 +38,26 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
     }
+    // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
+    let again =
+        [(1, 0), (3, 2), (5, 4)].map(|(at, before)| remains(&probe, &lab.base, &runs[at], &runs[before]));
+    if let [Some((first, ..)), Some((second, ..)), Some((third, ..))] = &again
+        && !(first == second && second == third)
+    {
+        let held: usize = again.iter().flatten().map(|(_, held)| held).sum();
+        let (kind, what) = match held {
+            0 => (Kind::NotWritten, "they hold no numbers: nothing is written there"),
+            _ => (Kind::StaleBuffer, "they hold what the run before gave there"),
+        };
+        let sentence = format!("Elements of its output, others in each run, keep what was there: {what}.");
+        let ran = "the same operands after two different runs, three times";
+        return Ok(lab.conclude(
+            kind,
+            sentence,
+            ran,
+            "other elements are wrong each time, all by what was left there",
+        ));
+    }
     if let [first, second] = over.as_slice() {
         let unwritten = judged
             .wrong
@@ -62,4 +84,26 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         "nothing of either is left in the result",
     );
     Ok(None)
+}
+
+/// The wrong elements of a run, and how many of them are what the run before gave there; none where one is neither that nor
+/// NaN, or where none is wrong.
+fn remains(
+    probe: &Probe,
+    base: &Sample,
+    run: &Outcome,
+    before: &Outcome,
+) -> Option<(BTreeSet<(usize, usize)>, usize)> {
+    let judgement = probe.judge(&base.exact, run);
+    let wrong: BTreeSet<(usize, usize)> = judgement.wrong.iter().copied().collect();
+    let mut held = 0;
+    for (output, element) in &wrong {
+        let (got, old) = (run.outputs[*output].data[*element], before.outputs[*output].data[*element]);
+        if got == old {
+            held += 1;
+        } else if !(got.is_nan() && base.exact.want[*output].data[*element].is_finite()) {
+            return None;
+        }
+    }
+    (!wrong.is_empty()).then_some((wrong, held))
 }

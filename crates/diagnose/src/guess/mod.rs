@@ -11,12 +11,15 @@ mod formula; // optimizers that leave a part of the formula out
 mod lab; // runs trials and keeps the record
 mod leftover; // what a run before left behind
 mod mask; // who sees whom
+mod model; // the formulas, step by step
 mod permutation; // right numbers in another order
 mod precision; // how the error grows
 mod prediction; // the right result, changed on the way out
 mod repeat; // the same run again
 mod sizes; // which sizes fail
 mod softmax; // large logits
+mod steps; // one step of the formula done otherwise
+mod tail; // where the wrong elements lie
 
 use crate::probe::{Outcome, Probe};
 use lab::Lab;
@@ -211,6 +214,7 @@ const IDEAS: &[Idea] = &[
     leftover::leftover,
     repeat::repeat,
     sizes::sizes,
+    tail::tail,
     constant::constant,
     condition::micro_batch,
     prediction::range,
@@ -221,12 +225,15 @@ const IDEAS: &[Idea] = &[
     formula::optimizer,
     mask::mask,
     alteration::operand,
+    steps::changed,
     permutation::permutation,
+    fixed::stuck,
     elsewhere::rows,
     elsewhere::impulse,
     softmax::softmax,
-    precision::precision,
-    fixed::stuck,
+    precision::growth,
+    steps::rounding,
+    precision::roughness,
 ];
 
 /// Guesses at the kind of defect of a subject that gets this probe wrong. `observed` is what it gave when it was found wrong,

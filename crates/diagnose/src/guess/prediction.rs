@@ -1,11 +1,14 @@
 //! The right result, changed on its way out: cut, rounded to fewer bits, clamped, flushed, or times a factor.
 
 use super::axes::axes;
-use super::lab::{Lab, Sample};
+use super::lab::{FEW, Lab, MANY_DRAWS, Sample, flops_of};
+use super::precision::with_f32_operands;
 use super::{Conclusion, Kind};
+use crate::probe::Probe;
 use half::f16;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
+use toprope_conformance::verdict::Verdict;
 use toprope_program::tensor::round;
 use toprope_program::{DType, Tensor};
 
@@ -33,7 +36,9 @@ pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let flushed = |(got, right, _, _): &(f64, f64, f64, DType)| {
         *got == 0.0 && *right != 0.0 && right.abs() < SMALLEST_NORMAL
     };
-    if wrong.iter().all(flushed) {
+    // A zero that has lost its sign goes with them.
+    let unsigned = |(got, right, _, _): &(f64, f64, f64, DType)| *got == 0.0 && *right == 0.0;
+    if wrong.iter().all(|x| flushed(x) || unsigned(x)) && wrong.iter().any(flushed) {
         let sentence = "Results below the normal numbers (2^-126) are zero.";
         let showed = format!("all {count} have a right result below 2^-126, and are zero");
         return Ok(lab.conclude(Kind::SubnormalsFlushed, sentence, "a look at the wrong elements", showed));
@@ -79,7 +84,7 @@ pub(super) fn cut(bits: i32, x: f64) -> f64 {
 pub(super) fn nearest(bits: i32, x: f64) -> f64 {
     match bits {
         8 => round(DType::Bf16, x),
-        11 if x.abs() < 65504.0 && x.abs() > 6.2e-5 => f16::from_f64(x).to_f64(),
+        FP16 => f16::from_f64(x).to_f64(),
         24 => round(DType::F32, x),
         _ if x == 0.0 || !x.is_finite() => x,
         _ => {
@@ -89,44 +94,96 @@ pub(super) fn nearest(bits: i32, x: f64) -> f64 {
     }
 }
 
-/// Formats with fewer bits than f32: significand bits and name.
-pub(super) const FORMATS: [(i32, &str); 5] =
-    [(8, "bf16"), (11, "fp16 or TF32"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
+/// In place of a number of bits: fp16, whose small numbers have fewer, and whose large ones are infinite.
+pub(super) const FP16: i32 = 16;
 
-/// The failing draws, with sums of 64 terms where they are shorter: the rounding of one term alone is that of the result.
-fn with_long_sums(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
-    let samples: Vec<Sample> = lab.failing().cloned().collect();
-    let base = lab.base.probe.clone();
+/// Formats with fewer bits than f32: significand bits and name.
+pub(super) const FORMATS: [(i32, &str); 6] =
+    [(8, "bf16"), (11, "fp16 or TF32"), (FP16, "fp16"), (4, "fp8 e4m3"), (3, "fp8 e5m2"), (12, "12 bits")];
+
+/// The share of elements that a way to store must meet: exact results may be off in the last bit.
+const STORED_SHARE: f64 = 0.97;
+
+/// How far an f32 result may be off from the exact one.
+const BORDER: f64 = 1.0 / (1 << 20) as f64;
+
+/// Terms of a sum that are more than a matrix unit takes at once.
+const LONG: usize = 320;
+
+/// The failing draws, or sums of 320 terms where they are shorter, within the tolerance or not: the rounding of one term
+/// alone is that of the result.
+fn with_long_sums(lab: &mut Lab<'_>, mut base: Probe, samples: Vec<Sample>) -> Result<Vec<Sample>, Obstacle> {
     let short = if base.has_views() { Vec::new() } else { axes(&base) };
-    for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < 64) {
-        if let Some(longer) = base.resized(&axis.map(64), lab.effort.seed, Regime::Normal)
+    let mut longest: Option<Sample> = None;
+    for axis in short.into_iter().filter(|axis| !axis.in_outputs && axis.size < LONG) {
+        if let Some(longer) = base.resized(&axis.map(LONG), lab.effort.seed, Regime::Normal)
+            && flops_of(&longer) <= 4 * lab.effort.flops_max
             && let Some(sample) = lab.sample(longer)?
-            && sample.fails()
         {
-            return Ok(vec![sample]);
+            base = sample.probe.clone();
+            longest = Some(sample);
         }
     }
-    Ok(samples)
+    let Some(longest) = longest else { return Ok(samples) };
+    let few = lab.base.elements() < FEW;
+    let mut list = vec![longest];
+    for turn in 1..=if few { MANY_DRAWS } else { 0 } {
+        let drawn = base.redrawn_consistently(lab.effort.seed.wrapping_add(turn), Regime::Normal, lab.oracle);
+        if let Ok(drawn) = drawn
+            && let Some(sample) = lab.sample(drawn)?
+        {
+            list.push(sample);
+        }
+    }
+    Ok(list)
 }
 
-/// How results are brought to the bits that they are stored in.
+/// How results are brought to the bits that they are stored in: first as they are, then in f32, which shows more of it.
 pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let samples = with_long_sums(lab)?;
+    let samples: Vec<Sample> = lab.failing().cloned().collect();
     if samples.is_empty() {
         return Ok(None);
     }
+    let samples = with_long_sums(lab, lab.base.probe.clone(), samples)?;
+    if let Some(conclusion) = stored(lab, &samples) {
+        return Ok(Some(conclusion));
+    }
+    if let Some(wide) = with_f32_operands(&lab.base.probe) {
+        let drawn = wide.redrawn_consistently(lab.effort.seed, Regime::Normal, lab.oracle);
+        if let Ok(drawn) = drawn
+            && let Some(sample) = lab.sample(drawn)?
+            && sample.fails()
+        {
+            let samples = with_long_sums(lab, sample.probe.clone(), vec![sample])?;
+            if let Some(conclusion) = stored(lab, &samples) {
+                return Ok(Some(conclusion));
+            }
+        }
+    }
+    lab.note("the right result cut, and rounded to fewer bits", "is not what was given");
+    Ok(None)
+}
+
+/// Whether the results of these samples are cut or rounded.
+fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
+    let wrong = lab.base.wrong_outputs();
     // Elements where the two ways part: `other` must be what was given at nearly all of them. Exact results may be off in
     // the last bit, so a few may miss.
     let agrees = |other: &dyn Fn(DType, f64) -> f64| {
         let (mut part, mut hit) = (0u64, 0u64);
-        for sample in &samples {
-            for output in sample.wrong_outputs() {
+        for sample in samples {
+            for output in wrong.iter().copied() {
                 let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 if !want.dtype.is_float() {
                     return false;
                 }
                 for (exact, got) in want.data.iter().zip(&got.data).filter(|(x, _)| x.is_finite()) {
                     let predicted = other(want.dtype, *exact);
+                    // Too near to a border to be told.
+                    let border = |by: f64| other(want.dtype, exact * (1.0 + by)) != predicted;
+                    if want.dtype == DType::F32 && (border(BORDER) || border(-BORDER)) {
+                        continue;
+                    }
                     if predicted != round(want.dtype, *exact) {
                         part += 1;
                         hit += u64::from(*got == predicted);
@@ -136,34 +193,33 @@ pub(super) fn store(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
                 }
             }
         }
-        part >= 4 && hit as f64 >= 0.97 * part as f64
+        part >= 4 && hit as f64 >= STORED_SHARE * part as f64
     };
     let bits = |dtype: DType| if dtype == DType::Bf16 { 8 } else { 24 };
     if agrees(&|dtype, x| cut(bits(dtype), x)) {
         let sentence = "Results are cut to their type's bits where they must be rounded to nearest.";
         let showed = "it is the right result, cut, and so too small on average";
-        return Ok(lab.conclude(
+        return lab.conclude(
             Kind::TruncatingStore,
             sentence,
             "the right result cut instead of rounded",
             showed,
-        ));
+        );
     }
     for (bits, name) in FORMATS {
-        let narrow = |dtype: DType| !(dtype == DType::Bf16 && bits >= 8);
-        if agrees(&|dtype, x| if narrow(dtype) { cut(bits, x) } else { round(dtype, x) }) {
+        let narrow = |dtype: DType| bits == FP16 || !(dtype == DType::Bf16 && bits >= 8);
+        if agrees(&|dtype, x| if narrow(dtype) && bits != FP16 { cut(bits, x) } else { round(dtype, x) }) {
             let sentence = format!("Results are cut to {bits} bits ({name}).");
             let ran = format!("the right result cut to {bits} bits");
-            return Ok(lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given"));
+            return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
         }
-        if agrees(&|dtype, x| if narrow(dtype) { nearest(bits, x) } else { round(dtype, x) }) {
+        if agrees(&|dtype, x| if narrow(dtype) { round(dtype, nearest(bits, x)) } else { round(dtype, x) }) {
             let sentence = format!("Results are rounded to {bits} bits ({name}) on their way out.");
             let ran = format!("the right result rounded to {bits} bits");
-            return Ok(lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given"));
+            return lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given");
         }
     }
-    lab.note("the right result cut, and rounded to fewer bits", "is not what was given");
-    Ok(None)
+    None
 }
 
 /// The right result times a factor, or the change of an operand times a factor.
@@ -185,20 +241,48 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
             let got = &lab.base.outcome.outputs[output];
             let few = if lab.failing().count() > 1 { 1 } else { 3 };
             let Some(c) = ratio(&got.data, &want.data, &origin.data, few) else { continue };
-            let holds = |sample: &Sample| {
-                let want = &sample.exact.want[output];
+            // Less than a few units of the type is no factor.
+            if (c - 1.0).abs() <= 8.0 * want.dtype.unit_roundoff() {
+                continue;
+            }
+            let holds_with = |c: f64, sample: &Sample| {
+                let (want, got) = (&sample.exact.want[output], &sample.outcome.outputs[output]);
                 let operands = sample.probe.operands();
                 let from = |i: usize| at.map_or(0.0, |at| operands[at].data[i]);
-                let data = want.data.iter().enumerate().map(|(i, x)| from(i) + c * (x - from(i))).collect();
-                let mut outputs = sample.exact.want.clone();
-                outputs[output].data = data;
+                let (tolerance, sizes) =
+                    (sample.tolerances()[output], sample.exact.measured.whole.get(output));
+                // It may be rounded before and after.
+                let unit = 2.0 * want.dtype.unit_roundoff();
+                let near = |i: usize| {
+                    let predicted = from(i) + c * (want.data[i] - from(i));
+                    let size = sizes.and_then(|m| m.get(i)).copied().unwrap_or(0.0) * c.abs().max(1.0);
+                    let room = tolerance.bound(predicted, size) + unit * predicted.abs();
+                    let same = got.data[i] == predicted || got.data[i].is_nan() && predicted.is_nan();
+                    same || (got.data[i] - predicted).abs() <= room
+                };
                 // The other outputs are judged by themselves.
-                for other in sample.wrong_outputs().into_iter().filter(|other| *other != output) {
-                    outputs[other] = sample.outcome.outputs[other].clone();
+                if !sample.wrong_outputs().contains(&output) {
+                    // Where a factor would not show it is not missed.
+                    let mut outcome = sample.outcome.clone();
+                    let data = &mut outcome.outputs[output].data;
+                    data.iter_mut().enumerate().for_each(|(i, x)| *x = from(i) + c * (*x - from(i)));
+                    return !matches!(
+                        sample.probe.judge(&sample.exact, &outcome).verdict,
+                        Verdict::Differ(_)
+                    );
                 }
-                sample.explained_by_outputs(outputs)
+                (0..want.data.len()).all(near)
             };
-            if lab.failing().count() > 0 && lab.failing().all(holds) {
+            let holds = |sample: &Sample| holds_with(c, sample);
+            // At another size it may be another factor, such as one over the number of rows.
+            let some = |sample: &Sample| {
+                let zero = Tensor::zeros(want.dtype, &sample.exact.want[output].sizes);
+                let origin = at.map_or(zero, |at| sample.probe.operands()[at].clone());
+                let (got, want) = (&sample.outcome.outputs[output].data, &sample.exact.want[output].data);
+                let other = ratio(got, want, &origin.data, 3).unwrap_or(c);
+                holds_with(c, sample) || holds_with(other, sample)
+            };
+            if lab.failing().count() > 0 && lab.failing().all(holds) && larger(lab)?.iter().all(some) {
                 let what = match at {
                     None => format!("`{slot}` is {c} times what it is"),
                     Some(at) => {
@@ -218,6 +302,29 @@ pub(super) fn factor(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
     }
     lab.note("the right result times a factor", "is not what was given");
     Ok(None)
+}
+
+/// Larger cases, an axis each: a half of all rows may be their tail.
+fn larger(lab: &mut Lab<'_>) -> Result<Vec<Sample>, Obstacle> {
+    let base = lab.base.probe.clone();
+    let mut list = Vec::new();
+    let small = if base.has_views() { Vec::new() } else { axes(&base) };
+    for axis in small.into_iter().filter(|axis| axis.in_outputs && axis.size < 64) {
+        for size in [axis.size + 32, axis.size * 8] {
+            let Some(probe) = base.resized(&axis.map(size), lab.effort.seed, Regime::Normal) else {
+                continue;
+            };
+            if flops_of(&probe) > lab.effort.flops_max {
+                continue;
+            }
+            let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
+            if let Some(sample) = lab.sample(probe)? {
+                list.push(sample);
+                break;
+            }
+        }
+    }
+    Ok(list)
 }
 
 fn capital(text: &str) -> String {

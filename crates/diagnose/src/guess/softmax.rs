@@ -25,7 +25,7 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
     if largest == 0.0 {
         return Ok(None);
     }
-    let mut tried = Vec::new();
+    let (mut tried, mut overflows_at) = (Vec::new(), Vec::new());
     for power in -8..=8 {
         let scale = 2f64.powi(power);
         let mut scaled = operands.clone();
@@ -39,8 +39,29 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
             let got = sample.outcome.outputs[*output].data[*element];
             want.is_finite() && (!got.is_finite() || got == 0.0)
         });
+        let infinite = sample.judgement.wrong.iter().any(|(output, element)| {
+            let want = sample.exact.want[*output].data[*element];
+            want.is_finite() && !sample.outcome.outputs[*output].data[*element].is_finite()
+        });
         let agrees = sample.judgement.verdict == Verdict::Agree;
+        overflows_at.push((power, infinite || !agrees && !sample.fails()));
         tried.push((power, sample.fails(), agrees, not_finite));
+    }
+    // Small ones may be off by a rounding: what is not finite from some size on overflows all the same.
+    let from = overflows_at.iter().rposition(|(_, overflows)| !overflows).map_or(0, |last| last + 1);
+    let below = overflows_at[..from].iter().filter(|(_, overflows)| !overflows).count();
+    if from < overflows_at.len()
+        && below == from
+        && from > 0
+        && tried[from..].iter().any(|(_, fails, ..)| *fails)
+    {
+        let power = overflows_at[from].0;
+        return Ok(lab.conclude(
+            Kind::SoftmaxOverflow,
+            "Its results are not finite where logits are large: the largest logit is not taken off before the exponential.",
+            "the same operands with logits 2^-8 to 2^8 times as large",
+            format!("results are finite below 2^{power} times, and not finite from there on"),
+        ));
     }
     let threshold = tried.iter().position(|(_, fails, ..)| *fails);
     let Some(threshold) = threshold.filter(|at| *at > 0) else {

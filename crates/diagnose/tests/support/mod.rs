@@ -1,6 +1,8 @@
 //! The devices that the tests hand in.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod spoiled;
+
 use toprope_conformance::Oracle;
 use toprope_cpu::{CpuDevice, Options as CpuOptions};
 use toprope_program::Width;

@@ -31,6 +31,7 @@ use Shows::{Always, InTime, Never, Sometimes};
 /// one: without the term of the mean the gradient is that of no `x`, so that `wrong_operand` says it as well.
 type Expected = (&'static str, Shows, &'static [&'static str]);
 
+/// Those that were known to the guesser's author on 2026-11-29.
 const EXPECTED: &[Expected] = &[
     ("matmul.fp16_accumulate", Always, &["low_precision_accumulation"]),
     ("matmul.bf16_accumulate", Always, &["low_precision_accumulation"]),
@@ -72,7 +73,7 @@ const EXPECTED: &[Expected] = &[
 
 /// The held-out ones, in the same words: written on 2026-11-29, the kinds before anything was run, by someone who has not read
 /// the guesser. They are modelled on what was reported of chips and of young libraries of operators, and the guesser was not
-/// built on them; whoever builds on one moves it up.
+/// built on them. The four of five are counted on these: one that the guesser is changed for goes from here, for good.
 const HELD_OUT: &[Expected] = &[
     ("matmul.split_k", Always, &["missing_terms"]),
     ("matmul.overhang", Always, &["dropped_tail"]),
@@ -158,6 +159,7 @@ fn diagnosed(folder: &Path, defect: &str, shows: Shows) -> Option<(String, Strin
         ("tiny-moe in f32", &name, &["--set", "training.dtype=f32"]),
         ("tiny-moe, fused=off", &plain, &[]),
         ("tiny-moe, 20 tokens", &name, &["--set", "training.sequence=20"]),
+        ("tiny-moe, 21 tokens", &name, &["--set", "training.sequence=21"]),
     ] {
         let mut arguments = vec!["diagnose", "tiny-moe", "--device", device.as_str(), "--against", "cpu"];
         arguments.extend(["--repeat", repeat, "--json"]);
