@@ -146,8 +146,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         };
         Running::Local(Box::new(Local::open(device, options).map_err(|error| not_begun(&error))?))
     };
-    if let Some(state) = state {
-        engine.engine().restore(&state).or_exit(Exit::Device)?;
+    if let Some(checkpoint) = state {
+        engine.engine().restore(&mut checkpoint.tensors()).map_err(|error| not_begun(&error))?;
         eprintln!("going on from step {from}");
     }
     if let Running::Guarded(engine) = &mut engine {
@@ -320,7 +320,11 @@ fn go_on(path: &Path) -> String {
 
 /// Why an engine did not open.
 pub fn not_begun(error: &EngineError) -> Failure {
-    let exit = if matches!(error, EngineError::Initial(_)) { Exit::Recipe } else { Exit::Device };
+    let exit = match error {
+        EngineError::Initial(_) => Exit::Recipe,
+        EngineError::Checkpoint(_) => Exit::Run,
+        EngineError::Fault(_) | EngineError::Guard(_) => Exit::Device,
+    };
     Failure::new(exit, error)
 }
 
