@@ -9,7 +9,7 @@ use crate::cases::{self, Findings, QualifyError, ROUNDS};
 use crate::datasheet::Datasheet;
 use crate::dies::Standing;
 use crate::goodput::{self, Goodput};
-use crate::inference::{self, InferenceCase, InferenceProof};
+use crate::inference::{self, InferenceCase, InferenceProof, Weights};
 use crate::memory;
 use crate::reset;
 use crate::result::{OperatorResult, Outcome, Source, Stage};
@@ -47,7 +47,7 @@ pub struct Request<'a> {
     /// Steps beside the trusted device. The first is the one that alternatives are timed on.
     pub training: Vec<TrainingCase>,
     /// Inference on weights that its training case has behind a few steps.
-    pub inference: Vec<(InferenceCase, TrainingCase)>,
+    pub inference: Vec<(InferenceCase, Option<TrainingCase>)>,
     /// Operators that inference takes, where no shapes are named.
     pub for_inference: BTreeSet<String>,
     /// Operators that only a guard's checks take.
@@ -486,10 +486,10 @@ impl<'b> Run<'_, 'b> {
         let mut proofs = Vec::new();
         for (case, from) in &request.inference {
             let mut case = case.clone();
-            if let Some(trusted) = self.bench.trusted.as_deref_mut()
+            if let (Some(trusted), Some(from)) = (self.bench.trusted.as_deref_mut(), from)
                 && let Ok(weights) = trained(trusted, from, TRAINED_STEPS)
             {
-                case.weights = weights;
+                case.weights = Weights::Stored(weights);
             }
             let attempt = |bench: &mut Bench<'b>| inference::prove(bench, &case, deadline);
             proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));

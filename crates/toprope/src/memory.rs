@@ -18,6 +18,12 @@ pub fn peak_bytes() -> u64 {
     of_tree(Path::new("/proc"), std::process::id())
 }
 
+/// What this process holds now, in bytes. 0 where the system does not say.
+pub fn own_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    field(&status, "VmRSS").unwrap_or(0)
+}
+
 fn of_tree(proc: &Path, root: u32) -> u64 {
     let mut processes = BTreeMap::new();
     let mut waiting = vec![root];
@@ -46,12 +52,14 @@ fn children(folder: &Path) -> Vec<u32> {
 }
 
 fn process(status: &str) -> Option<Process> {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    let shared = field("RssShmem").unwrap_or(0) + field("RssFile").unwrap_or(0);
-    Some(Process { peak: field("VmHWM")?, shared })
+    let shared = field(status, "RssShmem").unwrap_or(0) + field(status, "RssFile").unwrap_or(0);
+    Some(Process { peak: field(status, "VmHWM")?, shared })
+}
+
+/// A line of `/proc/PID/status` that is in KiB, in bytes.
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]

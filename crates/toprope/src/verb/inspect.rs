@@ -36,6 +36,18 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let program = validated(program)?;
+    {
+        use crate::verb::train::{guarded, programs::Programs};
+        let programs = Programs::build(&recipe)?;
+        let checked = guarded::step(&programs.train)?.0;
+        let f = crate::verb::footprint::Footprint::of(
+            &recipe,
+            &programs,
+            &checked,
+            &crate::verb::footprint::Place { device: "cpu", threads: None },
+        );
+        println!("{f:?}");
+    }
     let summary =
         inspect::summarize(&recipe.model, &program, recipe.training.state.into()).or_exit(Exit::Recipe)?;
     println!("{}: {}\n", recipe.name, recipe.description);

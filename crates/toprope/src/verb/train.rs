@@ -1,10 +1,10 @@
 //! `toprope train`: from a recipe to a model.
 
 mod folder; // the recipe, the run's folder and its first state
-mod guarded; // the engine of a guarded run
+pub mod guarded; // the engine of a guarded run
 mod learnt; // what the model learnt
 mod profile; // where the time went
-mod programs; // what is run
+pub mod programs; // what is run
 mod retest; // whether a quarantined device may come back
 
 pub use folder::initial_state;
@@ -17,7 +17,7 @@ use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
 use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
 use crate::verb::published;
-use learnt::{Learnt, learnt};
+use learnt::{Learnt, measured};
 use programs::Programs;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -100,7 +100,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         folder::hash_weights(&*world, &mut recipe)?;
     }
     let prepared = Prepared::read(&*world, &recipe, &programs.train, own, threads)?;
-    let Prepared { corpus, tokenizer, inputs, text, identity } = &prepared;
+    let Prepared { corpus, training_bytes, tokenizer, inputs, text, identity } = &prepared;
     let totals = totals::totals(&recipe.model).or_exit(Exit::Recipe)?;
 
     let budget = Duration::from_millis(150);
@@ -188,7 +188,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         flops / 1e9,
         recipe.training.batch * recipe.training.sequence,
         bytes(planned),
-        bytes(corpus.training_bytes()),
+        bytes(*training_bytes),
         inputs.epochs()
     ));
     progress.borrow().line(&format!(
@@ -243,9 +243,20 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             path.display()
         );
     }
-    let learnt =
-        if outcome.interrupted { Learnt::default() } else { learnt(engine.engine(), &recipe, &prepared)? };
+    let said = match outcome.interrupted {
+        true => None,
+        false => measured(engine.engine(), &recipe, &prepared)?,
+    };
     let peak_memory = memory::peak_bytes();
+    if let (Running::Local(engine), true) = (&engine, arguments.profile) {
+        profile::show(engine);
+    }
+    // Compressors want memory of their own, and nothing is computed any more.
+    drop(engine);
+    let learnt = match said {
+        Some(said) => said.told(&recipe, &prepared)?,
+        None => Learnt::default(),
+    };
     let median = median(&outcome.step_seconds);
     let rate = median.map(|seconds| (recipe.training.batch * recipe.training.sequence) as f64 / seconds);
     if let (Some(seconds), Some(rate)) = (median, rate) {
@@ -258,9 +269,6 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             seconds * 1e3,
             bytes(peak_memory)
         );
-    }
-    if let (Running::Local(engine), true) = (&engine, arguments.profile) {
-        profile::show(engine);
     }
     let summary = Summary {
         steps: outcome.steps,

@@ -9,15 +9,15 @@ use toprope_program::{Device, MemoryPlan, Range, StateLayout, Validated, Width};
 use toprope_train::recipe::Recipe;
 
 /// The three programs of a run.
-pub(super) struct Programs {
-    pub(super) train: Arc<Validated>,
-    pub(super) evaluate: Arc<Validated>,
-    pub(super) logits: Arc<Validated>,
+pub struct Programs {
+    pub(crate) train: Arc<Validated>,
+    pub(crate) evaluate: Arc<Validated>,
+    pub(crate) logits: Arc<Validated>,
 }
 
 impl Programs {
     /// Builds and validates them.
-    pub(super) fn build(recipe: &Recipe) -> Result<Programs, Failure> {
+    pub(crate) fn build(recipe: &Recipe) -> Result<Programs, Failure> {
         let options = recipe.training_options();
         let (model, name) = (&recipe.model, recipe.name.as_str());
         let (dtype, sequence) = (recipe.training.dtype, recipe.training.sequence);
