@@ -101,6 +101,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     }
     let prepared = Prepared::read(&*world, &recipe, &programs.train, own, threads)?;
     let Prepared { corpus, training_bytes, tokenizer, inputs, text, identity } = &prepared;
+    memory::end_phase();
     let totals = totals::totals(&recipe.model).or_exit(Exit::Recipe)?;
 
     let budget = Duration::from_millis(150);
@@ -150,6 +151,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         engine.engine().restore(&mut checkpoint.tensors()).map_err(|error| not_begun(&error))?;
         eprintln!("going on from step {from}");
     }
+    // What reading the weights took is not there when steps run.
+    memory::end_phase();
     if let Running::Guarded(engine) = &mut engine {
         engine.start().map_err(|error| gave_up(&error, &path))?;
     }
@@ -247,7 +250,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         true => None,
         false => measured(engine.engine(), &recipe, &prepared)?,
     };
-    let peak_memory = memory::peak_bytes();
+    memory::end_phase();
     if let (Running::Local(engine), true) = (&engine, arguments.profile) {
         profile::show(engine);
     }
@@ -257,6 +260,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         Some(said) => said.told(&recipe, &prepared)?,
         None => Learnt::default(),
     };
+    let peak_memory = memory::peak_bytes();
     let median = median(&outcome.step_seconds);
     let rate = median.map(|seconds| (recipe.training.batch * recipe.training.sequence) as f64 / seconds);
     if let (Some(seconds), Some(rate)) = (median, rate) {
