@@ -30,12 +30,6 @@ pub fn end_phase() {
     toprope_world::measure_peak_anew();
 }
 
-/// What this process holds now, in bytes. 0 where the system does not say.
-pub fn own_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    field(&status, "VmRSS").unwrap_or(0)
-}
-
 fn of_tree(proc: &Path, root: u32) -> u64 {
     let mut processes = BTreeMap::new();
     let mut waiting = vec![root];

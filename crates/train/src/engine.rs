@@ -56,6 +56,9 @@ impl From<GuardError> for EngineError {
     }
 }
 
+/// The batch at a place; none behind the last.
+pub type BatchAt<'a> = dyn Fn(usize) -> Option<StepBatch> + 'a;
+
 /// The tensors of a state one after another, as many as it says.
 pub type StateTensors<'a> = dyn ExactSizeIterator<Item = Result<OwnedTensor, CheckpointError>> + 'a;
 
@@ -130,8 +133,8 @@ pub trait Engine {
     /// Takes a state in, a tensor at a time; names that the program lacks and names that are missing are faults.
     fn restore(&mut self, state: &mut StateTensors<'_>) -> Result<(), EngineError>;
 
-    /// Sum of losses and number of targets over batches, on the committed parameters.
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError>;
+    /// Sum of losses and number of targets over batches until there is none, on the committed parameters.
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError>;
 
     /// Logits of the last row of a window of tokens, on the committed parameters.
     fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, EngineError>;

@@ -253,7 +253,7 @@ pub fn bits_per_byte(
     if validation.bytes == 0.0 {
         return Ok(None);
     }
-    let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
+    let (nats, _) = engine.evaluate(&|index| validation.batch(index))?;
     Ok(Some(nats / std::f64::consts::LN_2 / validation.bytes))
 }
 

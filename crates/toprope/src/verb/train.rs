@@ -15,6 +15,7 @@ use crate::memory;
 use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
+use crate::verb::footprint::{Footprint, Place};
 use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
 use crate::verb::published;
 use learnt::{Learnt, measured};
@@ -82,13 +83,15 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let programs = Programs::build(&recipe)?;
     let guarded = !(arguments.unguarded || arguments.profile);
     let checked = guarded::checked(arguments, &recipe, &programs.train)?;
+    let place = Place { device: arguments.device(), threads: arguments.threads };
+    let footprint = Footprint::of(&recipe, &programs, guarded.then_some(&checked.program), place);
     let mut device =
         if guarded { probe(arguments.device(), arguments, &*world)? } else { open_device(arguments)? };
     for fallback in &arguments.fallback {
         probe(fallback, arguments, &*world)?;
     }
     let threads = device.describe().units;
-    programs.check_memory(&recipe, &*device)?;
+    footprint.check(&recipe.name, &*device)?;
     let stop = stop_on_interrupt()?;
     let metrics = Arc::new(Metrics::new(&path.to_string_lossy()));
     let server = arguments.metrics.as_ref().map(|address| Server::start(address, metrics.clone()));
@@ -110,7 +113,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let (folder, from, state) = folder::open_folder(arguments, &recipe, &path, &*world, identity)?;
     let folder = Rc::new(RefCell::new(folder));
     let flops = programs.step_flops(&recipe);
-    let planned = programs.planned_bytes(&recipe);
+    let planned = footprint.total_bytes;
     let progress = Progress::new(recipe.training.steps, from, flops / peak_flops);
     let progress = Rc::new(RefCell::new(progress));
     let initial = Arc::new(initial_state(&recipe, &world));
@@ -186,7 +189,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         progress.borrow().line(&format!("going on from {}", origin.model.display()));
     }
     progress.borrow().line(&format!(
-        "{} parameters, {:.2} GFLOP and {} tokens a step, {} planned, {} of text ({:.2} epochs)",
+        "{} parameters, {:.2} GFLOP and {} tokens a step, {} of memory, {} of text ({:.2} epochs)",
         totals.main,
         flops / 1e9,
         recipe.training.batch * recipe.training.sequence,

@@ -31,9 +31,7 @@ impl CompressedBytes {
 /// # Errors
 /// Where a compressor gets no memory; xz takes eleven times its window, which is as long as the input and at most preset 9's
 /// 64 MiB. A longer one would find nothing more.
-pub fn compressed_bytes<'a>(
-    parts: impl Iterator<Item = &'a [u8]> + Clone,
-) -> io::Result<CompressedBytes> {
+pub fn compressed_bytes<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> io::Result<CompressedBytes> {
     let mut gzip = flate2::write::GzEncoder::new(Count(0), flate2::Compression::new(9));
     let all = parts.clone().map(<[u8]>::len).fold(0, usize::saturating_add);
     let window = all.clamp(XZ_WINDOW_BYTES_MIN, XZ_WINDOW_BYTES_MAX).next_power_of_two();

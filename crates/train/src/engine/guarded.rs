@@ -1,6 +1,8 @@
 //! Runs steps in worker processes under the guard.
 
-use super::{Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs};
+use super::{
+    BatchAt, Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs,
+};
 use crate::batch::{StepBatch, StepInputs};
 use crate::checkpoint::{self, DataCursor, Identity, Snapshot, SnapshotHeader, TensorSpec};
 use crate::initial::{InitialError, InitialState};
@@ -297,13 +299,12 @@ impl Engine for Guarded {
         Ok(())
     }
 
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError> {
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError> {
         self.start()?;
         let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
-        let batches: Vec<StepBatch> = batches.collect();
-        let evaluated = self.supervisor.with_worker(|device, session| {
-            inputs::evaluate(device, session, program.clone(), &mut batches.iter())
-        })?;
+        let evaluated = self
+            .supervisor
+            .with_worker(|device, session| inputs::evaluate(device, session, program.clone(), batches))?;
         Ok(evaluated)
     }
 

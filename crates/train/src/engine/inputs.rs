@@ -1,5 +1,6 @@
 //! A batch's numbers into a session, and what is computed from batches without training: the same for all engines.
 
+use super::BatchAt;
 use crate::batch::{MicroBatch, StepBatch};
 use std::sync::Arc;
 use toprope_program::{Device, Dim, Fault, Range, Session, Validated};
@@ -38,12 +39,12 @@ pub(super) fn evaluate(
     device: &mut dyn Device,
     train: &Session,
     program: Arc<Validated>,
-    batches: &mut dyn Iterator<Item = &StepBatch>,
+    batches: &BatchAt<'_>,
 ) -> Result<(f64, u64), Fault> {
     let mut session = train.open_over(device, program)?;
     let (mut total, mut targets) = (0.0, 0);
-    for batch in batches {
-        write_scalars(device, &session, batch)?;
+    for batch in (0..).map_while(batches) {
+        write_scalars(device, &session, &batch)?;
         for micro in &batch.micro {
             write_micro_batch(device, &mut session, micro)?;
             session.run(device, Range::Accumulate)?;

@@ -1,6 +1,8 @@
 //! Runs steps on a device of this process.
 
-use super::{Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs};
+use super::{
+    BatchAt, Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs,
+};
 use crate::batch::StepBatch;
 use crate::checkpoint::TensorSpec;
 use crate::initial::InitialState;
@@ -182,10 +184,9 @@ impl Engine for Local {
         Ok(())
     }
 
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError> {
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError> {
         let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
-        let batches: Vec<StepBatch> = batches.collect();
-        Ok(inputs::evaluate(&mut *self.device, &self.train, program, &mut batches.iter())?)
+        Ok(inputs::evaluate(&mut *self.device, &self.train, program, batches)?)
     }
 
     fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, EngineError> {

@@ -143,7 +143,7 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
 
 /// The step as the guard runs it.
 pub(super) struct Checked {
-    program: Arc<Validated>,
+    pub(super) program: Arc<Validated>,
     sites: Vec<CheckSite>,
     faults: Vec<Scheduled>,
 }
