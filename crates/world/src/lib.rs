@@ -19,7 +19,7 @@ pub use files::{
     Entry, EntryKind, FileError, FileLock, FileOperation, FileReader, FileWriter, Files, LockError,
     write_durably,
 };
-pub use own_memory::{give_back_freed_memory, measure_peak_anew};
+pub use own_memory::{give_back_freed_memory, map_large_allocations, measure_peak_anew};
 pub use processes::{ChildProcess, Exit, Launch, ProcessError, Processes, Stream};
 pub use real::RealWorld;
 pub use shared_memory::{RegionHandle, SharedMemory, SharedMemoryError, SharedRegion};

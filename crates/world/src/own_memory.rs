@@ -10,6 +10,16 @@ pub fn give_back_freed_memory() {
     }
 }
 
+/// From now on what is allocated in one piece of a mebibyte or more is a mapping of its own, and goes back when it is freed. By
+/// itself the C library lets that size grow to 32 MiB, and keeps what is below.
+pub fn map_large_allocations() {
+    // SAFETY: changes where later allocations come from, and nothing else.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Lets the system measure the most that this process holds anew, from now on. Gives false where it does not: then the most
 /// since the process began is what it goes on to tell.
 pub fn measure_peak_anew() -> bool {

@@ -73,6 +73,7 @@ struct Summary {
 
 /// Trains.
 pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
+    toprope_world::map_large_allocations();
     let disk = FillingDisk::new(Arc::new(RealWorld::new()));
     let disk_full = disk.full();
     let world: Arc<dyn World> = Arc::new(disk);
