@@ -88,7 +88,7 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     }
     session.write(&name, &qualification, &asked, poll.as_ref())?;
     if !named {
-        let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a config.json or cases.jsonl your own shapes come first";
+        let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a model, a config.json or cases.jsonl your own shapes come first";
         println!("\n{}", table::wrapped("to see more: ", more));
     }
     if json {
