@@ -45,21 +45,29 @@ pub struct Footprint {
     pub text_bytes: u64,
     /// The processes themselves: the one that looks after the run, the one that computes, and the one that stands by.
     pub process_bytes: u64,
-    /// All of them.
+    /// What reading the text takes, before any of the others is there.
+    pub reading_bytes: u64,
+    /// The sum of the others, or what reading takes where that is more.
     pub total_bytes: u64,
     /// What the device itself must have.
     #[serde(skip)]
     needed_bytes: u64,
 }
 
-/// What a process takes before it computes anything, and for each instruction of the step: how it is known there. Measured on
-/// runs of all recipes, as are the others.
-const SUPERVISOR_BYTES: u64 = 22 << 20;
-const WORKER_BYTES: u64 = 4 << 20;
-const BYTES_EACH: u64 = 9 << 10;
+/// What a process takes before it computes anything, and for each instruction of the step: how it is known there. The
+/// binary's own pages, which all share, are the supervisor's. Measured on runs of the recipes, as are the others.
+const SUPERVISOR_BYTES: u64 = 20 << 20;
+const SUPERVISOR_BYTES_EACH: u64 = 3 << 10;
+const WORKER_BYTES: u64 = 5 << 19;
+const WORKER_BYTES_EACH: u64 = 7600;
 
-/// What a tokenizer takes for each of its tokens.
+/// What is there while the text is read, and for each byte of it: the text, its pieces and their tokens.
+const READING_BYTES: u64 = 24 << 20;
+const READING_BYTES_EACH: [u64; 2] = [12, 6];
+
+/// What a tokenizer takes for each of its tokens, and what is left of one's training.
 const TOKENIZER_BYTES_EACH: u64 = 400;
+const TRAINED_TOKENIZER_BYTES: u64 = 12 << 20;
 
 /// Bytes of text for each token that a trained tokenizer makes of it, as seen on source text.
 const TEXT_BYTES_A_TOKEN: u64 = 3;
@@ -81,10 +89,16 @@ impl Footprint {
         };
         let train = plan(step, layout);
         let (mut own, mut evaluation) = (workspace(step, &train), 0);
-        for program in [&programs.evaluate, &programs.logits] {
+        // A sample touches the rows of its own tokens only.
+        let rows = match recipe.sample.tokens {
+            0 => 0,
+            tokens => (tokens + recipe.sample.prompt.len()).min(recipe.training.sequence),
+        };
+        for (program, rows) in [(&programs.evaluate, recipe.training.sequence), (&programs.logits, rows)] {
             let plan = plan(program, StateLayout::InPlace);
             own = own.max(workspace(program, &plan));
-            evaluation = evaluation.max(plan.work_bytes as u64);
+            evaluation =
+                evaluation.max(plan.work_bytes as u64 * rows as u64 / recipe.training.sequence as u64);
         }
         let on_device = recipe.training.state == StatePlan::OnDevice || !in_host_memory(place.device);
         let halves = match (on_device, layout) {
@@ -96,11 +110,14 @@ impl Footprint {
         };
         let (every, steps) = (recipe.checkpoint.every, recipe.training.steps);
         let copied = layout == StateLayout::Double && every > 0 && every < steps;
-        let known = (step.program().accumulate.len() + step.program().update.len()) as u64 * BYTES_EACH;
+        let instructions = (step.program().accumulate.len() + step.program().update.len()) as u64;
         let workers = if checked.is_some() { 1 + u64::from(recipe.guard.standby) } else { 0 };
+        let worker = WORKER_BYTES + WORKER_BYTES_EACH * instructions;
+        let tokens = recipe.architecture().vocab_size() as u64;
         let tokenizer = match recipe.tokenizer.kind {
             TokenizerKind::Byte => 0,
-            _ => recipe.architecture().vocab_size() as u64 * TOKENIZER_BYTES_EACH,
+            TokenizerKind::Bpe => tokens * TOKENIZER_BYTES_EACH + TRAINED_TOKENIZER_BYTES,
+            TokenizerKind::File | TokenizerKind::Published => tokens * TOKENIZER_BYTES_EACH,
         };
         let mut footprint = Footprint {
             state_bytes: (train.state_bytes as u64).saturating_mul(halves),
@@ -109,11 +126,15 @@ impl Footprint {
             evaluation_bytes: evaluation,
             copy_bytes: if copied { train.state_bytes as u64 } else { 0 },
             text_bytes: text_bytes(recipe),
-            process_bytes: SUPERVISOR_BYTES + tokenizer + known + workers * (WORKER_BYTES + known),
+            process_bytes: SUPERVISOR_BYTES
+                + SUPERVISOR_BYTES_EACH * instructions
+                + tokenizer
+                + workers * worker,
+            reading_bytes: reading_bytes(recipe),
             total_bytes: 0,
             needed_bytes: 0,
         };
-        footprint.total_bytes = footprint.parts().map(|(_, bytes)| bytes.unwrap_or(0)).iter().sum();
+        footprint.total_bytes = footprint.running_bytes().max(footprint.reading_bytes);
         footprint.needed_bytes = match in_host_memory(place.device) {
             true => footprint.total_bytes,
             false => train.total_bytes() as u64,
@@ -142,6 +163,10 @@ impl Footprint {
         ))
     }
 
+    fn running_bytes(&self) -> u64 {
+        self.parts().iter().fold(0, |sum, (_, bytes)| sum.saturating_add(bytes.unwrap_or(0)))
+    }
+
     fn parts(&self) -> [(&'static str, Option<u64>); 7] {
         [
             ("state", Some(self.state_bytes)),
@@ -163,6 +188,14 @@ fn text_bytes(recipe: &Recipe) -> u64 {
     training.saturating_add(held_out) / per_token * token + held_out
 }
 
+/// What reading the text takes, before anything else is there.
+fn reading_bytes(recipe: &Recipe) -> u64 {
+    let Ok((training, held_out)) = expected_bytes(&recipe.data) else { return 0 };
+    let [bytes, pieces] = READING_BYTES_EACH;
+    let each = if recipe.tokenizer.kind == TokenizerKind::Byte { bytes } else { pieces };
+    READING_BYTES.saturating_add(training.saturating_add(held_out).saturating_mul(each))
+}
+
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<30} {:>12}", "training takes", "bytes")?;
@@ -173,6 +206,10 @@ impl fmt::Display for Footprint {
                 None => writeln!(f, "{what:<30} {:>12}", "not known")?,
             }
         }
-        writeln!(f, "{:<30} {:>12}", "in all processes", bytes(self.total_bytes))
+        writeln!(f, "{:<30} {:>12}", "in all processes", bytes(self.running_bytes()))?;
+        if self.reading_bytes > self.running_bytes() {
+            writeln!(f, "{:<30} {:>12}", "while the text is read", bytes(self.reading_bytes))?;
+        }
+        Ok(())
     }
 }
