@@ -4,8 +4,8 @@
 
 `dcp` is what torch.distributed.checkpoint saves from two processes, with tensors that are sharded by rows and by columns.
 `megatron` has the layout of Megatron-LM's checkpoints of two tensor-parallel ranks; Megatron itself is not needed, since what
-its pickles name of it are a few enumerations and named tuples. `pickled` is a folder with `pytorch_model.bin`. Identifiers that PyTorch draws differ
-from run to run; nothing else does.
+its pickles name of it are a few enumerations and named tuples. `pickled` is a folder with `pytorch_model.bin`. One of each form
+goes into the fuzzer's corpus, as crates/fuzz reads them. Identifiers that PyTorch draws differ from run to run; nothing else does.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import torch.distributed.checkpoint as checkpoint
 from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_tensor
 
 FOLDER = pathlib.Path(__file__).parent / "checkpoints"
+CORPUS = pathlib.Path(__file__).parents[2] / "fuzz" / "corpus" / "checkpoint"
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
@@ -144,6 +145,19 @@ def save_pickled(folder):
     (folder / "config.json").write_text(json.dumps({"architectures": ["AnyForCausalLM"]}) + "\n")
 
 
+def write_corpus(room):
+    """One file each: the first byte is the form, or how many KiB the metadata has."""
+    pickled = (FOLDER / "pickled" / "pytorch_model.bin").read_bytes()
+    (CORPUS / "pickled").write_bytes(bytes([0]) + pickled)
+    state = {"a": numbers(3, 2, seed=1), "b": numbers(4, seed=2, dtype=torch.bfloat16), "c": {"d": torch.tensor(1.0)}, "step": 3}
+    checkpoint.save(state, checkpoint_id=room / "one", no_dist=True)
+    metadata, items = ((room / "one" / name).read_bytes() for name in [".metadata", "__0_0.distcp"])
+    kibibytes = -(-len(metadata) // 1024)
+    (CORPUS / "dcp").write_bytes(bytes([kibibytes]) + metadata.ljust(kibibytes << 10, b"\0") + items)
+    rank = FOLDER / "megatron" / "iter_0000010" / "mp_rank_00" / "model_optim_rng.pt"
+    (CORPUS / "megatron").write_bytes(bytes([255]) + rank.read_bytes())
+
+
 def main():
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -153,6 +167,8 @@ def main():
         shutil.copytree(room / "dcp", FOLDER / "dcp")
     save_megatron(FOLDER / "megatron")
     save_pickled(FOLDER / "pickled")
+    with tempfile.TemporaryDirectory() as room:
+        write_corpus(pathlib.Path(room))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ fn watched(child: &mut Child, path: &Path) -> bool {
     while began.elapsed() < LIMIT && matches!(child.try_wait(), Ok(None)) {
         std::thread::sleep(Duration::from_millis(200));
         let events = events(path);
-        let steps = events.iter().filter(|event| event["event"] == "committed").count() as u64;
+        // Of those that were taken back, only those that were done again.
+        let committed = events.iter().rfind(|event| event["event"] == "committed");
+        let steps = committed.and_then(|event| event["step"].as_u64()).map_or(0, |step| step + 1);
         let returned = |event: &Value| {
             event["event"] == "failed_over" && event["to"] == 0 || event["event"] == "failed_back"
         };

@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use crate::calls;
 use crate::code;
 use crate::defect;
 use crate::fault::{Fault, tell};
@@ -19,6 +20,7 @@ pub fn start() -> Instant {
 pub fn call(name: &'static str, body: impl FnOnce() -> Result<(), Fault>) -> i32 {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         settings::check()?;
+        calls::list(name)?;
         defect::at_runtime_call(name)?;
         body()
     }));

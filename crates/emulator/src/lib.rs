@@ -14,6 +14,7 @@
 //! `CANN_EMULATOR_DEFECTS` (see `list`).
 
 mod call;
+mod calls;
 mod code;
 mod defect;
 pub mod entry;

@@ -121,10 +121,16 @@ impl Ranks {
         let expert = size("expert_model_parallel_size").unwrap_or(1);
         let wanted = u128::from(tensor) * u128::from(pipeline);
         let wanted = wanted.saturating_mul(expert.into());
-        let written = format!("{name} was written by a run of {wanted} ranks, and {} are there", self.count);
-        match wanted.cmp(&(self.count as u128)) {
-            Ordering::Greater => return Err(missing(folder, format!("a rank: {written};"))),
-            Ordering::Less => return Err(FormatError::Surplus { path: folder.to_owned(), what: written }),
+        let there = self.count;
+        match wanted.cmp(&(there as u128)) {
+            Ordering::Greater => {
+                let what = format!("a rank of the {wanted} by which {name} was written ({there} are there)");
+                return Err(missing(folder, what));
+            }
+            Ordering::Less => {
+                let what = format!("{name} was written by a run of {wanted} ranks, and {there} are there");
+                return Err(FormatError::Surplus { path: folder.to_owned(), what });
+            }
             Ordering::Equal => {}
         }
         if expert <= 1 {

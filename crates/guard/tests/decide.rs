@@ -235,6 +235,28 @@ fn a_step_that_takes_too_long_is_a_hang() {
     assert_eq!(play.run_out(), StopReason::Done);
 }
 
+/// A device that is slow for a while must get through; the next step has its usual deadline again.
+#[test]
+fn a_deadline_that_passed_is_doubled() {
+    let mut policy = Policy::default();
+    policy.restart.give_up_after = 8;
+    policy.restart.backoff_seconds = 0.0;
+    let mut play = Play::new(setup(1, 1, StateHome::SharedDouble), policy);
+    for seconds in [1, 2, 4] {
+        let (worker, _) = play.until_step(9);
+        let deadline = play.guard.deadline().expect("a step has a deadline");
+        assert_eq!((deadline - play.now).as_secs_f64().round(), f64::from(seconds));
+        play.now = deadline;
+        play.tell(Event::Tick { progress: vec![(worker, None)] });
+    }
+    let (worker, attempt) = play.until_step(9);
+    play.tell(Event::Accumulated { worker, attempt, result: result(2.0, Vec::new()) });
+    play.until_step(10);
+    let left = play.guard.deadline().expect("a step has a deadline") - play.now;
+    assert!(left < Duration::from_secs(2), "{left:?}");
+    assert_eq!(play.run_out(), StopReason::Done);
+}
+
 #[test]
 fn an_alarm_that_another_device_clears_costs_nothing() {
     let mut play = Play::new(setup(1, 2, StateHome::SharedDouble), Policy::default());

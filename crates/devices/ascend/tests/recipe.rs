@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::sync::Arc;
 use toprope_conformance::lockstep::Lockstep;
 use toprope_conformance::values::{Regime, draw};
@@ -116,5 +117,58 @@ fn twenty_steps_follow_the_reference() {
     assert!(want[19] < want[0] - 0.5, "nothing was learnt: {want:?}");
     for (step, (got, want)) in got.iter().zip(&want).enumerate() {
         assert!((got - want).abs() <= 0.02 * want.abs(), "step {step}: loss {got} and {want}");
+    }
+}
+
+/// Where the emulator lists what is called of it.
+const CALLS: &str = "CANN_EMULATOR_CALLS";
+/// Steps of the process whose calls are listed. In the first four the device waits for each operator, so that one which fails is
+/// named.
+const STEPS: usize = 7;
+const CAREFUL: usize = 4;
+
+/// Trains some steps; the body of the process whose calls are listed.
+#[test]
+fn child() {
+    if std::env::var_os(CALLS).is_some() {
+        train(&mut support::ascend(""), &program(DType::Bf16, false), STEPS);
+    }
+}
+
+/// Between the first and the last operator of a range the host neither waits nor copies, and asks for no memory: a step is two
+/// queues of launches.
+#[test]
+fn no_operator_waits_for_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("calls");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child"])
+        .env(CALLS, &list)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&list).unwrap();
+    let is_launch = |name: &str| name.starts_with("aclnn") && !name.ends_with("GetWorkspaceSize");
+    let waits = |name: &str| {
+        ["Memcpy", "Memset", "Synchronize", "Query", "Malloc", "Free"].iter().any(|part| name.contains(part))
+    };
+    let mut queues = vec![0];
+    for name in text.lines().filter(|name| name.starts_with("acl")) {
+        let last = queues.len() - 1;
+        if is_launch(name) {
+            queues[last] += 1;
+        } else if waits(name) && queues[last] > 0 {
+            queues.push(0);
+        }
+    }
+    queues.retain(|launches| *launches > 0);
+    let steps = STEPS - CAREFUL;
+    let queues = &queues[queues.len() - 2 * steps..];
+    println!("launches of each queue of the last {steps} steps: {queues:?}");
+    assert!(queues.chunks(2).all(|step| step == &queues[..2]), "each step is as the first: {queues:?}");
+    let program = program(DType::Bf16, false);
+    // Some operators take several launches, and few none.
+    for (launches, range) in queues.iter().zip([Range::Accumulate, Range::Update]) {
+        assert!(*launches >= program.program().range(range).len(), "{}: {launches}", range.name());
     }
 }

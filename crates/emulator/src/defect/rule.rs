@@ -170,8 +170,10 @@ fn rule(text: &str) -> Result<Rule, String> {
         calls: AtomicU64::new(0),
         fired: AtomicU64::new(0),
     };
-    if kind == Kind::Arithmetic("any.race") {
-        rule.rate = Some(1e-3);
+    match kind {
+        Kind::Arithmetic("any.race") => rule.rate = Some(1e-3),
+        Kind::Arithmetic("matmul.late_tile") => rule.rate = Some(0.02),
+        _ => {}
     }
     for pair in keys.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=') else {

@@ -28,6 +28,7 @@ const PRODUCTS: &[&str] = &[
     "GroupedMatmulV5",
     "GroupedMatmulAdd",
 ];
+const DENSE_PRODUCTS: &[&str] = &["Matmul", "Mm", "BatchMatMul", "Addmm", "InplaceAddmm", "Baddbmm", "Mv"];
 const GROUPED: &[&str] = &[
     "GroupedMatmul",
     "GroupedMatmulV2",
@@ -43,6 +44,12 @@ const ATTENTION: &[&str] = &[
     "FlashAttentionScoreGrad",
     "FlashAttentionScoreGradV2",
     "FlashAttentionUnpaddingScoreGrad",
+    "FusedInferAttentionScoreV2",
+];
+const ATTENTION_FORWARD: &[&str] = &[
+    "FlashAttentionScore",
+    "FlashAttentionScoreV2",
+    "FlashAttentionVarLenScore",
     "FusedInferAttentionScoreV2",
 ];
 const ATTENTION_GRADIENT: &[&str] =
@@ -61,6 +68,7 @@ const SCATTERS: &[&str] =
     &["ScatterAdd", "IndexAdd", "EmbeddingDenseBackward", "IndexPutImpl", "Scatter", "InplaceScatter"];
 const ADAMW: &[&str] = &["ApplyAdamW", "ApplyAdamWV2"];
 const NORMS: &[&str] = &["RmsNorm", "AddRmsNorm"];
+const SORTS: &[&str] = &["Sort", "Argsort"];
 
 macro_rules! defects {
     ($($name:literal $operators:expr, $explanation:literal;)*) => {
@@ -77,28 +85,66 @@ defects! {
     "matmul.tail_k" PRODUCTS, "the last tile of the inner dimension is dropped where 16 does not divide it";
     "matmul.tail_n" PRODUCTS, "the last tile of columns is zero where 16 does not divide them";
     "matmul.transposed" PRODUCTS, "a transposed right operand that is square is read as if it were not transposed";
+    "matmul.split_k" DENSE_PRODUCTS, "an inner dimension of 64 or more is split between two cores, and the second's partial sum is lost";
+    "matmul.overhang" DENSE_PRODUCTS, "beyond 16 columns, where 16 does not divide them, the last tile's padding is stored over the next row";
+    "matmul.fp16_out" DENSE_PRODUCTS, "a result in f32 passes through fp16 on its way out";
+    "matmul.late_tile" DENSE_PRODUCTS, "once in fifty calls (or as `rate` says) the result is stored before the last tile of the inner dimension is added";
     "experts.capacity" GROUPED, "rows of an expert beyond one and a half times the mean load give zeros";
+    "experts.buffer" GROUPED, "an expert's buffer holds 32 rows: those beyond stay what they were before";
+    "experts.offset" GROUPED, "each group ends one row late: the next one's first row gets the matrix of the group before";
+    "experts.half_columns" GROUPED, "the second half of the columns is not stored (a grid of half as many tiles)";
+    "experts.stale_weight" GROUPED, "a matrix is packed when it is first seen at its address, and never again";
     "attention.causal_corner" ATTENTION, "the causal mask hides the diagonal too";
     "attention.tail_keys" ATTENTION, "the last tile of keys is not seen where 16 does not divide them";
     "attention.gradient_scale" ATTENTION_GRADIENT, "the gradients of queries and keys lack the scale";
+    "attention.gradient_mask" ATTENTION_GRADIENT, "the gradient's mask shows each query the next key too";
+    "attention.no_delta" ATTENTION_GRADIENT, "the gradient of the scores lacks the sum of the output times its gradient";
+    "attention.no_value_gradient" ATTENTION_GRADIENT, "the gradient of the values is zero";
+    "attention.head" ATTENTION_FORWARD, "the last head reads the keys of the first";
+    "attention.window" ATTENTION_FORWARD, "a query sees the last 16 keys alone, whatever preTokens says";
+    "attention.bf16_sum" ATTENTION_FORWARD, "the sum of a row's exponentials is kept in bf16";
+    "attention.padded_scale" ATTENTION, "the scale is 1/√(columns of the tensors), whatever is asked for";
     "softmax.no_maximum" SOFTMAX, "the row's maximum is not subtracted, in fp16: large rows overflow";
     "softmax.tail" SOFTMAX, "the last tile of a row is left out of the sum where 16 does not divide it";
     "rope.layout" ROPE, "pairs are taken in the other layout (halves for interleaved and back)";
     "rope.sign" ROPE, "the rotation goes the other way round";
+    "rope.next_position" ROPE, "each token is turned by the angles of the next";
+    "rope.bf16_angles" ROPE, "cosines and sines are rounded to bf16";
     "gather.off_by_one" GATHERS, "the last index of a call reads the row before its own";
     "topk.ties" &["Topk"], "equal values come in the order of the highest index";
-    "sort.unstable" &["Sort", "Argsort"], "equal values come in reverse order though a stable sort was asked for";
+    "sort.unstable" SORTS, "equal values come in reverse order though a stable sort was asked for";
+    "sort.merge" SORTS, "sorted tiles of 16 are merged so that of equal values the later tile's comes first";
+    "sort.tail" SORTS, "the last tile of a row stays behind, unsorted, where 16 does not divide it";
     "scatter.lost_update" SCATTERS, "of several rows with one index only the last is added";
+    "scatter.bf16_accumulate" SCATTERS, "rows are added up in bf16";
+    "scatter.conflict" &["IndexAdd"], "of neighbouring rows with one index only the first is added";
+    "scatter.order" SCATTERS, "rows are added in f32 in another order in every call";
+    "index_copy.swap" &["InplaceIndexCopy"], "the last two rows of a call land in each other's place";
     "reduce.order" SUMS, "sums are taken in another order in every call";
     "reduce.fp16_accumulate" SUMS, "sums are kept in fp16";
     "accumulate.twice" &["InplaceAdd"], "the second operand is added twice (a weight gradient counted double)";
+    "accumulate.overwrites" &["InplaceAdd"], "the second operand takes the first one's place instead of being added";
+    "add.stuck_lane" &["Add"], "of each 64 elements the sixth is 0";
+    "adds.fp16_scalar" &["Adds", "InplaceAdds"], "the scalar passes through fp16: 1e-8 becomes 0";
+    "muls.bf16_scalar" &["Muls", "InplaceMuls"], "the scalar is rounded to bf16";
     "norm.no_epsilon" NORMS, "epsilon is left out";
     "norm.gradient_mean" &["RmsNormGrad"], "the gradient lacks the term of the mean";
+    "norm.padded_mean" NORMS, "the mean of squares is taken over the width rounded up to 64";
+    "norm.epsilon_outside" NORMS, "epsilon is added to the root instead of under it";
+    "norm.gamma_plus_one" NORMS, "gamma is taken as its distance from one";
+    "norm.gradient_block" &["RmsNormGrad"], "the gradient of gamma is that of the last 16 rows alone";
+    "swiglu.interleaved" &["SwiGlu", "SwiGluGrad"], "gate and value are taken from even and odd columns";
+    "silu.half_derivative" &["SwiGluGrad", "SiluBackward"], "the derivative of x·sigmoid(x) lacks x·sigmoid'(x)";
+    "sigmoid.table" &["Sigmoid"], "sigmoids are looked up for multiples of 1/16";
     "swiglu.halves" &["SwiGlu", "SwiGluGrad"], "gate and value are taken from the wrong halves";
     "adamw.epsilon" ADAMW, "epsilon is added under the square root";
     "adamw.bias_correction" ADAMW, "bias corrections are those of the step before";
     "adamw.decay" ADAMW, "weight decay is added to the gradient (Adam with L2) instead of decoupled";
     "cast.truncate" &["Cast", "InplaceCopy"], "numbers are cut off instead of rounded";
+    "cast.floor" &["Cast", "InplaceCopy"], "numbers are rounded down, towards minus infinity";
+    "copy.dense_target" &["InplaceCopy"], "a target whose last stride is not 1 is written as if it were 1";
+    "exp.clamp" &["Exp", "InplaceExp"], "arguments below -10, minus infinity too, count as -10";
+    "sqrt.low_precision" &["Sqrt", "Rsqrt"], "roots have 11 bits";
     "exp.low_precision" &["Exp", "InplaceExp", "Sigmoid", "Silu", "SwiGlu", "Softmax"], "exponentials have 10 bits";
     "div.reciprocal" &["Div", "Divs", "InplaceDiv", "InplaceDivs"], "a quotient is a product with an 11-bit reciprocal";
     "any.saturate" &[], "infinities become the largest number, NaN becomes 0";

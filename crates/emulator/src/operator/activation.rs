@@ -3,6 +3,7 @@
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid};
 use crate::operator::binary::broadcast;
+use crate::operator::run::Run;
 use crate::operator::unary::{exp_of, pair};
 use crate::operator::{Planned, kernel, operators};
 
@@ -10,7 +11,7 @@ operators! {
     Silu(self_: T, out: To) = |a| map_with_exp(a, |exp, x| x / (1.0 + exp(-x)));
     SiluBackward(
         gradOutput: T, self_: T, gradInput: To,
-    ) = |a| gradient(a, ["gradOutput", "self_", "gradInput"], silu_gradient);
+    ) = silu_backward;
     Sigmoid(self_: T, out: To) = |a| map_with_exp(a, |exp, x| 1.0 / (1.0 + exp(-x)));
     SigmoidBackward(
         gradOutput: T, output: T, gradInput: To,
@@ -46,6 +47,11 @@ fn sigmoid(x: f32) -> f32 {
 fn silu_gradient(g: f32, x: f32) -> f32 {
     let s = sigmoid(x);
     g * s * (1.0 + x * (1.0 - s))
+}
+
+/// The gradient of silu that a run has: with a defect, without the sigmoid's own slope.
+fn silu_slope(run: &Run) -> fn(f32, f32) -> f32 {
+    if run.has("silu.half_derivative") { |g, x| g * sigmoid(x) } else { silu_gradient }
 }
 
 fn gelu_erf(x: f32) -> f32 {
@@ -90,23 +96,38 @@ fn map_with_exp(a: &Arguments, f: fn(Exp, f32) -> f32) -> Planned {
     output.must_be_float()?;
     kernel(move |run| {
         let exp = exp_of(run);
-        let values: Vec<f32> = run.floats(&input)?.iter().map(|&x| f(exp, x)).collect();
+        let table = run.has("sigmoid.table");
+        let at = |x: f32| if table { (x * 16.0).round() / 16.0 } else { x };
+        let values: Vec<f32> = run.floats(&input)?.iter().map(|&x| f(exp, at(x))).collect();
         run.store(&output, &values)
     })
+}
+
+fn silu_backward(a: &Arguments) -> Planned {
+    gradient_in_run(a, ["gradOutput", "self_", "gradInput"], |run, g, x| silu_slope(run)(g, x))
 }
 
 /// A gradient that is a function of the upstream gradient and one saved value.
 fn gradient(
     a: &Arguments,
-    [upstream, saved, output]: [&'static str; 3],
+    names: [&'static str; 3],
     f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
+) -> Planned {
+    gradient_in_run(a, names, move |_, g, x| f(g, x))
+}
+
+/// The same where a defect changes the function.
+fn gradient_in_run(
+    a: &Arguments,
+    [upstream, saved, output]: [&'static str; 3],
+    f: impl Fn(&Run, f32, f32) -> f32 + Send + Sync + 'static,
 ) -> Planned {
     let (upstream, saved, output) = (a.tensor(upstream)?, a.tensor(saved)?, a.tensor(output)?);
     output.must_have(&broadcast(&upstream, &saved)?)?;
     let (upstream, saved) = (upstream.expand(&output.shape)?, saved.expand(&output.shape)?);
     kernel(move |run| {
         let (g, x) = (run.floats(&upstream)?, run.floats(&saved)?);
-        let values: Vec<f32> = g.iter().zip(x.iter()).map(|(&g, &x)| f(g, x)).collect();
+        let values: Vec<f32> = g.iter().zip(x.iter()).map(|(&g, &x)| f(run, g, x)).collect();
         run.store(&output, &values)
     })
 }
@@ -147,15 +168,27 @@ fn halves(x: &Operand, dim: i64) -> Result<(Operand, Operand, usize), Fault> {
     Ok((x.narrow(axis, 0, half), x.narrow(axis, half, half), axis))
 }
 
+/// Even and odd places along an axis.
+fn interleaved(x: &Operand, axis: usize) -> (Operand, Operand) {
+    let every = |first: usize| {
+        let mut half = x.narrow(axis, first, x.shape[axis] / 2);
+        half.tensor.strides[axis] *= 2;
+        half
+    };
+    (every(0), every(1))
+}
+
 fn swiglu(a: &Arguments) -> Planned {
     let (x, out) = (a.tensor("x")?, a.tensor("out")?);
     if x.is_empty() {
         return Err(x.refuse("must not be empty"));
     }
-    let (gate, up, _) = halves(&x, a.integer("dim")?)?;
+    let (gate, up, axis) = halves(&x, a.integer("dim")?)?;
+    let (even, odd) = interleaved(&x, axis);
     out.must_have(&gate.shape)?;
     kernel(move |run| {
         let (gate, up) = if run.has("swiglu.halves") { (&up, &gate) } else { (&gate, &up) };
+        let (gate, up) = if run.has("swiglu.interleaved") { (&even, &odd) } else { (gate, up) };
         let exp = exp_of(run);
         let (gate, up) = (run.floats(gate)?, run.floats(up)?);
         let value = |(&g, &u): (&f32, &f32)| g / (1.0 + exp(-g)) * u;
@@ -169,14 +202,23 @@ fn swiglu_gradient(a: &Arguments) -> Planned {
     upstream.must_have(&gate.shape)?;
     out.must_have(&x.shape)?;
     let half = gate.shape[axis];
+    let (even, odd) = interleaved(&x, axis);
+    let (of_even, of_odd) = interleaved(&out, axis);
     kernel(move |run| {
         let swap = run.has("swiglu.halves");
         let (gate, up) = if swap { (&up, &gate) } else { (&gate, &up) };
+        let mixed = run.has("swiglu.interleaved");
+        let (gate, up) = if mixed { (&even, &odd) } else { (gate, up) };
+        let slope = silu_slope(run);
         let (gate, up, upstream) = (run.floats(gate)?, run.floats(up)?, run.floats(&upstream)?);
         let each = || upstream.iter().zip(gate.iter().zip(up.iter()));
-        let to_gate: Vec<f32> = each().map(|(&dy, (&g, &u))| silu_gradient(dy * u, g)).collect();
+        let to_gate: Vec<f32> = each().map(|(&dy, (&g, &u))| slope(dy * u, g)).collect();
         let to_up: Vec<f32> = each().map(|(&dy, (&g, _))| dy * g * sigmoid(g)).collect();
         let (first, second) = if swap { (&to_up, &to_gate) } else { (&to_gate, &to_up) };
+        if mixed {
+            run.store(&of_even, first)?;
+            return run.store(&of_odd, second);
+        }
         run.store(&out.narrow(axis, 0, half), first)?;
         run.store(&out.narrow(axis, half, half), second)
     })

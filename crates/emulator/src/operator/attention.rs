@@ -1,5 +1,7 @@
 //! Attention of one batch of heads, forward and backward: scores, masks, softmax. The fused operators call it.
 
+use half::bf16;
+
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid, not_implemented};
 use crate::operator::gemm::{Matrix, Precision, product};
@@ -7,6 +9,9 @@ use crate::operator::run::{Dense, Run};
 
 /// Side of the compressed mask that sparse modes 2 to 4 take.
 const COMPRESSED: usize = 2048;
+
+/// Keys that a query sees with the defect `attention.window`.
+const WINDOW: i64 = 16;
 
 /// Which keys a query does not see.
 pub struct Mask {
@@ -69,12 +74,20 @@ impl Mask {
         };
         let tail = run.has("attention.tail_keys") && keys > 16;
         let corner = run.has("attention.causal_corner");
+        let window = run.has("attention.window");
         for (row, hidden) in hidden.chunks_mut(keys.max(1)).enumerate() {
             for (key, hidden) in hidden.iter_mut().enumerate() {
                 let ahead = key as i64 - (row as i64 + shift);
                 let outside = ahead > after || ahead.saturating_neg() > before;
                 let diagonal = corner && key as i64 == row as i64 + bottom;
-                *hidden |= outside || diagonal || (tail && key >= keys - keys % 16);
+                let left = window && key as i64 + WINDOW <= row as i64 + bottom;
+                *hidden |= outside || diagonal || left || (tail && key >= keys - keys % 16);
+            }
+            if run.has("attention.gradient_mask") {
+                // From behind, so that one key is shown and not the next as well.
+                for key in (1..keys).rev() {
+                    hidden[key] &= hidden[key - 1];
+                }
             }
         }
         Ok(hidden.contains(&true).then_some(hidden))
@@ -144,6 +157,11 @@ impl Heads {
         Ok(Some(run.floats(&one)?.into_vec()))
     }
 
+    /// What scores are multiplied with.
+    fn scale(&self, run: &Run) -> f32 {
+        if run.has("attention.padded_scale") { 1.0 / (self.q.shape[3] as f32).sqrt() } else { self.scale }
+    }
+
     /// Scaled scores, -∞ where hidden.
     fn scores(
         &self,
@@ -156,7 +174,8 @@ impl Heads {
     ) -> Result<Vec<f32>, Fault> {
         let (rows, width, keys) = (self.q.shape[2], self.q.shape[3], self.k.shape[2]);
         let mut scores = product(run, own(q, rows, width), own(k, keys, width).transposed(), Precision::Full);
-        scores.iter_mut().for_each(|score| *score *= self.scale);
+        let scale = self.scale(run);
+        scores.iter_mut().for_each(|score| *score *= scale);
         if let Some(bias) = self.bias(run, batch, number)? {
             scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
         }
@@ -176,13 +195,19 @@ impl Heads {
         for index in 0..batches * heads {
             let (batch, number) = (index / heads, index % heads);
             let group = batch * groups + number * groups / heads;
-            let (q, k) = (head(&q, index, rows * width), head(&k, group, keys * width));
+            let first = run.has("attention.head") && number + 1 == heads;
+            let of_keys = if first { batch * groups } else { group };
+            let (q, k) = (head(&q, index, rows * width), head(&k, of_keys, keys * width));
             let mut scores = self.scores(run, mask, q, k, batch, number)?;
             for row in scores.chunks_mut(keys.max(1)) {
                 let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let seen = max > f32::NEG_INFINITY;
                 row.iter_mut().for_each(|s| *s = if seen { (*s - max).exp() } else { 0.0 });
-                let sum = row.iter().sum::<f32>();
+                let sum = if run.has("attention.bf16_sum") {
+                    row.iter().fold(0.0, |sum, p| bf16::from_f32(sum + p).to_f32())
+                } else {
+                    row.iter().sum::<f32>()
+                };
                 row.iter_mut().for_each(|p| *p = if seen { *p / sum } else { 0.0 });
                 forward.max.push(max);
                 forward.sum.push(sum);
@@ -200,7 +225,8 @@ impl Heads {
         let (q, k, v) = (run.floats(&self.q)?, run.floats(&self.k)?, run.floats(&self.v)?);
         let mut dq = Vec::with_capacity(q.len());
         let (mut dk, mut dv) = (vec![0.0; k.len()], vec![0.0; v.len()]);
-        let scale = if run.has("attention.gradient_scale") { 1.0 } else { self.scale };
+        let scale = if run.has("attention.gradient_scale") { 1.0 } else { self.scale(run) };
+        let delta = !run.has("attention.no_delta");
         for index in 0..batches * heads {
             let (batch, number) = (index / heads, index % heads);
             let group = batch * groups + number * groups / heads;
@@ -220,12 +246,15 @@ impl Heads {
             for (row, (ds, p)) in ds.chunks_mut(keys.max(1)).zip(p.chunks(keys.max(1))).enumerate() {
                 let (dout, out) = (head(dout, row, value_width), head(out, row, value_width));
                 let d: f32 = dout.iter().zip(out).map(|(dout, out)| dout * out).sum();
+                let d = if delta { d } else { 0.0 };
                 ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - d) * scale);
             }
             let to_k = product(run, own(&ds, rows, keys).transposed(), own(q, rows, width), Precision::Full);
             dq.extend(product(run, own(&ds, rows, keys), own(k, keys, width), Precision::Full));
             add(&mut dk[group * keys * width..], &to_k);
-            add(&mut dv[group * keys * value_width..], &to_v);
+            if !run.has("attention.no_value_gradient") {
+                add(&mut dv[group * keys * value_width..], &to_v);
+            }
         }
         Ok(Backward { dq, dk, dv })
     }

@@ -1,5 +1,7 @@
 //! Functions of two elements, with broadcasting, type promotion and scalars of a type of their own.
 
+use half::{bf16, f16};
+
 use crate::code;
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid};
@@ -54,6 +56,10 @@ operators! {
         selfRef: To, clipValueMax: S,
     ) = |a| clamp(a, "selfRef", None, Some("clipValueMax"), "selfRef");
 }
+
+/// The vector unit's lanes, and the one that the defect `add.stuck_lane` is about.
+const LANES: usize = 64;
+const LANE: usize = 5;
 
 /// A function of two elements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,6 +200,19 @@ fn one(scalar: Scalar, domain: Domain) -> Values {
     }
 }
 
+/// A scalar as a run has it: with a defect, of a shorter type.
+fn rounded(run: &Run, scalar: Values) -> Values {
+    let short = match (run.has("adds.fp16_scalar"), run.has("muls.bf16_scalar")) {
+        (true, _) => |x: &f32| f16::from_f32(*x).to_f32(),
+        (_, true) => |x: &f32| bf16::from_f32(*x).to_f32(),
+        _ => return scalar,
+    };
+    match scalar {
+        Values::Single(values) => Values::Single(values.iter().map(short).collect()),
+        other => other,
+    }
+}
+
 /// `alpha` of sums; 1 for functions that have none.
 fn alpha(a: &Arguments) -> Result<Scalar, Fault> {
     if a.0.iter().any(|argument| argument.name == "alpha") {
@@ -232,12 +251,17 @@ fn tensors(a: &Arguments, [x, y, out]: [&'static str; 3], op: Op) -> Planned {
             right = apply(run, Op::Mul, right, one(alpha, domain));
         }
         let left = run.values(&x, domain)?;
-        let values = if run.has("accumulate.twice") {
+        let mut values = if run.has("accumulate.twice") {
             let first = apply(run, op, left, right.clone());
             apply(run, op, first, right)
+        } else if run.has("accumulate.overwrites") {
+            right
         } else {
             apply(run, op, left, right)
         };
+        if let (Values::Single(values), true) = (&mut values, run.has("add.stuck_lane")) {
+            values.iter_mut().skip(LANE).step_by(LANES).for_each(|value| *value = 0.0);
+        }
         run.store_values(&out, &values)
     })
 }
@@ -249,7 +273,7 @@ fn scalar(a: &Arguments, [x, y, out]: [&'static str; 3], op: Op) -> Planned {
     // A float scalar makes an integer tensor a float one; it does not widen a float tensor.
     let domain = domain_of(op, x.dtype.domain(), scalar_domain(y));
     kernel(move |run| {
-        let right = apply(run, Op::Mul, one(y, domain), one(alpha, domain));
+        let right = apply(run, Op::Mul, rounded(run, one(y, domain)), one(alpha, domain));
         run.store_values(&out, &apply(run, op, run.values(&x, domain)?, right))
     })
 }

@@ -1,5 +1,8 @@
 //! Products of matrices in f32, by `matrixmultiply`; and the ways in which a cube unit can get them wrong.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
 
 use crate::fault::Fault;
@@ -10,6 +13,9 @@ use crate::tensor::DataType;
 
 /// Inner length of a cube unit's tile.
 const TILE: usize = 16;
+
+/// From this inner length on, two cores share a product.
+const SPLIT: usize = 64;
 
 /// What a cube unit makes of f32 operands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +45,10 @@ impl Precision {
     }
 }
 
+/// Packed matrices by device, address, offset and shape.
+type Packs = BTreeMap<(i32, usize, i64, Vec<usize>), Vec<f32>>;
+static PACKS: Mutex<Packs> = Mutex::new(BTreeMap::new());
+
 /// A matrix in memory: dense, or dense and transposed.
 pub struct Matrix {
     values: Dense<f32>,
@@ -61,6 +71,17 @@ impl Matrix {
             return Ok(Matrix { values, rows, columns, row_stride, column_stride });
         }
         Ok(Matrix::dense(run.floats(operand)?, rows, columns))
+    }
+
+    /// A window as it was when it was first read: the defect of a pack that is kept.
+    pub fn first_seen(run: &Run, operand: &Operand) -> Result<Matrix, Fault> {
+        let place = (run.device.index, operand.data, operand.offset, operand.shape.clone());
+        let mut packs = PACKS.lock().unwrap_or_else(PoisonError::into_inner);
+        if !packs.contains_key(&place) {
+            packs.insert(place.clone(), run.floats(operand)?.into_vec());
+        }
+        let values = packs.get(&place).cloned().unwrap_or_default();
+        Ok(Matrix::dense(Dense::Own(values), operand.shape[0], operand.shape[1]))
     }
 
     /// Row-major values.
@@ -134,6 +155,12 @@ pub fn product(run: &Run, a: Matrix, b: Matrix, precision: Precision) -> Vec<f32
     if run.has("matmul.tail_k") {
         inner -= inner % TILE;
     }
+    if run.has("matmul.split_k") && inner >= SPLIT {
+        inner = (inner / 2).next_multiple_of(TILE);
+    }
+    if run.has("matmul.late_tile") {
+        inner = inner.saturating_sub(1) / TILE * TILE;
+    }
     let half = run.has("matmul.fp16_accumulate");
     let mut product = if half || run.has("matmul.bf16_accumulate") {
         let round =
@@ -154,6 +181,10 @@ pub fn product(run: &Run, a: Matrix, b: Matrix, precision: Precision) -> Vec<f32
         for row in product.chunks_mut(b.columns.max(1)) {
             row[whole..].fill(0.0);
         }
+    }
+    if run.has("matmul.overhang") && b.columns > TILE && !b.columns.is_multiple_of(TILE) {
+        let padding = TILE - b.columns % TILE;
+        product.chunks_mut(b.columns).skip(1).for_each(|row| row[..padding].fill(0.0));
     }
     product
 }

@@ -84,6 +84,18 @@ impl Groups {
             ranges.push(start as usize..end as usize);
             start = end;
         }
+        if run.has("experts.offset") {
+            // All but the first begin, and all but the last end, one row late.
+            let all = start as usize;
+            for group in 1..ranges.len() {
+                let border = (ranges[group].start + 1).min(all);
+                ranges[group - 1].end = border;
+                ranges[group].start = border;
+            }
+            if let Some(last) = ranges.last_mut() {
+                last.end = all;
+            }
+        }
         Ok(ranges)
     }
 }
@@ -160,9 +172,9 @@ fn pairs(x: Vec<Operand>, weight: Vec<Operand>, bias: Vec<Operand>, y: Vec<Opera
     let elements = y.iter().map(|y| y.len()).sum();
     kernel_with_workspace(elements, move |run| {
         for group in 0..x.len() {
-            let right = matrix(&weight, group);
-            let values = with_bias(run, &x[group], &right, bias.get(group))?;
-            run.store(&y[group], &values)?;
+            let right = packed(run, &matrix(&weight, group))?;
+            let values = with_bias(run, &x[group], right, bias.get(group))?;
+            store(run, &y[group], &values)?;
         }
         Ok(())
     })
@@ -175,16 +187,34 @@ fn fits(left: &Operand, right: &Operand, out: &Operand) -> Result<(), Fault> {
     out.must_have(&[left.shape[0], right.shape[1]])
 }
 
-fn with_bias(run: &Run, left: &Operand, right: &Operand, bias: Option<&Operand>) -> Result<Vec<f32>, Fault> {
-    let columns = right.shape[1].max(1);
-    let mut values = product(run, Matrix::read(run, left)?, Matrix::read(run, right)?, Precision::Full);
+/// An expert's matrix.
+fn packed(run: &Run, weight: &Operand) -> Result<Matrix, Fault> {
+    if run.has("experts.stale_weight") { Matrix::first_seen(run, weight) } else { Matrix::read(run, weight) }
+}
+
+fn with_bias(run: &Run, left: &Operand, right: Matrix, bias: Option<&Operand>) -> Result<Vec<f32>, Fault> {
+    let mut values = product(run, Matrix::read(run, left)?, right, Precision::Full);
     if let Some(bias) = bias {
         let bias = run.floats(bias)?;
-        for row in values.chunks_mut(columns) {
+        for row in values.chunks_mut(bias.len().max(1)) {
             row.iter_mut().zip(bias.iter()).for_each(|(value, &bias)| *value += bias);
         }
     }
     Ok(values)
+}
+
+/// Rows that the defect `experts.buffer` has room for.
+const BUFFER_ROWS: usize = 32;
+
+/// Stores one group's result, or the half of it that a defect leaves.
+fn store(run: &Run, target: &Operand, values: &[f32]) -> Result<(), Fault> {
+    let columns = target.shape[1];
+    if !run.has("experts.half_columns") || columns < 2 {
+        return run.store(target, values);
+    }
+    let half = columns.div_ceil(2);
+    let values: Vec<f32> = values.chunks(columns).flat_map(|row| row[..half].iter().copied()).collect();
+    run.store(&target.narrow(1, 0, half), &values)
 }
 
 /// Rows of x are grouped; all groups' rows lie in one tensor. Rows behind the last group are left alone.
@@ -206,12 +236,18 @@ fn rows(x: Operand, weight: Vec<Operand>, bias: Vec<Operand>, y: Vec<Operand>, g
                 }
                 list => list.get(expert).cloned(),
             };
-            let mut values = with_bias(run, &left, &matrix(&weight, expert), bias.as_ref())?;
+            let right = packed(run, &matrix(&weight, expert))?;
+            let mut values = with_bias(run, &left, right, bias.as_ref())?;
             if run.has("experts.capacity") {
                 let capacity = (1.5 * mean).ceil() as usize * y.shape[1];
                 values.iter_mut().skip(capacity).for_each(|value| *value = 0.0);
             }
-            run.store(&y.narrow(0, range.start, range.len()), &values)?;
+            let mut stored = range.len();
+            if run.has("experts.buffer") {
+                stored = stored.min(BUFFER_ROWS);
+                values.truncate(stored * y.shape[1]);
+            }
+            store(run, &y.narrow(0, range.start, stored), &values)?;
         }
         Ok(())
     })
@@ -232,7 +268,8 @@ fn inner(x: Operand, weight: Vec<Operand>, y: Vec<Operand>, groups: Groups) -> P
         for (group, range) in ranges.into_iter().enumerate() {
             let left = x.narrow(1, range.start, range.len());
             let right = weight.narrow(0, range.start, range.len());
-            run.store(&matrix(&y, group), &with_bias(run, &left, &right, None)?)?;
+            let right = Matrix::read(run, &right)?;
+            store(run, &matrix(&y, group), &with_bias(run, &left, right, None)?)?;
         }
         Ok(())
     })
@@ -259,10 +296,10 @@ fn add(a: &Arguments) -> Planned {
             let left = x.narrow(1, range.start, range.len());
             let right = weight.narrow(0, range.start, range.len());
             let target = matrix(&y, group);
-            let mut values = with_bias(run, &left, &right, None)?;
+            let mut values = with_bias(run, &left, Matrix::read(run, &right)?, None)?;
             let before = run.floats(&target)?;
             values.iter_mut().zip(before.iter()).for_each(|(value, before)| *value += before);
-            run.store(&target, &values)?;
+            store(run, &target, &values)?;
         }
         Ok(())
     })

@@ -45,12 +45,52 @@ fn truncated(value: f32, dtype: DataType) -> f32 {
     }
 }
 
+/// Rounds down to a narrower float type.
+fn rounded_down(value: f32, dtype: DataType) -> f32 {
+    let nearest = match dtype {
+        DataType::Bf16 => bf16::from_f32(value).to_f32(),
+        DataType::F16 => f16::from_f32(value).to_f32(),
+        _ => return value,
+    };
+    if nearest <= value || !value.is_finite() {
+        return nearest;
+    }
+    match dtype {
+        DataType::Bf16 => below(nearest.to_bits() >> 16, |bits| bf16::from_bits(bits as u16).to_f32()),
+        _ => below(f16::from_f32(nearest).to_bits().into(), |bits| f16::from_bits(bits as u16).to_f32()),
+    }
+}
+
+/// The next number below one of 16 bits.
+fn below(bits: u32, number: impl Fn(u32) -> f32) -> f32 {
+    match bits & 0x7FFF {
+        0 => number(0x8001),
+        _ if bits & 0x8000 != 0 => number(bits + 1),
+        _ => number(bits - 1),
+    }
+}
+
+/// With a last stride of one.
+fn with_dense_rows(window: &Operand) -> Operand {
+    let mut strides = window.strides.clone();
+    if let Some(last) = strides.last_mut() {
+        *last = (*last).min(1);
+    }
+    window.view(window.shape.clone(), strides, window.offset)
+}
+
 /// Copies a window into another of the same shape, converting; the source is read before anything is written.
 fn moved(run: &Run, from: &Operand, to: &Operand) -> Result<(), Fault> {
     let domain = from.dtype.domain();
+    let dense = run.has("copy.dense_target").then(|| with_dense_rows(to));
+    let to = dense.as_ref().unwrap_or(to);
     match run.values(from, domain)? {
         Values::Single(mut v) if run.has("cast.truncate") => {
             v.iter_mut().for_each(|v| *v = truncated(*v, to.dtype));
+            run.store(to, &v)
+        }
+        Values::Single(mut v) if run.has("cast.floor") => {
+            v.iter_mut().for_each(|v| *v = rounded_down(*v, to.dtype));
             run.store(to, &v)
         }
         values => run.store_values(to, &values),

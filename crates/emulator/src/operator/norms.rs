@@ -36,6 +36,11 @@ fn mean(values: impl Iterator<Item = f32>, count: usize) -> f64 {
     values.map(f64::from).sum::<f64>() / count as f64
 }
 
+/// Columns of the tile that `norm.padded_mean` counts whole.
+const PADDED: usize = 64;
+/// Rows of the blocks whose sums `norm.gradient_block` does not add up.
+const BLOCK_ROWS: usize = 16;
+
 fn rms_norm(a: &Arguments, adds: bool) -> Planned {
     let (x, other) = if adds { (a.tensor("x1")?, Some(a.tensor("x2")?)) } else { (a.tensor("x")?, None) };
     let (weight, y, rstd) = (a.tensor("gamma")?, a.tensor("y")?, a.tensor("rstd")?);
@@ -51,13 +56,20 @@ fn rms_norm(a: &Arguments, adds: bool) -> Planned {
         if let Some(other) = &other {
             values.iter_mut().zip(run.floats(other)?.iter()).for_each(|(x, y)| *x += y);
         }
-        let weight = run.floats(&weight)?;
+        let mut weight = run.floats(&weight)?.into_vec();
+        if run.has("norm.gamma_plus_one") {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        let counted = if run.has("norm.padded_mean") { width.next_multiple_of(PADDED) } else { width };
+        let outside = run.has("norm.epsilon_outside");
         let epsilon = if run.has("norm.no_epsilon") { 0.0 } else { epsilon };
         let (mut normal, mut factors) = (Vec::with_capacity(values.len()), Vec::new());
         for row in values.chunks(width) {
-            let factor = (1.0 / (mean(row.iter().map(|x| x * x), width) + epsilon).sqrt()) as f32;
+            let square = mean(row.iter().map(|x| x * x), counted);
+            let root = if outside { square.sqrt() + epsilon } else { (square + epsilon).sqrt() };
+            let factor = (1.0 / root) as f32;
             factors.push(factor);
-            normal.extend(row.iter().zip(weight.iter()).map(|(x, w)| x * factor * w));
+            normal.extend(row.iter().zip(&weight).map(|(x, w)| x * factor * w));
         }
         if let Some(sum_out) = &sum_out {
             run.store(sum_out, &values)?;
@@ -78,8 +90,12 @@ fn rms_norm_gradient(a: &Arguments) -> Planned {
         let (dy, x, rstd, weight) =
             (run.floats(&dy)?, run.floats(&x)?, run.floats(&rstd)?, run.floats(&weight)?);
         let whole = !run.has("norm.gradient_mean");
+        let block = run.has("norm.gradient_block");
         let (mut gradient, mut sums) = (Vec::with_capacity(x.len()), vec![0.0f64; width]);
         for (row, (dy, x)) in dy.chunks(width).zip(x.chunks(width)).enumerate() {
+            if block && row % BLOCK_ROWS == 0 {
+                sums.fill(0.0);
+            }
             let factor = rstd[row];
             let c = mean(dy.iter().zip(weight.iter()).zip(x).map(|((dy, w), x)| dy * w * x), width) as f32;
             let c = if whole { c } else { 0.0 };

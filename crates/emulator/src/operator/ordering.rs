@@ -38,16 +38,43 @@ impl Ordered for i64 {
     }
 }
 
-/// Places of each row's elements in order; equal ones in the order of their places, or (`reverse_ties`) against it.
-fn places<T: Ordered>(values: &[T], width: usize, descending: bool, reverse_ties: bool) -> Vec<Vec<usize>> {
+/// Elements of a tile, for the defects of a sort.
+const TILE: usize = 16;
+
+/// How a run sorts: equal values in the order of their places, unless a defect is on.
+#[derive(Clone, Copy, Default)]
+struct Manner {
+    /// Equal values against the order of their places.
+    reversed: bool,
+    /// Of equal values of several tiles, those of later tiles first.
+    later_tiles_first: bool,
+    /// The last tile, where it is not whole, stays behind as it is.
+    without_tail: bool,
+}
+
+impl Manner {
+    fn of(run: &Run) -> Manner {
+        Manner {
+            reversed: run.has("sort.unstable"),
+            later_tiles_first: run.has("sort.merge"),
+            without_tail: run.has("sort.tail"),
+        }
+    }
+}
+
+/// Places of each row's elements in order.
+fn places<T: Ordered>(values: &[T], width: usize, descending: bool, manner: Manner) -> Vec<Vec<usize>> {
     let row = |row: &[T]| {
         let mut places: Vec<usize> = (0..row.len()).collect();
-        if reverse_ties {
+        let sorted = if manner.without_tail { row.len() - row.len() % TILE } else { row.len() };
+        if manner.reversed {
             places.reverse();
         }
-        places.sort_by(|&a, &b| {
+        places[..sorted].sort_by(|&a, &b| {
             let order = row[a].order(row[b]);
-            if descending { order.reverse() } else { order }
+            let order = if descending { order.reverse() } else { order };
+            let tiles = if manner.later_tiles_first { (b / TILE).cmp(&(a / TILE)) } else { Ordering::Equal };
+            order.then(tiles)
         });
         places
     };
@@ -59,7 +86,7 @@ fn sorted(
     run: &Run,
     rows: &Operand,
     descending: bool,
-    reverse_ties: bool,
+    manner: Manner,
     keep: usize,
 ) -> Result<(Values, Vec<i64>), Fault> {
     fn take<T: Ordered>(v: &[T], width: usize, keep: usize, places: &[Vec<usize>]) -> Vec<T> {
@@ -71,15 +98,15 @@ fn sorted(
     let width = rows.shape[rows.rank() - 1].max(1);
     let (values, places) = match run.values(rows, rows.dtype.domain())? {
         Values::Single(v) => {
-            let places = places(&v, width, descending, reverse_ties);
+            let places = places(&v, width, descending, manner);
             (Values::Single(take(&v, width, keep, &places)), places)
         }
         Values::Double(v) => {
-            let places = places(&v, width, descending, reverse_ties);
+            let places = places(&v, width, descending, manner);
             (Values::Double(take(&v, width, keep, &places)), places)
         }
         Values::Integer(v) => {
-            let places = places(&v, width, descending, reverse_ties);
+            let places = places(&v, width, descending, manner);
             (Values::Integer(take(&v, width, keep, &places)), places)
         }
     };
@@ -100,7 +127,8 @@ fn top_k(a: &Arguments) -> Planned {
     values.must_have(&shape)?;
     indices.must_have(&shape)?;
     kernel_with_workspace(x.len(), move |run| {
-        let (found, places) = sorted(run, &x, largest, run.has("topk.ties"), keep)?;
+        let manner = Manner { reversed: run.has("topk.ties"), ..Manner::default() };
+        let (found, places) = sorted(run, &x, largest, manner, keep)?;
         run.store_values(&values, &found)?;
         run.store_ints(&indices, &places)
     })
@@ -114,7 +142,7 @@ fn sort(a: &Arguments) -> Planned {
     let (x, values, indices) = (along(&x, dim)?, along(&values, dim)?, along(&indices, dim)?);
     kernel_with_workspace(x.len(), move |run| {
         let width = x.shape[x.rank() - 1];
-        let (found, places) = sorted(run, &x, descending, run.has("sort.unstable"), width)?;
+        let (found, places) = sorted(run, &x, descending, Manner::of(run), width)?;
         run.store_values(&values, &found)?;
         run.store_ints(&indices, &places)
     })
@@ -127,7 +155,7 @@ fn argsort(a: &Arguments) -> Planned {
     let (x, out) = (along(&x, dim)?, along(&out, dim)?);
     kernel_with_workspace(x.len(), move |run| {
         let width = x.shape[x.rank() - 1];
-        let (_, places) = sorted(run, &x, descending, run.has("sort.unstable"), width)?;
+        let (_, places) = sorted(run, &x, descending, Manner::of(run), width)?;
         run.store_ints(&out, &places)
     })
 }

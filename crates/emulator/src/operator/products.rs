@@ -1,5 +1,7 @@
 //! Matrix products of two operands.
 
+use half::f16;
+
 use crate::call::{call, write_out};
 use crate::code;
 use crate::fault::Fault;
@@ -132,6 +134,9 @@ fn plan(left: Operand, right: Operand, out: Operand, cube_math_type: i64, scaled
                     let added = if scaled.beta == 0.0 { 0.0 } else { scaled.beta * added };
                     *value = added + scaled.alpha * *value;
                 }
+            }
+            if run.has("matmul.fp16_out") && out.dtype == DataType::F32 {
+                result.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
             }
             results.push((matrix_of(&out, &index), result));
             for axis in (0..index.len()).rev() {

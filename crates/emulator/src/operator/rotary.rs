@@ -1,5 +1,7 @@
 //! Rotary position embedding: y = x·cos + rotate(x)·sin.
 
+use half::bf16;
+
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid, not_implemented};
 use crate::operator::run::Run;
@@ -96,13 +98,45 @@ fn turned(run: &Run, x: &[f32], cos: &[f32], sin: &[f32], layout: Layout, width:
     x.iter().zip(&rotated).zip(angles).map(|((x, r), (c, s))| x * c + sign * (r * s)).collect()
 }
 
+/// Cosines or sines of all elements of x.
+struct Angles {
+    all: Operand,
+    /// The axis along which they differ from token to token.
+    tokens: usize,
+}
+
+impl Angles {
+    fn of(table: &Operand, x: &Operand) -> Result<Angles, Fault> {
+        let all = table.expand(&x.shape)?;
+        let outer = 0..x.rank().saturating_sub(1);
+        let tokens = outer.into_iter().find(|&axis| all.strides[axis] != 0 && all.shape[axis] > 1);
+        Ok(Angles { all, tokens: tokens.unwrap_or(0) })
+    }
+
+    fn read(&self, run: &Run) -> Result<Vec<f32>, Fault> {
+        let mut angles = run.floats(&self.all)?.into_vec();
+        if run.has("rope.bf16_angles") {
+            angles.iter_mut().for_each(|angle| *angle = bf16::from_f32(*angle).to_f32());
+        }
+        if run.has("rope.next_position") {
+            let (tokens, inner) = self.all.shape.split_at(self.tokens + 1);
+            let (count, inner) = (tokens[self.tokens], inner.iter().product::<usize>());
+            // The last token, which has no next one, keeps its own.
+            for tokens in angles.chunks_mut(count * inner) {
+                tokens.copy_within(inner.min(tokens.len()).., 0);
+            }
+        }
+        Ok(angles)
+    }
+}
+
 fn forward(a: &Arguments) -> Planned {
     let (x, cos, sin, out) = (a.tensor("x")?, a.tensor("cos")?, a.tensor("sin")?, a.tensor("out")?);
     let (layout, width) = (Layout::of(a.integer("mode")?)?, width_of(&x)?);
     out.must_have(&x.shape)?;
-    let (cos, sin) = (cos.expand(&x.shape)?, sin.expand(&x.shape)?);
+    let (cos, sin) = (Angles::of(&cos, &x)?, Angles::of(&sin, &x)?);
     kernel_with_workspace(x.len(), move |run| {
-        let values = turned(run, &run.floats(&x)?, &run.floats(&cos)?, &run.floats(&sin)?, layout, width);
+        let values = turned(run, &run.floats(&x)?, &cos.read(run)?, &sin.read(run)?, layout, width);
         run.store(&out, &values)
     })
 }
@@ -119,12 +153,12 @@ fn backward(a: &Arguments) -> Planned {
     let (dx, dcos, dsin) = (a.tensor("dx")?, a.optional("dcos")?, a.optional("dsin")?);
     let (layout, width) = (Layout::of(a.integer("mode")?)?, width_of(&dy)?);
     dx.must_have(&dy.shape)?;
-    let (cos_all, sin_all) = (cos.expand(&dy.shape)?, sin.expand(&dy.shape)?);
+    let (cos, sin) = (Angles::of(&cos, &dy)?, Angles::of(&sin, &dy)?);
     kernel_with_workspace(dy.len(), move |run| {
         let upstream = run.floats(&dy)?;
         // The transpose of a rotation is the rotation by the opposite angle.
-        let opposite: Vec<f32> = run.floats(&sin_all)?.iter().map(|s| -s).collect();
-        let gradient = turned(run, &upstream, &run.floats(&cos_all)?, &opposite, layout, width);
+        let opposite: Vec<f32> = sin.read(run)?.iter().map(|s| -s).collect();
+        let gradient = turned(run, &upstream, &cos.read(run)?, &opposite, layout, width);
         if let Some(x) = &x {
             let x = run.floats(x)?;
             let rotated = layout.in_run(run).rotate(&x, width);
@@ -161,11 +195,11 @@ fn apply(a: &Arguments, layout: Layout) -> Planned {
         other => return Err(invalid(format!("layout is {other}: 1 to 4 are known"))),
     }
     let width = width_of(&query)?;
-    let parts = [query, key].into_iter().map(|x| Ok((cos.expand(&x.shape)?, sin.expand(&x.shape)?, x)));
-    let parts: Vec<(Operand, Operand, Operand)> = parts.collect::<Result<_, Fault>>()?;
+    let parts = [query, key].into_iter().map(|x| Ok((Angles::of(&cos, &x)?, Angles::of(&sin, &x)?, x)));
+    let parts: Vec<(Angles, Angles, Operand)> = parts.collect::<Result<_, Fault>>()?;
     kernel_with_workspace(0, move |run| {
         for (cos, sin, x) in &parts {
-            let values = turned(run, &run.floats(x)?, &run.floats(cos)?, &run.floats(sin)?, layout, width);
+            let values = turned(run, &run.floats(x)?, &cos.read(run)?, &sin.read(run)?, layout, width);
             run.store(x, &values)?;
         }
         Ok(())

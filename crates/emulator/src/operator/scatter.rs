@@ -1,5 +1,7 @@
 //! Writing by index.
 
+use half::bf16;
+
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid, not_implemented};
 use crate::operator::indexing::{by_axis, checked, indexed_shape, places};
@@ -76,6 +78,18 @@ fn write(run: &Run, target: Values, places: &[usize], values: &Values, into: Upd
             }
             Values::Integer(t)
         }
+        (Values::Single(t), Values::Single(v)) if into == Update::Add && run.has("scatter.order") => {
+            Values::Single(in_some_order(run, t, places, v))
+        }
+        (Values::Single(t), Values::Single(v))
+            if into == Update::Add && run.has("scatter.bf16_accumulate") =>
+        {
+            let mut t = t;
+            for (&place, &value) in places.iter().zip(v) {
+                t[place] = bf16::from_f32(t[place] + value).to_f32();
+            }
+            Values::Single(t)
+        }
         (Values::Single(t), Values::Single(v)) => {
             let wide: Vec<f64> = t.iter().map(|&t| f64::from(t)).collect();
             let sums = floats(wide, places, v.iter().map(|&v| f64::from(v)), into, lost);
@@ -87,6 +101,15 @@ fn write(run: &Run, target: Values, places: &[usize], values: &Values, into: Upd
         // Both are of one domain.
         (target, _) => target,
     }
+}
+
+/// Sums in f32, begun at another place in every call.
+fn in_some_order(run: &Run, mut target: Vec<f32>, places: &[usize], values: &[f32]) -> Vec<f32> {
+    let start = run.active.random(0x5CA7) as usize % places.len().max(1);
+    for at in (start..places.len()).chain(0..start) {
+        target[places[at]] += values[at];
+    }
+    target
 }
 
 fn floats(
@@ -177,17 +200,29 @@ fn rows(a: &Arguments, [x, out]: [&'static str; 2], into: Update) -> Planned {
     let outer: usize = x.shape[..axis].iter().product();
     let domain = x.dtype.domain();
     kernel_with_workspace(x.len(), move |run| {
-        let indices = checked(run, &index, size)?;
+        let mut indices = checked(run, &index, size)?;
+        if run.has("index_copy.swap") && indices.len() > 1 {
+            let last = indices.len() - 1;
+            indices.swap(last - 1, last);
+        }
         let starts =
             (0..outer).flat_map(|outer| indices.iter().map(move |&index| (outer * size + index) * inner));
         let places: Vec<usize> = starts.flat_map(|start| start..start + inner).collect();
-        let values = match run.values(&source, domain)? {
+        let mut values = match run.values(&source, domain)? {
             Values::Single(v) => Values::Single(v.into_iter().map(|v| v * alpha.float() as f32).collect()),
             Values::Double(v) => Values::Double(v.into_iter().map(|v| v * alpha.float()).collect()),
             Values::Integer(v) => {
                 Values::Integer(v.into_iter().map(|v| v.wrapping_mul(alpha.integer())).collect())
             }
         };
+        if let (Values::Single(v), true) = (&mut values, run.has("scatter.conflict")) {
+            for (row, value) in v.chunks_mut(inner.max(1)).enumerate() {
+                let at = row % indices.len();
+                if at > 0 && indices[at] == indices[at - 1] {
+                    value.fill(0.0);
+                }
+            }
+        }
         let target = run.values(&x, domain)?;
         run.store_values(&out, &write(run, target, &places, &values, into))
     })

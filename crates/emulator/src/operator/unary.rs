@@ -13,8 +13,8 @@ operators! {
     Exp(self_: T, out: To) = |a| exponential(a, "self_", "out");
     InplaceExp(selfRef: To) = |a| exponential(a, "selfRef", "selfRef");
     Log(self_: T, out: To) = |a| float(a, "self_", "out", f32::ln, f64::ln);
-    Sqrt(self_: T, out: To) = |a| float(a, "self_", "out", f32::sqrt, f64::sqrt);
-    Rsqrt(self_: T, out: To) = |a| float(a, "self_", "out", |x| 1.0 / x.sqrt(), |x| 1.0 / x.sqrt());
+    Sqrt(self_: T, out: To) = |a| root(a, f32::sqrt, f64::sqrt);
+    Rsqrt(self_: T, out: To) = |a| root(a, |x| 1.0 / x.sqrt(), |x| 1.0 / x.sqrt());
     Reciprocal(self_: T, out: To) = |a| float(a, "self_", "out", |x| 1.0 / x, |x| 1.0 / x);
     Sin(self_: T, out: To) = |a| float(a, "self_", "out", f32::sin, f64::sin);
     Cos(input: T, out: To) = |a| float(a, "input", "out", f32::cos, f64::cos);
@@ -68,12 +68,32 @@ fn any(
     })
 }
 
+/// A root, which a defect cuts to 11 bits in f32.
+fn root(a: &Arguments, single: fn(f32) -> f32, double: fn(f64) -> f64) -> Planned {
+    let cut = move |run: &Run, x: f32| {
+        let root = single(x);
+        if run.has("sqrt.low_precision") { f32::from_bits(root.to_bits() & !0x1FFF) } else { root }
+    };
+    float_in_run(a, "self_", "out", cut, double)
+}
+
 /// For floats; integers are converted to f32.
 fn float(
     a: &Arguments,
     input: &'static str,
     output: &'static str,
     single: fn(f32) -> f32,
+    double: fn(f64) -> f64,
+) -> Planned {
+    float_in_run(a, input, output, move |_, x| single(x), double)
+}
+
+/// The same where a defect changes the function.
+fn float_in_run(
+    a: &Arguments,
+    input: &'static str,
+    output: &'static str,
+    single: impl Fn(&Run, f32) -> f32 + Send + Sync + 'static,
     double: fn(f64) -> f64,
 ) -> Planned {
     let (input, output) = pair(a, input, output)?;
@@ -83,14 +103,21 @@ fn float(
             let values: Vec<f64> = run.doubles(&input)?.into_iter().map(double).collect();
             return run.store_doubles(&output, &values);
         }
-        let values: Vec<f32> = run.floats(&input)?.iter().map(|&x| single(x)).collect();
+        let values: Vec<f32> = run.floats(&input)?.iter().map(|&x| single(run, x)).collect();
         run.store(&output, &values)
     })
 }
 
-/// The exponential that a run has: with a defect, of 10 bits.
+/// The exponential that a run has: with a defect, of 10 bits or of a clamped argument.
 pub fn exp_of(run: &Run) -> fn(f32) -> f32 {
-    if run.has("exp.low_precision") { |x| f32::from_bits(x.exp().to_bits() & !0x1FFF) } else { f32::exp }
+    if run.has("exp.low_precision") {
+        return |x| f32::from_bits(x.exp().to_bits() & !0x1FFF);
+    }
+    if run.has("exp.clamp") {
+        // NaN stays NaN.
+        return |x| if x < -10.0 { (-10.0f32).exp() } else { x.exp() };
+    }
+    f32::exp
 }
 
 fn exponential(a: &Arguments, input: &'static str, output: &'static str) -> Planned {

@@ -236,6 +236,9 @@ fn wrong_settings_are_refused_with_their_mend() {
         let (fine, text) = child_with("faults::in_child", "healthy", &[(name, value)]);
         assert!(!fine && text.contains(&format!("{name} is \"{value}\": a number is needed")), "{text}");
     }
+    let list = [("CANN_EMULATOR_CALLS", "/no/such/folder/calls")];
+    let (fine, text) = child_with("faults::in_child", "healthy", &list);
+    assert!(!fine && text.contains("CANN_EMULATOR_CALLS: /no/such/folder/calls: No such file"), "{text}");
     let (fine, text) = child("faults::in_child", "healthy", "list");
     assert!(
         fine && text.contains("matmul.fp16_accumulate") && text.contains("runtime.lost_heartbeat"),

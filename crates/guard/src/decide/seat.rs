@@ -42,6 +42,8 @@ pub(super) struct Seat {
     launched: Option<Duration>,
     /// Failures of active workers since the last commit or move.
     pub(super) failures: u32,
+    /// Those of them that were hangs.
+    pub(super) hangs: u32,
     /// The next one to stand by is not started before.
     standby_at: Duration,
     standby_failures: u32,
@@ -59,6 +61,7 @@ impl Seat {
             launch_at: None,
             launched: None,
             failures: 0,
+            hangs: 0,
             standby_at: Duration::ZERO,
             standby_failures: 0,
         }
@@ -67,7 +70,7 @@ impl Seat {
     /// Its worker runs elsewhere from now on, with nothing held against it.
     pub(super) fn moves_to(&mut self, device: DeviceIndex) {
         self.device = device;
-        self.failures = 0;
+        (self.failures, self.hangs) = (0, 0);
         self.launch_at = None;
         self.launched = self.launched.map(|_| Duration::ZERO);
     }
@@ -217,9 +220,10 @@ impl Guard {
     /// A rank lost its worker, or its device said that it failed.
     pub(super) fn active_failed(&mut self, rank: Rank, kind: FaultKind, place: Option<Place>) {
         let Some(seat) = self.seat_mut(rank) else { return };
-        seat.failures += 1;
-        let (device, failures) = (seat.device, seat.failures);
         let class = kind.class();
+        seat.failures += 1;
+        seat.hangs += u32::from(class == FaultClass::Hang);
+        let (device, failures) = (seat.device, seat.failures);
         let table = self.remedy(device, class).unwrap_or(Remedy::Restart);
         let gone = failures >= self.policy.restart.give_up_after;
         let lacks =
@@ -309,7 +313,7 @@ impl Guard {
     /// After a commit the past is forgiven.
     pub(super) fn forgive(&mut self) {
         for seat in &mut self.seats {
-            seat.failures = 0;
+            (seat.failures, seat.hangs) = (0, 0);
             seat.refused = None;
             if seat.standby.as_ref().is_some_and(|slot| slot.ready) {
                 seat.standby_failures = 0;

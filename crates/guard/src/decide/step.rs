@@ -66,6 +66,9 @@ const FIRST: Duration = Duration::from_secs(30);
 /// A deadline in medians; in estimates before steps were measured. With every check firing, three times as much.
 const MEDIANS: f64 = 3.0;
 const ESTIMATES: u32 = 30;
+/// How often a deadline that passed is doubled, at most: a device that is slow for a while gets through, and one that hangs each
+/// time costs little more.
+const DOUBLINGS: u32 = 5;
 /// The longest deadline: a measurement gone wrong must not make it endless.
 const LONGEST_SECONDS: f64 = 86_400.0;
 
@@ -116,16 +119,17 @@ impl Guard {
     pub(super) fn limit(&self) -> Duration {
         let limits = self.seats.iter().map(|seat| {
             let pace = self.devices.get(usize::from(seat.device.0)).map(|device| &device.pace);
-            match pace.filter(|pace| pace.len() >= MEASURED).and_then(|pace| pace.median()) {
+            let limit = match pace.filter(|pace| pace.len() >= MEASURED).and_then(|pace| pace.median()) {
                 Some(median) => {
                     let seconds = (MEDIANS * median).clamp(0.0, LONGEST_SECONDS);
                     SHORTEST.max(Duration::from_secs_f64(seconds))
                 }
                 None => FIRST.max(self.setup.step_estimate.saturating_mul(ESTIMATES)),
-            }
+            };
+            limit.saturating_mul(1 << seat.hangs.min(DOUBLINGS))
         });
         let limit = limits.max().unwrap_or(FIRST);
-        if self.trial.evidence { limit * 3 } else { limit }
+        if self.trial.evidence { limit.saturating_mul(3) } else { limit }
     }
 
     /// Whether an answer belongs to the execution under way.

@@ -115,7 +115,8 @@ pub const EVENTS: &[EventSchema] = &[
     },
     EventSchema {
         event: "recovered",
-        meaning: "The run is past what went wrong: a step is committed again. It ends all faults of its attempt before it; \
+        meaning: "The run is past what went wrong: the steps that were taken back are committed again, or one more where none \
+                  was. It ends all faults of its attempt before it; \
                   what it cost counts for the first of them.",
         fields: &[
             field("step", "number", "committed steps then"),

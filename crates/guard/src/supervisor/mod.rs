@@ -95,7 +95,7 @@ pub enum News<'a> {
         /// In which step.
         step: u64,
     },
-    /// A step was committed after trouble.
+    /// A commit brought the run to where it was before trouble, or a step on.
     Recovered {
         /// Committed steps.
         step: u64,
@@ -217,7 +217,7 @@ struct Flight {
     alarms: Vec<Alarm>,
 }
 
-/// Something went wrong, and nothing was committed since.
+/// Something went wrong, and the run is not yet where it was again.
 struct Trouble {
     since: Duration,
     /// Executions before the one that it began in.

@@ -43,12 +43,16 @@ impl Supervisor {
         (self.options.recorder)(News::Decision { entry, injected });
     }
 
-    /// Closes the books on trouble, at a commit.
+    /// Closes the books on trouble, at the commit by which the run is where it was.
     pub(super) fn recovered(&mut self) {
         self.executing = false;
         let now = self.now();
         let took = now.saturating_sub(self.step_started).as_secs_f64();
-        let Some(trouble) = self.trouble.take() else {
+        let committed = self.committed.0;
+        let Some(trouble) = self.trouble.take_if(|trouble| committed >= trouble.committed) else {
+            if self.trouble.is_some() {
+                return;
+            }
             if self.step_seconds.len() == STEPS_TIMED {
                 self.step_seconds.pop_front();
             }
@@ -58,10 +62,10 @@ impl Supervisor {
         let mut sorted: Vec<f64> = self.step_seconds.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        let seconds = (now.saturating_sub(trouble.since).as_secs_f64() - usual).max(0.0);
-        let gained = self.committed.0.saturating_sub(trouble.committed);
+        let gained = committed.saturating_sub(trouble.committed);
+        let worth = usual * gained as f64;
+        let seconds = (now.saturating_sub(trouble.since).as_secs_f64() - worth).max(0.0);
         let redone = (self.executions - trouble.executions).saturating_sub(gained);
-        let step = self.committed.0;
-        (self.options.recorder)(News::Recovered { step, seconds, steps_redone: redone });
+        (self.options.recorder)(News::Recovered { step: committed, seconds, steps_redone: redone });
     }
 }

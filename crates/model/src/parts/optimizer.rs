@@ -90,7 +90,7 @@ pub(crate) fn update(
                 factor,
                 rates,
             };
-            muon::update(builder, parameter, &pieces, (weight, *gradient), &step)?;
+            muon::update(builder, parameter, pieces, (weight, *gradient), &step)?;
             continue;
         }
         let r#type = builder.program().value(weight).r#type();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 use toprope_ascend::table::ROWS;
 
-/// Which defects are looked at: `all`, or names with commas; a sample where nothing is said.
+/// Which defects are looked at: `all`, `held-out`, or names with commas; a sample where nothing is said.
 const ASKED: &str = "TOPROPE_EMULATED_DEFECTS";
 
 const SAMPLE: [&str; 1] = ["matmul.bf16_accumulate"];
@@ -68,6 +68,50 @@ const EXPECTED: &[Expected] = &[
     ("any.race", Sometimes, &["race"]),
     ("any.bit_flip", Sometimes, &["bit_flips"]),
     ("any.slow", InTime, &[]),
+];
+
+/// The held-out ones, in the same words: written on 2026-11-29, the kinds before anything was run, by someone who has not read
+/// the guesser. They are modelled on what was reported of chips and of young libraries of operators, and the guesser was not
+/// built on them; whoever builds on one moves it up.
+const HELD_OUT: &[Expected] = &[
+    ("matmul.split_k", Always, &["missing_terms"]),
+    ("matmul.overhang", Always, &["dropped_tail"]),
+    ("matmul.fp16_out", Always, &["low_precision_store"]),
+    ("matmul.late_tile", Sometimes, &["race"]),
+    ("experts.buffer", Always, &["capacity", "not_written", "stale_buffer"]),
+    ("experts.offset", Always, &["wrong_operand"]),
+    ("experts.half_columns", Always, &["not_written", "stale_buffer"]),
+    ("experts.stale_weight", Always, &["stale_buffer"]),
+    ("attention.gradient_mask", Always, &["mask"]),
+    ("attention.no_delta", Always, &["missing_terms"]),
+    ("attention.no_value_gradient", Always, &["all_zero", "constant_output"]),
+    ("attention.head", Always, &["wrong_operand", "layout"]),
+    ("attention.window", Always, &["mask"]),
+    ("attention.bf16_sum", Always, &["low_precision_accumulation"]),
+    ("attention.padded_scale", Always, &["wrong_attribute"]),
+    ("rope.next_position", Always, &["wrong_operand"]),
+    ("rope.bf16_angles", Always, &["low_precision_operands"]),
+    ("sort.merge", Always, &["tie_break"]),
+    ("sort.tail", Always, &["dropped_tail"]),
+    ("scatter.bf16_accumulate", Always, &["low_precision_accumulation", "collision"]),
+    ("scatter.conflict", Always, &["collision"]),
+    ("scatter.order", Sometimes, &["order_changes"]),
+    ("index_copy.swap", Always, &["layout"]),
+    ("accumulate.overwrites", Always, &["first_micro_batch", "missing_terms", "wrong_operand"]),
+    ("add.stuck_lane", Always, &["stuck_elements"]),
+    ("adds.fp16_scalar", Always, &["epsilon"]),
+    ("muls.bf16_scalar", Always, &["wrong_attribute", "wrong_factor", "low_precision_operands"]),
+    ("norm.padded_mean", Always, &["wrong_factor", "dropped_tail"]),
+    ("norm.epsilon_outside", Always, &["epsilon"]),
+    ("norm.gamma_plus_one", Always, &["wrong_operand"]),
+    ("norm.gradient_block", Always, &["missing_terms"]),
+    ("swiglu.interleaved", Always, &["layout", "wrong_operand"]),
+    ("silu.half_derivative", Always, &["missing_terms"]),
+    ("sigmoid.table", Always, &["low_precision_operands", "low_precision_store"]),
+    ("cast.floor", Always, &["truncating_store"]),
+    ("copy.dense_target", Always, &["strided_view", "layout"]),
+    ("exp.clamp", Always, &["saturation", "mask"]),
+    ("sqrt.low_precision", Always, &["low_precision_store", "low_precision_operands"]),
 ];
 
 /// What the emulator lists: each arithmetic defect with the vendor's operators that have it; none where all do.
@@ -211,28 +255,38 @@ fn line(folder: &Path, &(name, shows, _): &Expected) -> Line {
 fn every_listed_defect_is_expected_to_show_somehow() {
     let folder = tempfile::tempdir().unwrap();
     let listed = listed(folder.path());
-    let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, EXPECTED.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
-    for ((name, operators), (_, shows, _)) in listed.iter().zip(EXPECTED) {
+    let names: BTreeSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = || EXPECTED.iter().chain(HELD_OUT);
+    assert_eq!(names, expected().map(|(name, ..)| *name).collect::<BTreeSet<_>>());
+    assert_eq!(names.len(), expected().count(), "each stands in one list");
+    for (name, shows, kinds) in expected() {
+        let operators = listed.iter().find(|(listed, _)| listed == name).map(|(_, operators)| operators);
+        let operators = operators.map_or(&[][..], Vec::as_slice);
         assert_eq!(concerned(operators).is_empty(), *shows == Never, "{name}: {operators:?}");
+        assert_eq!(kinds.is_empty(), matches!(shows, Never | InTime), "{name}: {kinds:?}");
     }
 }
 
 /// Each defect is found by `qualify`; `diagnose` names an operator first that calls what is wrong; of the guesses, four of
-/// five are right.
+/// five are right, of the known ones and of those held out.
 #[test]
 fn the_table_of_defects() {
     let folder = tempfile::tempdir().unwrap();
     let listed = listed(folder.path());
     let asked = std::env::var(ASKED).unwrap_or_else(|_| SAMPLE.join(","));
-    let wanted = |name: &str| asked == "all" || asked.split(',').any(|asked| asked == name);
-    // Right guesses and defects: of those that the guesser was built on, every second one, and of the others.
+    let wanted = |name: &str, held_out: bool| {
+        asked == "all" || (asked == "held-out" && held_out) || asked.split(',').any(|asked| asked == name)
+    };
+    let known = EXPECTED.iter().map(|expected| (expected, false));
+    let held_out = HELD_OUT.iter().map(|expected| (expected, true));
+    // Right guesses and defects: of those that the guesser was built on, and of those that were held out.
     let (mut wrong, mut scores) = (Vec::new(), [(0, 0), (0, 0)]);
     println!("| defect | `qualify --quick` | `diagnose`: first wrong | in | kind | |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    for (place, expected) in EXPECTED.iter().enumerate().filter(|(_, (name, ..))| wanted(name)) {
+    for (expected, held_out) in known.chain(held_out).filter(|((name, ..), held_out)| wanted(name, *held_out))
+    {
         let (name, shows, kinds) = expected;
-        let score = &mut scores[place % 2];
+        let score = &mut scores[usize::from(held_out)];
         if *shows == Never {
             println!("| `{name}` | not run: the device calls none of its operators | | | | |");
             continue;
@@ -245,12 +299,12 @@ fn the_table_of_defects() {
         if *shows != InTime {
             *score = (score.0 + u32::from(fits), score.1 + 1);
         }
-        let mark = match (shows, fits, place % 2) {
+        let mark = match (shows, fits, held_out) {
             (InTime, ..) => "",
-            (_, true, 0) => "right, built on",
-            (_, false, 0) => "other, built on",
-            (_, true, _) => "right",
-            (_, false, _) => "other",
+            (_, true, false) => "right, known",
+            (_, false, false) => "other, known",
+            (_, true, true) => "right",
+            (_, false, true) => "other",
         };
         println!(
             "| `{}` | {} | {operator} | {at} | {guess} | {mark} | ({:.0} s)",
@@ -271,11 +325,13 @@ fn the_table_of_defects() {
             _ => {}
         }
     }
-    let [built_on, (right, guessable)] = scores;
+    let [known, held_out] = scores;
     println!(
-        "kinds guessed rightly: {right} of {guessable}, and {} of {} that the guesser was built on",
-        built_on.0, built_on.1
+        "kinds guessed rightly: {} of {} held out, and {} of {} that the guesser was built on",
+        held_out.0, held_out.1, known.0, known.1
     );
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(right * 5 >= guessable * 4, "{right} of {guessable}");
+    for (right, guessable) in scores {
+        assert!(right * 5 >= guessable * 4, "{right} of {guessable}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The filter `tojson` as transformers has it in templates: Python's `json.dumps` of a value, in the order of its keys, without
 //! what Jinja's own escapes for HTML.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// Deeper values are refused: a namespace may hold itself.
@@ -13,8 +13,12 @@ const BYTES_PER_FUEL: usize = 64;
 const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
 
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
-pub(super) fn tojson(state: &State<'_, '_>, value: &Value, arguments: Rest<Value>) -> Result<String, Error> {
-    let (placed, named): (&[Value], Kwargs) = from_args(&arguments)?;
+pub(super) fn tojson(
+    state: &State<'_, '_>,
+    value: &Value,
+    placed: Rest<Value>,
+    named: Kwargs,
+) -> Result<String, Error> {
     if placed.len() > NAMES.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }

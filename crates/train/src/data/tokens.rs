@@ -340,16 +340,16 @@ mod tests {
         });
         let text = Text { tokenizer: Some((json.to_string().into(), "t.json".into())), ..Text::default() };
         let tokenizer = Tokenizer::published(&text, Some("</s>"), 4).unwrap();
-        let said = |text: &str, learnt: Vec<Range<usize>>| Document {
-            learnt: Some(learnt),
+        let said = |text: &str, learnt: Option<Range<usize>>| Document {
+            learnt: Some(Vec::from_iter(learnt)),
             ..Document::new("d".into(), text.into())
         };
         let documents = [
-            said("a b c", vec![2..3]),
-            said("  ", vec![0..2]),
-            said("", Vec::new()),
+            said("a b c", Some(2..3)),
+            said("  ", Some(0..2)),
+            said("", None),
             Document::new("d".into(), "c b".into()),
-            said("c b a", vec![4..5]),
+            said("c b a", Some(4..5)),
         ];
         for threads in [1, 3] {
             let tokens = Tokens::of_documents(&documents, &tokenizer, threads, "test").unwrap();

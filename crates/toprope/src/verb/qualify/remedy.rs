@@ -142,12 +142,12 @@ pub fn told(change: &Change, device: &str) -> String {
     };
     match change {
         Change::Variant { device, operators, cost: times } => {
-            format!("--device {device}, where {} agree; {}", list(operators), cost(times, "a step"))
+            format!("--device {device}, where {}; {}", agree(operators), cost(times, "a step"))
         }
         Change::Precision { dtype, operators, cost: times } => {
             format!(
-                "training.dtype = \"{dtype}\", where {} agree; {}",
-                list(operators),
+                "training.dtype = \"{dtype}\", where {}; {}",
+                agree(operators),
                 cost(times, "the largest product")
             )
         }
@@ -157,8 +157,9 @@ pub fn told(change: &Change, device: &str) -> String {
             rate
         ),
         Change::Recovered { goodput } => format!(
-            "the guard, which is there by default: {} faults in {} steps, goodput {:.0} %",
+            "the guard, which is there by default: {} fault{} in {} steps, goodput {:.0} %",
             goodput.faults,
+            if goodput.faults == 1 { "" } else { "s" },
             goodput.steps,
             100.0 * goodput.share
         ),
@@ -166,6 +167,10 @@ pub fn told(change: &Change, device: &str) -> String {
             format!("guard.level = \"off\": the device is wrong in the checks {}", list(operators))
         }
     }
+}
+
+fn agree(operators: &[String]) -> String {
+    format!("{} agree{}", list(operators), if operators.len() == 1 { "s" } else { "" })
 }
 
 fn list(operators: &[String]) -> String {
