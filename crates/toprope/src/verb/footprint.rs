@@ -92,16 +92,16 @@ impl Footprint {
         // A sample touches the rows of its own tokens only.
         let rows = match recipe.sample.tokens {
             0 => 0,
-            tokens => (tokens + recipe.sample.prompt.len()).min(recipe.training.sequence),
+            tokens => tokens.saturating_add(recipe.sample.prompt.len()).min(recipe.training.sequence),
         };
         for (program, rows) in [(&programs.evaluate, recipe.training.sequence), (&programs.logits, rows)] {
             let plan = plan(program, StateLayout::InPlace);
             own = own.max(workspace(program, &plan));
-            evaluation =
-                evaluation.max(plan.work_bytes as u64 * rows as u64 / recipe.training.sequence as u64);
+            let share = (plan.work_bytes as u128 * rows as u128) / recipe.training.sequence.max(1) as u128;
+            evaluation = evaluation.max(share as u64);
         }
-        let on_device = recipe.training.state == StatePlan::OnDevice || !in_host_memory(place.device);
-        let halves = match (on_device, layout) {
+        let apart = recipe.training.state == StatePlan::OnDevice || !in_host_memory(place.device);
+        let halves = match (apart && checked.is_some(), layout) {
             // On the device as many, and two snapshots beside them.
             (true, StateLayout::Double) => 4,
             (true, StateLayout::InPlace) => 3,
@@ -185,7 +185,7 @@ fn text_bytes(recipe: &Recipe) -> u64 {
     let Ok((training, held_out)) = expected_bytes(&recipe.data) else { return 0 };
     let per_token = if recipe.tokenizer.kind == TokenizerKind::Byte { 1 } else { TEXT_BYTES_A_TOKEN };
     let token = if recipe.architecture().vocab_size() <= 1 << 16 { 2 } else { 4 };
-    training.saturating_add(held_out) / per_token * token + held_out
+    (training.saturating_add(held_out) / per_token).saturating_mul(token).saturating_add(held_out)
 }
 
 /// What reading the text takes, before anything else is there.
