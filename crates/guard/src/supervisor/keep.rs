@@ -15,7 +15,7 @@ pub(super) fn write_half(state: &SharedState, half: usize, crew: &mut Crew) -> R
     let (current, next) = (crew.session.bindings().current, crew.session.bindings().next);
     crew.device.write(current, 0, state.half(half))?;
     for tensor in state.tensors().iter().filter(|tensor| tensor.frozen && next != current) {
-        crew.device.write(next, tensor.location.offset_bytes, &state.value(half, tensor))?;
+        crew.device.write(next, tensor.location.offset_bytes, state.value(half, tensor))?;
     }
     Ok(())
 }
