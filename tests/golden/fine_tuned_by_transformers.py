@@ -10,17 +10,16 @@ further than 1e-4 from PyTorch's.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from folders import BOUND, apart, opened, toprope
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 HERE = Path(__file__).parent
-BOUND = 1e-4
 STEPS, BEHIND, SEQUENCE = 8, 4, 24
 RATE, DECAY, BETAS, EPSILON = 2e-3, 0.1, (0.9, 0.95), 1e-8
 # One sequence holds both documents, so that each step's batch is known: the marker, the words, the marker.
@@ -77,24 +76,8 @@ targets = ["all-linear"]
 """
 
 
-def toprope(binary, *arguments):
-    done = subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, (arguments, done.stderr)
-
-
-def opened(folder):
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
-
-
-def apart(binary, folder, model, out):
-    """The largest distance of a logit, of the largest: of `toprope eval` on a folder and of a model there."""
-    tokens = [token for document in DOCUMENTS for token in document]
-    toprope(binary, "eval", folder, "--tokens", ",".join(map(str, tokens)), "--logits", out)
-    ours = load_file(out)["logits"]
-    with torch.no_grad():
-        theirs = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+def far_apart(binary, folder, model, out):
+    return apart(binary, folder, model, [token for document in DOCUMENTS for token in document], out)
 
 
 def of_documents(end):
@@ -177,7 +160,7 @@ class Verdict:
 
     def say(self, name, what, far):
         self.failed |= not far < BOUND
-        print(f"{name}: {what} {far:.1e} apart{'' if far < BOUND else ', too far'}")
+        print(f"{name}: {what} {far:.1e} apart{'' if far < BOUND else ', too far'}", flush=True)
 
     def losses(self, name, what, ours, theirs):
         far = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
@@ -221,7 +204,7 @@ def main():
             verdict.losses(record.name, "losses in full", losses_of(folder), theirs)
             exported = place / "full-exported"
             toprope(binary, "export", folder, exported)
-            verdict.say(record.name, "logits in full", apart(binary, exported, opened(exported), place / "1"))
+            verdict.say(record.name, "logits in full", far_apart(binary, exported, opened(exported), place / "1"))
 
             documents = of_conversations(base)
             sequence = sum(len(tokens) for tokens, _ in documents)
@@ -241,11 +224,11 @@ def main():
                 merged, adapters = place / f"{kind}-merged", place / f"{kind}-adapters"
                 toprope(binary, "export", folder, merged, "--merge")
                 toprope(binary, "export", folder, adapters)
-                far = apart(binary, merged, opened(merged), place / f"{kind}-2")
+                far = far_apart(binary, merged, opened(merged), place / f"{kind}-2")
                 verdict.say(record.name, f"logits with {kind} merged", far)
                 if PeftModel is not None:
                     loaded = PeftModel.from_pretrained(opened(base), adapters)
-                    far = apart(binary, merged, loaded, place / f"{kind}-3")
+                    far = far_apart(binary, merged, loaded, place / f"{kind}-3")
                     verdict.say(record.name, f"PEFT's logits with {kind}", far)
 
                     def moments(name):

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use toprope_guard::remote::WorkerCommand;
 use toprope_guard::supervisor::{
-    DeviceSpec, Durable, NamedState, News, Options, Recorder, Supervisor, insert_digests,
+    CommittedState, DeviceSpec, Durable, News, Options, Recorder, Supervisor, TakeValue, insert_digests,
 };
 use toprope_program::check::CheckLevel;
 use toprope_program::{StateLayout, validate};
@@ -163,11 +163,11 @@ fn recorder(mut journal: Box<dyn FileWriter>) -> Recorder {
 struct NoCheckpoints;
 
 impl Durable for NoCheckpoints {
-    fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String> {
+    fn newest(&mut self, _take: &mut TakeValue<'_>) -> Result<Option<u64>, String> {
         Ok(None)
     }
 
-    fn write(&mut self, _step: u64, _state: NamedState) -> Result<(), String> {
+    fn write(&mut self, _step: u64, _state: &CommittedState<'_>) -> Result<(), String> {
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use toprope_cpu::Level;
 use toprope_placed::{Guest, PlacedDevice};
 use toprope_program::placed::{PlacedName, PlacedNameError};
 use toprope_program::variant::Variant;
-use toprope_program::{Device, MagnitudeFunction, ProgressPlace, Width};
+use toprope_program::{Device, MagnitudeFunction, MemoryPlan, ProgressPlace, Validated, Width};
 use toprope_protocol::remote::WorkerCommand;
 pub use toprope_pytorch::chips::Chip;
 pub use toprope_pytorch::collectives; // what goes between chips
@@ -165,6 +165,23 @@ pub fn in_host_memory(name: &str) -> bool {
     match name.starts_with(PYTORCH) {
         true => toprope_pytorch::name::Name::parse(name).is_ok_and(|parsed| parsed.in_host_memory()),
         false => !name.starts_with(ASCEND),
+    }
+}
+
+/// Bytes that a device takes for itself beside a program's plan, on so many threads (all where none are given); `None` where
+/// nobody can say before it is opened.
+pub fn workspace_bytes(
+    name: &str,
+    program: &Arc<Validated>,
+    plan: &Arc<MemoryPlan>,
+    threads: Option<usize>,
+) -> Option<usize> {
+    let base = name.split_once(':').map_or(name, |(base, _)| base);
+    let threads =
+        threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    match base {
+        "cpu" => toprope_cpu::workspace_bytes(program.clone(), plan.clone(), threads).ok(),
+        _ => None,
     }
 }
 

@@ -234,6 +234,25 @@ impl Session {
         Ok(bytes)
     }
 
+    /// Reads a part of a value's stored bytes, from an offset on.
+    ///
+    /// # Errors
+    /// The device's fault; a part that the value does not have.
+    pub fn read_part(
+        &self,
+        device: &mut dyn Device,
+        name: &str,
+        offset_bytes: usize,
+        into: &mut [u8],
+    ) -> Result<(), Fault> {
+        let (_, location) = self.place(name)?;
+        if offset_bytes.checked_add(into.len()).is_none_or(|end| end > location.bytes) {
+            let message = format!("`{name}` has no {} bytes from {offset_bytes} on", into.len());
+            return Err(Fault::new("session", FaultKind::Driver { code: 0, message }));
+        }
+        device.read(self.buffer(location), location.offset_bytes + offset_bytes, into)
+    }
+
     /// Reads a float value as f32 numbers.
     ///
     /// # Errors

@@ -6,10 +6,24 @@ use crate::budget::Deadline;
 use crate::result::Outcome;
 use serde::Serialize;
 use std::sync::Arc;
-use toprope_program::{DType, Device, Fault, Program, Range, Role, Session, StateLayout, Validated, Width};
+use toprope_program::{
+    DType, Device, Fault, MemoryPlan, Range, Role, Session, StateLayout, Validated, Width,
+};
 
-/// The programs of a model's inference, with its weights.
-#[derive(Clone, Debug)]
+/// Writes a model's weights to a session's state.
+pub type WriteWeights = dyn Fn(&mut dyn Device, &Session) -> Result<(), Fault>;
+
+/// Where a case's weights are from.
+#[derive(Clone)]
+pub enum Weights {
+    /// Every parameter by name, as stored.
+    Stored(Vec<(String, Vec<u8>)>),
+    /// Read from somebody's files, once for each device.
+    Published(Arc<WriteWeights>),
+}
+
+/// The programs of a model's inference, with its weights. They have the same parameters in the same order.
+#[derive(Clone)]
 pub struct InferenceCase {
     /// What it is, for people.
     pub name: String,
@@ -21,8 +35,8 @@ pub struct InferenceCase {
     pub decode: Arc<Validated>,
     /// Logits of a whole window, without caches.
     pub whole: Arc<Validated>,
-    /// Every parameter by name, as stored.
-    pub weights: Vec<(String, Vec<u8>)>,
+    /// The parameters.
+    pub weights: Weights,
     /// What is given.
     pub prompt: Vec<i32>,
     /// Tokens that are made.
@@ -80,6 +94,12 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
         return proof;
     };
     proof.beside = trusted.describe().name;
+    for device in [&*trusted, &*bench.device] {
+        if let Some(reason) = lacks_memory(device, case) {
+            proof.outcome = Outcome::NotRun(reason);
+            return proof;
+        }
+    }
     // The trusted device leads; what it chose is what both go on from.
     let led = lead(trusted, case, deadline);
     let (tokens, theirs, window) = match led {
@@ -138,6 +158,20 @@ pub fn prove(bench: &mut Bench<'_>, case: &InferenceCase, deadline: &Deadline<'_
     proof
 }
 
+/// Why a case does not fit a device's memory.
+fn lacks_memory(device: &dyn Device, case: &InferenceCase) -> Option<String> {
+    let description = device.describe();
+    let there = description.memory_bytes?;
+    let plan = |program: &Arc<Validated>| MemoryPlan::new(program, Width::Native, StateLayout::InPlace);
+    let (prefill, decode, whole) = (plan(&case.prefill), plan(&case.decode), plan(&case.whole));
+    let work = prefill.work_bytes.saturating_add(decode.work_bytes).max(whole.work_bytes);
+    let needed = prefill.state_bytes.saturating_add(work) as u64;
+    (needed > there).then(|| {
+        let mib = |bytes: u64| bytes >> 20;
+        format!("it needs {} MiB, and {} has {} MiB", mib(needed), description.name, mib(there))
+    })
+}
+
 /// Rows of logits.
 type Rows = Vec<Vec<f32>>;
 
@@ -155,12 +189,12 @@ fn lead(
         logits.push(decoding.next(device, token, all.len())?);
         all.push(token);
     }
-    decoding.close(device)?;
-    let mut session = prepared(device, &case.whole, case)?;
+    let mut session = decoding.weights.open_over(device, case.whole.clone())?;
     let rows = write_window(device, &mut session, &all, 0)?;
     session.run(device, Range::Accumulate)?;
     let whole = session.read_f32(device, "logits")?;
     session.close(device)?;
+    decoding.close(device)?;
     let width = whole.len() / rows.max(1);
     let window = whole.chunks_exact(width.max(1)).skip(case.prompt.len() - 1).map(<[f32]>::to_vec).collect();
     Ok((all[case.prompt.len()..].to_vec(), logits, window))
@@ -185,29 +219,36 @@ fn follow(
     Ok(logits)
 }
 
-/// Prefill and decode on one device, the caches handed from the one to the other.
+/// Prefill and decode on one device over the same weights, the caches handed from the one to the other.
 struct Decoding {
-    prefill: Session,
+    /// Of prefill; it holds the weights.
+    weights: Session,
     decode: Session,
     caches: Vec<String>,
 }
 
 impl Decoding {
     fn open(device: &mut dyn Device, case: &InferenceCase) -> Result<Decoding, Fault> {
-        let prefill = prepared(device, &case.prefill, case)?;
-        let decode = prepared(device, &case.decode, case)?;
-        let caches = |program: &Program| {
-            let cache = program.values.iter().filter(|value| value.role == Role::Cache);
-            cache.map(|value| value.name.clone()).collect()
-        };
-        Ok(Decoding { prefill, decode, caches: caches(case.prefill.program()) })
+        let weights = Session::open(device, case.prefill.clone(), Width::Native, StateLayout::InPlace)?;
+        match &case.weights {
+            Weights::Stored(values) => {
+                for (name, bytes) in values.iter().filter(|(name, _)| weights.has(name)) {
+                    weights.write(device, name, bytes)?;
+                }
+            }
+            Weights::Published(write) => write(device, &weights)?,
+        }
+        let decode = weights.open_over(device, case.decode.clone())?;
+        let cache = case.prefill.program().values.iter().filter(|value| value.role == Role::Cache);
+        let caches = cache.map(|value| value.name.clone()).collect();
+        Ok(Decoding { weights, decode, caches })
     }
 
     /// The logits behind the last token of a prompt.
     fn prefill(&mut self, device: &mut dyn Device, prompt: &[i32]) -> Result<Vec<f32>, Fault> {
-        let logits = cached(device, &mut self.prefill, prompt, 0)?;
+        let logits = cached(device, &mut self.weights, prompt, 0)?;
         for name in &self.caches {
-            let bytes = self.prefill.read(device, name)?;
+            let bytes = self.weights.read(device, name)?;
             self.decode.write(device, name, &bytes)?;
         }
         Ok(logits)
@@ -219,23 +260,9 @@ impl Decoding {
     }
 
     fn close(self, device: &mut dyn Device) -> Result<(), Fault> {
-        self.prefill.close(device)?;
-        self.decode.close(device)
+        self.decode.close(device)?;
+        self.weights.close(device)
     }
-}
-
-fn prepared(
-    device: &mut dyn Device,
-    program: &Arc<Validated>,
-    case: &InferenceCase,
-) -> Result<Session, Fault> {
-    let session = Session::open(device, program.clone(), Width::Native, StateLayout::InPlace)?;
-    for (name, bytes) in &case.weights {
-        if session.has(name) {
-            session.write(device, name, bytes)?;
-        }
-    }
-    Ok(session)
 }
 
 fn write_window(
@@ -263,10 +290,15 @@ fn cached(
     let rows = write_window(device, session, tokens, from)?;
     session.write_i32(device, "position", &[from as i32])?;
     session.write_i32(device, "cache_length", &[(from + rows) as i32])?;
+    // Some programs give the logits of one row only.
+    let one = session.has("row");
+    if one {
+        session.write_i32(device, "row", &[(rows - 1) as i32])?;
+    }
     session.run(device, Range::Accumulate)?;
     let all = session.read_f32(device, "logits")?;
-    let width = all.len() / rows;
-    Ok(all[(rows - 1) * width..].to_vec())
+    let width = if one { all.len() } else { all.len() / rows };
+    Ok(all[all.len() - width..].to_vec())
 }
 
 /// Whether a distance is more than is allowed, or no number.

@@ -27,7 +27,8 @@ pub enum Verb {
     Diagnose(Diagnose),
     /// Write the evidence on a wrong operator as one archive that runs without Toprope, to send to whoever can mend it.
     Report(Report),
-    /// Show what a recipe, a model configuration or a published model is: operators, FLOPs, bytes, memory, parameters.
+    /// Show what a recipe, a model configuration or a published model is: operators, FLOPs, parameters, and the memory that
+    /// training takes.
     Inspect(Inspect),
     /// What a published model makes of a text or of tokens: loss, perplexity, bits per byte, logits.
     Eval(Eval),
@@ -227,8 +228,9 @@ pub struct Qualify {
     /// The trusted device that it stands beside; default cpu, and reference for cpu itself.
     #[arg(long, value_name = "DEVICE")]
     pub against: Option<String>,
-    /// What will be run on it: a recipe, a model's config.json, or cases.jsonl. Its shapes come first.
-    #[arg(long = "for", value_name = "RECIPE|CONFIG|CASES")]
+    /// What will be run on it: a recipe, a published model (a folder or a GGUF file), a model's config.json, or cases.jsonl. Its
+    /// shapes come first; a model's own weights go through prefill and decode beside the trusted device.
+    #[arg(long = "for", value_name = "RECIPE|MODEL|CONFIG|CASES")]
     pub target: Option<String>,
     /// The collectives of torch.distributed between this machine's chips instead: payloads bit for bit, bandwidth, and the
     /// rank that never arrives.

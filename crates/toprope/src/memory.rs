@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the kernel says of one process, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,10 +13,21 @@ struct Process {
     shared: u64,
 }
 
+/// The most of phases that are over.
+static BEFORE: AtomicU64 = AtomicU64::new(0);
+
 /// The most memory that this process and those that it started have held, in bytes: what is each one's own added up, what
-/// they share counted once. 0 where the system does not say. A worker that has ended is not in it.
+/// they share counted once. 0 where the system does not say. A worker that has ended is not in it, unless a phase ended with it.
 pub fn peak_bytes() -> u64 {
-    of_tree(Path::new("/proc"), std::process::id())
+    of_tree(Path::new("/proc"), std::process::id()).max(BEFORE.load(Ordering::Relaxed))
+}
+
+/// Ends a phase of this process, such as the reading of its text: what it freed goes back to the system, and what it held
+/// at most is no longer added to what other processes hold later.
+pub fn end_phase() {
+    BEFORE.fetch_max(peak_bytes(), Ordering::Relaxed);
+    toprope_world::give_back_freed_memory();
+    toprope_world::measure_peak_anew();
 }
 
 fn of_tree(proc: &Path, root: u32) -> u64 {
@@ -46,12 +58,14 @@ fn children(folder: &Path) -> Vec<u32> {
 }
 
 fn process(status: &str) -> Option<Process> {
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    let shared = field("RssShmem").unwrap_or(0) + field("RssFile").unwrap_or(0);
-    Some(Process { peak: field("VmHWM")?, shared })
+    let shared = field(status, "RssShmem").unwrap_or(0) + field(status, "RssFile").unwrap_or(0);
+    Some(Process { peak: field(status, "VmHWM")?, shared })
+}
+
+/// A line of `/proc/PID/status` that is in KiB, in bytes.
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]

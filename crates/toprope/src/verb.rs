@@ -5,6 +5,7 @@ mod diagnose; // which operator is wrong
 mod docs; // generated pages
 mod eval; // what a published model makes of a text
 mod export; // a folder that transformers opens
+mod footprint; // what memory a run takes
 mod generate; // text in a published model's words
 mod inspect; // what a recipe is
 mod oracle; // what devices are judged by

@@ -129,6 +129,9 @@ fn what_is_wrong_with_a_request_is_told_in_one_error_before_anything_is_measured
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("llama.json", r#"{"model_type": "llama", "hidden_size": 64}"#);
+    write("gpt.json", r#"{"model_type": "gpt2", "hidden_size": 64}"#);
+    write("dense.json", include_str!("../../../tests/golden/hub/qwen2-default/config.json"));
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
     write("broken.json", "{");
     write("model.json", include_str!("data/deepseek_v3_config.json"));
     write("empty.jsonl", "\n");
@@ -146,7 +149,12 @@ fn what_is_wrong_with_a_request_is_told_in_one_error_before_anything_is_measured
         (&["--device", "cpu", "--against", "quantum:7"], 6, &["there is no device `quantum:7`"]),
         (&["--device", "cpu,cpu"], 2, &["`cpu` is named twice"]),
         (&["--device", "quantum:all"], 6, &["quantum:all", "there is no device `quantum:0`"]),
-        (&["--for", "llama.json"], 3, &["llama.json", "the architecture `llama` is not known", "hint:"]),
+        (&["--for", "llama.json"], 3, &["llama.json", "missing field `vocab_size`"]),
+        (&["--for", "gpt.json"], 3, &["gpt.json", "the architecture `gpt2` is not known", "hint:"]),
+        (&["--for", "dense.json", "--tp", "4"], 3, &["--tp 4 does not divide `num_key_value_heads` = 2"]),
+        (&["--for", "dense.json", "--ep", "2"], 3, &["--ep 2 divides nothing"]),
+        (&["--for", "folder"], 3, &["folder", "config.json"]),
+        (&["--for", "nowhere.gguf"], 3, &["nowhere.gguf"]),
         (&["--for", "broken.json"], 3, &["broken.json: no JSON"]),
         (&["--for", "nowhere.json"], 4, &["nowhere.json"]),
         (&["--for", "nowhere"], 3, &["nowhere", "hint:"]),
@@ -243,6 +251,30 @@ fn a_die_is_qualified_for_a_share_of_the_671_b_model() {
     let part = asked.iter().filter(|one| one["extent"]["whole"] == false).count();
     println!("{} shapes run, {part} of them in part; {}", asked.len(), summary["coverage"]);
     assert!(asked.len() > 40 && part > 0 && asked.iter().all(|one| one["passed"] == true), "{text}");
+}
+
+/// A published model: its shapes, and its own weights through prefill and decode beside the trusted device.
+#[test]
+fn a_published_model_is_proven_with_its_own_weights() {
+    for record in ["qwen2-default", "deepseek-fp8"] {
+        let folder = tempfile::tempdir().unwrap();
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hub");
+        let model = models.join(record);
+        let model = ["--for", model.to_str().unwrap()];
+        let rest = ["--device", "cpu", "--quick", "--json", "--memory", "64", "--soak", "1"];
+        let output = qualify(folder.path(), &[&model[..], &rest[..]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let summary = json(&output);
+        assert_eq!((output.status.code(), &summary["verdict"]), (Some(0), &"train".into()), "{text}");
+        let proofs = summary["inference"].as_array().unwrap();
+        let own = &proofs[0];
+        assert_eq!(own["name"], record, "what was asked for comes first: {own}");
+        assert_eq!((&own["outcome"], &own["dtype"]), (&"passed".into(), &"bf16".into()), "{own}");
+        let (tokens, agreed, tied) = (own["tokens"].as_u64(), own["agreed"].as_u64(), own["tied"].as_u64());
+        assert!(tokens.unwrap() >= 8 && agreed.unwrap() + tied.unwrap() == tokens.unwrap(), "{own}");
+        let asked = summary["operators"].as_array().unwrap().iter().filter(|one| !one["extent"].is_null());
+        assert!(asked.count() > 10, "{text}");
+    }
 }
 
 #[test]

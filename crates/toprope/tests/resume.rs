@@ -50,6 +50,8 @@ fn the_same_bits_for_one_and_two_threads() {
 struct Endless<'a> {
     case: &'a Case,
     recipe: &'a str,
+    /// Whether the next state lies beside the current one, and what the key is set to.
+    state: &'a str,
     /// Processes so far.
     begun: usize,
 }
@@ -73,7 +75,7 @@ impl Endless<'_> {
             "--threads",
             threads,
         ]);
-        command.args(Self::SETS).current_dir(self.case.folder.path());
+        command.args(Self::SETS).args(["--set", self.state]).current_dir(self.case.folder.path());
         if self.case.path("harried/recipe.toml").exists() {
             command.arg("--resume");
         }
@@ -110,9 +112,19 @@ impl Endless<'_> {
 
 #[test]
 fn stopped_and_killed_runs_end_with_the_bits_of_the_undisturbed_one() {
+    stopped_and_killed("training.state=double");
+}
+
+/// Here the state is written as it lies, part by part, while the step waits.
+#[test]
+fn so_do_those_whose_state_is_in_place() {
+    stopped_and_killed("training.state=in_place");
+}
+
+fn stopped_and_killed(state: &str) {
     let case = Case::new();
     let recipe = case.recipe(&[]);
-    let mut run = Endless { case: &case, recipe: recipe.to_str().unwrap(), begun: 0 };
+    let mut run = Endless { case: &case, recipe: recipe.to_str().unwrap(), state, begun: 0 };
     let mut random = u64::from(std::process::id()) | 1;
     println!("delays drawn from {random}");
     // Stopped once by Ctrl-C, killed three times at random.
@@ -156,6 +168,7 @@ fn stopped_and_killed_runs_end_with_the_bits_of_the_undisturbed_one() {
         let mut arguments =
             vec!["train", recipe.to_str().unwrap(), "--run", run, "--steps", &steps, "--json"];
         arguments.extend(Endless::SETS);
+        arguments.extend(["--set", state]);
         arguments.extend(more);
         let output = case.toprope(&arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

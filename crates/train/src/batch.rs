@@ -28,13 +28,25 @@ pub struct StepBatch {
     pub tokens: u64,
 }
 
-/// Held-out text as batches.
+/// Held-out text as batches, each made when it is asked for.
 #[derive(Clone, Debug)]
-pub struct Validation {
-    /// The batches, in the order of the text.
-    pub batches: Vec<StepBatch>,
+pub struct Validation<'a> {
+    batches: Option<ValidationBatches<'a>>,
+    count: usize,
+    /// Tokens of a batch.
+    each: u64,
     /// Bytes of text that they stand for; of a part of the text, its share by targets.
     pub bytes: f64,
+}
+
+impl Validation<'_> {
+    /// The batch at a place, in the order of the text; none behind the last.
+    pub fn batch(&self, index: usize) -> Option<StepBatch> {
+        let batches = self.batches.as_ref().filter(|_| index < self.count)?;
+        let batch = batches.batch(index);
+        let scalars = scales(std::slice::from_ref(&batch));
+        Some(StepBatch { micro: vec![micro_batch(batch)], scalars, learning_rate: 0.0, tokens: self.each })
+    }
 }
 
 /// Makes the inputs of any step.
@@ -112,25 +124,20 @@ impl StepInputs {
     }
 
     /// Held-out text, at most about `tokens` of it; 0 for all.
-    pub fn validation(&self, tokens: u64) -> Validation {
+    pub fn validation(&self, tokens: u64) -> Validation<'_> {
         let sequences = self.recipe.micro_batch();
-        let none = Validation { batches: Vec::new(), bytes: 0.0 };
         let stride = self.recipe.evaluation_stride();
-        let Ok(all) = ValidationBatches::new(&self.validation, self.shape(sequences), stride) else {
-            return none;
-        };
         let each = (sequences * stride) as u64;
+        let Ok(all) = ValidationBatches::new(&self.validation, self.shape(sequences), stride) else {
+            return Validation { batches: None, count: 0, each, bytes: 0.0 };
+        };
         let count = if tokens == 0 { all.len() } else { (tokens.div_ceil(each) as usize).min(all.len()) };
-        let batches: Vec<StepBatch> = (0..count)
-            .map(|index| {
-                let batch = all.batch(index);
-                let scalars = scales(std::slice::from_ref(&batch));
-                StepBatch { micro: vec![micro_batch(batch)], scalars, learning_rate: 0.0, tokens: each }
-            })
-            .collect();
-        let seen: u64 = batches.iter().flat_map(|batch| &batch.micro).map(|micro| micro.targets).sum();
+        let seen = match count == all.len() {
+            true => all.targets(),
+            false => (0..count).map(|index| all.batch(index).target_count).sum(),
+        };
         let bytes = all.bytes() as f64 * seen as f64 / all.targets().max(1) as f64;
-        Validation { batches, bytes }
+        Validation { batches: Some(all), count, each, bytes }
     }
 }
 

@@ -20,7 +20,7 @@ mod read; // the newest intact one
 mod snapshot; // what is written: tensors and the run's identity
 mod write; // writing one
 
-pub use background::BackgroundWriter;
+pub use background::{BackgroundWriter, Outcome};
 pub use defect::{CheckpointError, Defect};
 pub use keep::{KeepPolicy, Kept};
 pub use layout::{CHECKPOINTS_FOLDER, checkpoint_name};
@@ -30,7 +30,7 @@ pub use read::{
     open,
 };
 pub use snapshot::{
-    DataCursor, Identity, OwnedSnapshot, OwnedTensor, Snapshot, SnapshotHeader, TensorDtype, TensorView,
-    state_hash,
+    DataCursor, Identity, OwnedSnapshot, OwnedTensor, Snapshot, SnapshotHeader, TensorDtype, TensorSpec,
+    TensorView, state_hash,
 };
-pub use write::{Written, write};
+pub use write::{ReadBytes, Written, hash_from, write, write_from};

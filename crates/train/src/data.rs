@@ -27,7 +27,7 @@ pub use batch::{Batch, BatchShape, Batches, NO_TOKEN, ValidationBatches};
 pub use chat::{ChatConfig, Render};
 pub use compression::{CompressedBytes, bits_per_byte, compressed_bytes};
 pub use config::{DataConfig, Format, Source};
-pub use corpus::{Corpus, CorpusCounts, Document};
+pub use corpus::{Corpus, CorpusCounts, Document, expected_bytes};
 pub use error::DataError;
 pub use permutation::Permutation;
 pub use tokens::{TokenStore, Tokens};

@@ -9,10 +9,11 @@ pub use guarded::{Checkpoints, Guarded, GuardedOptions, GuardedSteps};
 pub use local::{Local, LocalOptions, Profile};
 
 use crate::batch::StepBatch;
-use crate::checkpoint::OwnedTensor;
+use crate::checkpoint::{CheckpointError, OwnedTensor, TensorDtype, TensorSpec};
 use crate::initial::InitialError;
 use toprope_guard::supervisor::GuardError;
-use toprope_program::{Description, Fault, MemoryPlan, Validated};
+use toprope_program::shape::sizes;
+use toprope_program::{DType, Description, Fault, MemoryPlan, Role, Validated, Value};
 
 /// Why an engine cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,15 @@ pub enum EngineError {
     /// There is no state to begin with.
     #[error(transparent)]
     Initial(Box<InitialError>),
+    /// There is no state to go on from.
+    #[error(transparent)]
+    Checkpoint(Box<CheckpointError>),
+}
+
+impl From<CheckpointError> for EngineError {
+    fn from(error: CheckpointError) -> EngineError {
+        EngineError::Checkpoint(Box::new(error))
+    }
 }
 
 impl From<InitialError> for EngineError {
@@ -46,6 +56,12 @@ impl From<GuardError> for EngineError {
     }
 }
 
+/// The batch at a place; none behind the last.
+pub type BatchAt<'a> = dyn Fn(usize) -> Option<StepBatch> + 'a;
+
+/// The tensors of a state one after another, as many as it says.
+pub type StateTensors<'a> = dyn ExactSizeIterator<Item = Result<OwnedTensor, CheckpointError>> + 'a;
+
 /// What a step's gradients and losses look like, before anything is committed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
@@ -60,6 +76,16 @@ pub struct Verdict {
 pub struct Committed {
     /// The norm of all gradients, before clipping.
     pub gradient_norm: f64,
+}
+
+/// The committed state where it lies: read a part at a time, so that there is no second copy of it. No step runs as long as
+/// somebody holds this.
+pub trait StateReader {
+    /// What its tensors are.
+    fn tensors(&self) -> &[TensorSpec];
+
+    /// Reads bytes of a tensor, by its place in that list, from an offset on.
+    fn read(&mut self, tensor: usize, offset_bytes: u64, into: &mut [u8]) -> Result<(), EngineError>;
 }
 
 /// Runs steps. A step that was not committed never happened.
@@ -87,15 +113,57 @@ pub trait Engine {
         let _ = step;
     }
 
-    /// A copy of the committed state, by name.
-    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, EngineError>;
+    /// The committed state.
+    fn state(&mut self) -> Result<Box<dyn StateReader + '_>, EngineError>;
 
-    /// Takes a state in; names that the program lacks and names that are missing are faults.
-    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), EngineError>;
+    /// A copy of the committed state.
+    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, EngineError> {
+        let mut state = self.state()?;
+        let specs = state.tensors().to_vec();
+        let mut tensors = Vec::with_capacity(specs.len());
+        for (index, spec) in specs.into_iter().enumerate() {
+            let mut bytes = vec![0; spec.bytes().unwrap_or_default() as usize];
+            state.read(index, 0, &mut bytes)?;
+            let TensorSpec { name, dtype, shape } = spec;
+            tensors.push(OwnedTensor { name, dtype, shape, bytes });
+        }
+        Ok(tensors)
+    }
 
-    /// Sum of losses and number of targets over batches, on the committed parameters.
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError>;
+    /// Takes a state in, a tensor at a time; names that the program lacks and names that are missing are faults.
+    fn restore(&mut self, state: &mut StateTensors<'_>) -> Result<(), EngineError>;
+
+    /// Sum of losses and number of targets over batches until there is none, on the committed parameters.
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError>;
 
     /// Logits of the last row of a window of tokens, on the committed parameters.
     fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, EngineError>;
+}
+
+/// A program's state as checkpoints have it.
+fn specs(program: &Validated) -> Vec<TensorSpec> {
+    program.program().state().map(|(_, value)| spec(value)).collect()
+}
+
+fn spec(value: &Value) -> TensorSpec {
+    let shape = sizes(&value.shape, &[]).into_iter().map(|size| size as u64).collect();
+    TensorSpec { name: value.name.clone(), dtype: stored(value.dtype), shape }
+}
+
+/// Whether a tensor is one of a program's state.
+fn fits(program: &Validated, tensor: &OwnedTensor) -> bool {
+    program.program().find(&tensor.name).is_some_and(|id| {
+        let value = program.program().value(id);
+        let own = spec(value);
+        matches!(value.role, Role::State { .. }) && own.dtype == tensor.dtype && own.shape == tensor.shape
+    })
+}
+
+fn stored(dtype: DType) -> TensorDtype {
+    match dtype {
+        DType::F32 => TensorDtype::F32,
+        DType::Bf16 => TensorDtype::BF16,
+        DType::I32 => TensorDtype::I32,
+        DType::U32 => TensorDtype::U32,
+    }
 }

@@ -2,8 +2,8 @@
 
 use crate::batch::{StepBatch, StepInputs};
 use crate::checkpoint::{
-    BackgroundWriter, CheckpointError, DataCursor, Identity, OwnedSnapshot, SnapshotHeader, TensorView,
-    state_hash,
+    BackgroundWriter, CheckpointError, DataCursor, Identity, Outcome as Saved, OwnedSnapshot, SnapshotHeader,
+    hash_from,
 };
 use crate::engine::{Committed, Engine, EngineError, Verdict};
 use crate::recipe::Recipe;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use toprope_program::StateLayout;
 use toprope_world::World;
 
 /// Why training ended early.
@@ -145,8 +146,12 @@ impl Trainer<'_> {
         let written = self.writer.finish();
         self.checkpoint_written(written)?;
         if outcome.state_hash.is_empty() {
-            let state = self.engine.snapshot().map_err(|error| failed_at(outcome.steps, error))?;
-            outcome.state_hash = hash(&state);
+            let step = outcome.steps;
+            let mut state = self.engine.state().map_err(|error| failed_at(step, error))?;
+            let tensors = state.tensors().to_vec();
+            outcome.state_hash = hash_from(&tensors, &mut |tensor, offset, into| {
+                state.read(tensor, offset, into).map_err(|error| failed_at(step, error))
+            })?;
         }
         Ok(outcome)
     }
@@ -184,30 +189,41 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// Where the state is double, its copy is written behind the next steps. In place there is no memory for a copy, and
+    /// after the last step none is needed: the state is written as it lies.
     fn checkpoint(&mut self, outcome: &mut Outcome, last: bool) -> Result<(), TrainError> {
-        let tensors = self.engine.snapshot().map_err(|error| failed_at(outcome.steps, error))?;
-        if last {
-            outcome.state_hash = hash(&tensors);
-        }
+        let step = outcome.steps;
         let description = self.engine.describe();
         let header = SnapshotHeader {
             run_id: self.folder.borrow().run_id().to_string(),
-            step: outcome.steps,
-            data_cursor: DataCursor { seed: self.recipe.seed, next_step: outcome.steps },
+            step,
+            data_cursor: DataCursor { seed: self.recipe.seed, next_step: step },
             identity: self.identity.clone(),
             device: description.name,
             level: description.level,
         };
         // The ledger up to here must not be younger than the state that it explains.
         self.folder.borrow_mut().sync(self.world)?;
-        let written = self.writer.submit(OwnedSnapshot { header, tensors });
-        self.checkpoint_written(written)
+        if !last && self.engine.plan().layout == StateLayout::Double {
+            let tensors = self.engine.snapshot().map_err(|error| failed_at(step, error))?;
+            let written = self.writer.submit(OwnedSnapshot { header, tensors });
+            return self.checkpoint_written(written);
+        }
+        let before = self.writer.finish();
+        self.checkpoint_written(before)?;
+        let mut state = self.engine.state().map_err(|error| failed_at(step, error))?;
+        let tensors = state.tensors().to_vec();
+        let saved = self.writer.save(&header, &tensors, &mut |tensor, offset, into| {
+            state.read(tensor, offset, into).map_err(|error| failed_at(step, error))
+        })?;
+        drop(state);
+        if last {
+            outcome.state_hash = saved.0.state_hash.clone();
+        }
+        self.checkpoint_written(Some(Ok(saved)))
     }
 
-    fn checkpoint_written(
-        &mut self,
-        written: Option<Result<(crate::checkpoint::Written, crate::checkpoint::Kept), CheckpointError>>,
-    ) -> Result<(), TrainError> {
+    fn checkpoint_written(&mut self, written: Option<Saved>) -> Result<(), TrainError> {
         let Some(outcome) = written else { return Ok(()) };
         let (written, kept) = outcome?;
         self.folder
@@ -237,23 +253,10 @@ pub fn bits_per_byte(
     if validation.bytes == 0.0 {
         return Ok(None);
     }
-    let (nats, _) = engine.evaluate(&mut validation.batches.into_iter())?;
+    let (nats, _) = engine.evaluate(&|index| validation.batch(index))?;
     Ok(Some(nats / std::f64::consts::LN_2 / validation.bytes))
 }
 
 fn failed_at(step: u64, error: EngineError) -> TrainError {
     TrainError::Engine { step, error }
-}
-
-fn hash(state: &[crate::checkpoint::OwnedTensor]) -> String {
-    let views: Vec<TensorView<'_>> = state
-        .iter()
-        .map(|tensor| TensorView {
-            name: &tensor.name,
-            dtype: tensor.dtype,
-            shape: &tensor.shape,
-            bytes: &tensor.bytes,
-        })
-        .collect();
-    state_hash(&views)
 }

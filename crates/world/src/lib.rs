@@ -8,6 +8,7 @@
 
 mod clock; // monotonic and wall time, sleep, the printed form of a time
 mod files; // what a file system must offer for durable writes, and its errors
+mod own_memory; // what this process freed, and the most that it held
 mod processes; // start, kill and await a process
 mod real; // this machine
 mod shared_memory; // regions that two processes see
@@ -18,6 +19,7 @@ pub use files::{
     Entry, EntryKind, FileError, FileLock, FileOperation, FileReader, FileWriter, Files, LockError,
     write_durably,
 };
+pub use own_memory::{give_back_freed_memory, map_large_allocations, measure_peak_anew};
 pub use processes::{ChildProcess, Exit, Launch, ProcessError, Processes, Stream};
 pub use real::RealWorld;
 pub use shared_memory::{RegionHandle, SharedMemory, SharedMemoryError, SharedRegion};

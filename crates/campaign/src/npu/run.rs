@@ -14,7 +14,9 @@ use toprope_guard::decide::{Entry, FaultKind, Place};
 use toprope_guard::journal::{Ledger, LogLine, Proof, Record};
 use toprope_guard::policy::{Policy, SnapshotEvery, WrongOperator};
 use toprope_guard::remote::WorkerCommand;
-use toprope_guard::supervisor::{DeviceSpec, Durable, NamedState, News, Options, Recorder, Supervisor};
+use toprope_guard::supervisor::{
+    CommittedState, DeviceSpec, Durable, News, Options, Recorder, Supervisor, TakeValue,
+};
 use toprope_program::StateLayout;
 use toprope_program::check::CheckLevel;
 use toprope_train::checkpoint::OwnedTensor;
@@ -288,11 +290,11 @@ fn proof(entries: &[Entry]) -> Proof {
 struct NoCheckpoints;
 
 impl Durable for NoCheckpoints {
-    fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String> {
+    fn newest(&mut self, _take: &mut TakeValue<'_>) -> Result<Option<u64>, String> {
         Ok(None)
     }
 
-    fn write(&mut self, _step: u64, _state: NamedState) -> Result<(), String> {
+    fn write(&mut self, _step: u64, _state: &CommittedState<'_>) -> Result<(), String> {
         Ok(())
     }
 }

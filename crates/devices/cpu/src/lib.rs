@@ -21,4 +21,5 @@ mod support; // yes or no for each operator
 
 pub use device::{CpuDevice, OpenError, Options};
 pub use level::{Level, LevelError};
+pub use prepare::workspace_bytes;
 pub use profile::ProfileEntry;

@@ -162,6 +162,19 @@ impl Prepared {
     }
 }
 
+/// Bytes of scratch memory that a program takes beside its plan at its symbols' bounds, on so many threads.
+///
+/// # Errors
+/// What the device lacks.
+pub fn workspace_bytes(
+    program: Arc<Validated>,
+    plan: Arc<MemoryPlan>,
+    threads: usize,
+) -> Result<usize, Fault> {
+    let bounds = program.program().bounds();
+    Ok(Prepared::new(program, plan)?.bind(&bounds, threads)?.workspace_bytes)
+}
+
 impl Bound {
     pub(crate) fn steps(&self, range: Range) -> &[Step] {
         &self.steps[index(range)]

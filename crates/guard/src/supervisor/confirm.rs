@@ -125,14 +125,14 @@ impl Supervisor {
         let lost = |reason: String| Fault::new("confirmation", FaultKind::Lost { reason, for_good: false });
         let spec = self.options.devices.get(usize::from(index.0)).cloned();
         let spec = spec.ok_or_else(|| lost(format!("there is no device {}", index.0)))?;
-        let state = self.verified()?;
+        let half = self.verified()?;
         let generation = self.own_generation();
         let worker = Worker { rank: Rank(0), generation };
         let start = Start { state: None, work: None, ..self.start.clone() };
         let mut crew = ready_now(&*self.options.world, &start, worker, (index, &spec))?;
         crew.session.write_constants(&mut crew.device)?;
-        for (name, bytes) in state {
-            crew.session.write(&mut crew.device, &name, &bytes)?;
+        for (name, bytes) in self.state.committed(half).values() {
+            crew.session.write(&mut crew.device, name, bytes)?;
         }
         let again = self.again(&mut crew, step, through)?;
         let hardware = crew.device.describe().hardware;

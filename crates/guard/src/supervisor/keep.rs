@@ -1,13 +1,13 @@
 //! Where the state is kept and where it comes back from: halves, snapshots, checkpoints.
 
 use super::worker::Crew;
-use super::{COPY_LIMIT, Copy, GuardError, NamedState, SharedState, Supervisor, Tensor};
+use super::{COPY_LIMIT, CommittedState, Copy, GuardError, SharedState, Supervisor};
 use crate::decide::{Digest, Event, Source, StopReason, Worker};
 use crate::inject::{Handle, Home};
 use toprope_program::{Device, Fault, FaultKind, Progress};
 
 /// A state that changes in memory again and again is a host to be left.
-const SNAPSHOT_TRIES: u32 = 3;
+const VERIFY_TRIES: u32 = 3;
 
 /// Writes a half to a device with memory of its own: to the buffer of its current state, and frozen values to that of the
 /// next one too.
@@ -15,22 +15,22 @@ pub(super) fn write_half(state: &SharedState, half: usize, crew: &mut Crew) -> R
     let (current, next) = (crew.session.bindings().current, crew.session.bindings().next);
     crew.device.write(current, 0, state.half(half))?;
     for tensor in state.tensors().iter().filter(|tensor| tensor.frozen && next != current) {
-        crew.device.write(next, tensor.location.offset_bytes, &state.read(half, tensor))?;
+        crew.device.write(next, tensor.location.offset_bytes, state.value(half, tensor))?;
     }
     Ok(())
 }
 
 impl Supervisor {
-    /// The committed state, verified against the digest chain. One that changed since it was committed is taken from an
-    /// older one and the steps since, as after any other fault.
+    /// The committed state where it lies, verified against the digest chain. One that changed since it was committed is
+    /// taken from an older one and the steps since, as after any other fault.
     ///
     /// # Errors
     /// Nothing is left to take it from; the guard gave up.
-    pub fn snapshot(&mut self) -> Result<NamedState, GuardError> {
+    pub fn committed_state(&mut self) -> Result<CommittedState<'_>, GuardError> {
         let wanted = self.committed.0;
-        for _ in 0..SNAPSHOT_TRIES {
+        for _ in 0..VERIFY_TRIES {
             match (self.verified(), self.active) {
-                (Ok(state), _) => return Ok(state),
+                (Ok(half), _) => return Ok(self.state.committed(half)),
                 (Err(fault), None) => {
                     self.last_fault = Some(fault);
                     break;
@@ -46,19 +46,18 @@ impl Supervisor {
         Err(GuardError::Stopped { reason: StopReason::NoState, step, last })
     }
 
-    /// The committed state as it is held, or fetched from the device where it lies there.
+    /// The half with the committed state, fetched from the device where it lies there.
     ///
     /// # Errors
     /// It is not the one that was committed; the device could not be read.
-    pub(super) fn verified(&mut self) -> Result<NamedState, Fault> {
+    pub(super) fn verified(&mut self) -> Result<usize, Fault> {
         let wanted = self.committed.0;
         let half = self.held()?.unwrap_or(self.state.current());
         if self.state.digest(half) != self.committed.1 {
             let reason = format!("the state of {wanted} steps changed in memory after it was committed");
             return Err(Fault::new("state", FaultKind::Lost { reason, for_good: false }));
         }
-        let read = |tensor: &Tensor| (tensor.name.clone(), self.state.read(half, tensor));
-        Ok(self.state.tensors().iter().map(read).collect())
+        Ok(half)
     }
 
     /// The half that holds the committed state, fetched from the device where it lies there; none while an update is
@@ -123,17 +122,18 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Takes the newest durable checkpoint into the current half.
+    /// Takes the newest durable checkpoint into the current half, a value at a time.
     pub(super) fn load_checkpoint(&mut self) -> Result<(u64, usize), String> {
-        let (step, tensors) =
-            self.options.durable.newest()?.ok_or_else(|| "there is no durable checkpoint".to_string())?;
         let half = self.state.current();
-        self.state.open(half);
-        for (name, bytes) in &tensors {
-            if !self.state.store(half, name, bytes) {
-                return Err(format!("the checkpoint's `{name}` does not fit the program"));
+        let state = &mut self.state;
+        let step = self.options.durable.newest(&mut |name, bytes| {
+            state.open(half);
+            if state.store(half, name, bytes) {
+                return Ok(());
             }
-        }
+            Err(format!("the checkpoint's `{name}` does not fit the program"))
+        })?;
+        let step = step.ok_or_else(|| "there is no durable checkpoint".to_string())?;
         self.state.close(half, step);
         Ok((step, half))
     }
@@ -182,7 +182,7 @@ impl Supervisor {
             let Some(tensor) = self.state.tensors().iter().find(|tensor| tensor.name == name).cloned() else {
                 continue;
             };
-            let mut bytes = self.state.read(slot, &tensor);
+            let mut bytes = self.state.value(slot, &tensor).to_vec();
             Handle::corrupt_bytes(&mut bytes, tensor.dtype, 1, corruption);
             self.state.write(slot, name, &bytes);
         }
@@ -194,7 +194,7 @@ impl Supervisor {
             return Event::CheckpointFailed { step, reason, damaged: true };
         }
         match self.verified() {
-            Ok(state) => match self.options.durable.write(self.committed.0, state) {
+            Ok(half) => match self.options.durable.write(self.committed.0, &self.state.committed(half)) {
                 Ok(()) => Event::CheckpointWritten { step },
                 Err(reason) => Event::CheckpointFailed { step, reason, damaged: false },
             },

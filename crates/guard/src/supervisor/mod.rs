@@ -16,7 +16,7 @@ mod worker; // processes that come up behind the caller's back
 
 pub use chain::insert as insert_digests;
 pub use injection::Fired;
-pub use state::{SharedState, Tensor};
+pub use state::{CommittedState, SharedState, Tensor};
 pub use worker::{Crew, DeviceSpec};
 
 use crate::decide::{
@@ -59,22 +59,23 @@ pub trait Steps {
     ) -> Result<(), Fault>;
 }
 
-/// A state by the names of its tensors.
-pub type NamedState = Vec<(String, Vec<u8>)>;
+/// Takes a value of a state in, by its name and stored bytes; says in words why it does not fit.
+pub type TakeValue<'a> = dyn FnMut(&str, &[u8]) -> Result<(), String> + 'a;
 
 /// Durable checkpoints, as far as the guard needs them.
 pub trait Durable {
-    /// The newest intact one: committed steps and state; none where there is none.
+    /// Hands the values of the newest intact one to `take`, one at a time, and gives its committed steps; none where
+    /// there is none.
     ///
     /// # Errors
-    /// Why none can be read, in words.
-    fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String>;
+    /// Why none can be read, or what `take` says, in words.
+    fn newest(&mut self, take: &mut TakeValue<'_>) -> Result<Option<u64>, String>;
 
     /// Writes one now.
     ///
     /// # Errors
     /// Why it could not be written, in words.
-    fn write(&mut self, step: u64, state: NamedState) -> Result<(), String>;
+    fn write(&mut self, step: u64, state: &CommittedState<'_>) -> Result<(), String>;
 }
 
 /// What goes into the journal.

@@ -28,6 +28,21 @@ pub struct Tensor {
     pub frozen: bool,
 }
 
+/// The committed state where it lies. Nothing is computed as long as somebody holds this.
+#[derive(Clone, Copy)]
+pub struct CommittedState<'a> {
+    state: &'a SharedState,
+    half: usize,
+}
+
+impl<'a> CommittedState<'a> {
+    /// Each value's name and bytes.
+    pub fn values(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let Self { state, half } = self;
+        state.tensors.iter().map(move |tensor| (tensor.name.as_str(), state.value(half, tensor)))
+    }
+}
+
 /// The state's halves.
 pub struct SharedState {
     halves: Vec<Arc<SharedRegion>>,
@@ -133,14 +148,15 @@ impl SharedState {
         unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len()) }
     }
 
-    fn value(&self, half: usize, tensor: &Tensor) -> &[u8] {
+    /// A value's bytes in a half, which nobody may be writing.
+    pub fn value(&self, half: usize, tensor: &Tensor) -> &[u8] {
         let start = tensor.location.offset_bytes;
         self.half(half).get(start..start + tensor.bytes).unwrap_or_default()
     }
 
-    /// Copies a value out of a half.
-    pub fn read(&self, half: usize, tensor: &Tensor) -> Vec<u8> {
-        self.value(half, tensor).to_vec()
+    /// A half that holds the committed state.
+    pub fn committed(&self, half: usize) -> CommittedState<'_> {
+        CommittedState { state: self, half }
     }
 
     /// Writes a value into a half. Gives false where the bytes are not as many as the value has.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use toprope_model::deepseek_v3;
 use toprope_program::{DType, Program, Validated, validate};
-use toprope_qualify::inference::InferenceCase;
+use toprope_qualify::inference::{InferenceCase, Weights};
 use toprope_qualify::training::{MicroFeed, StepFeed, TrainingCase, curve_tolerance};
 use toprope_train::batch::StepInputs;
 use toprope_train::data::{Document, Tokens};
@@ -51,7 +51,7 @@ pub fn training(name: &str, dtype: DType, steps: u64) -> TrainingCase {
 }
 
 /// Prefill and decode of a tiny recipe's model.
-pub fn inference(name: &str, dtype: DType) -> (InferenceCase, TrainingCase) {
+pub fn inference(name: &str, dtype: DType) -> (InferenceCase, Option<TrainingCase>) {
     let model = recipe(name, dtype).model;
     let case = InferenceCase {
         name: name.into(),
@@ -59,11 +59,11 @@ pub fn inference(name: &str, dtype: DType) -> (InferenceCase, TrainingCase) {
         prefill: checked(deepseek_v3::build_prefill(&model, dtype, 32, name).expect("a program")),
         decode: checked(deepseek_v3::build_decode(&model, dtype, 32, name).expect("a program")),
         whole: checked(deepseek_v3::build_logits(&model, dtype, 32, name).expect("a program")),
-        weights: Vec::new(),
+        weights: Weights::Stored(Vec::new()),
         prompt: TEXT.bytes().skip(64).take(12).map(i32::from).collect(),
         tokens: 12,
     };
-    (case, training(name, dtype, 4))
+    (case, Some(training(name, dtype, 4)))
 }
 
 /// Operators that inference takes.

@@ -4,7 +4,8 @@ mod verify; // whether checkpoints are whole
 
 use crate::command::Inspect;
 use crate::exit::{Exit, Failure, OrExit};
-use crate::verb::validated::validated;
+use crate::verb::footprint::{Footprint, Place};
+use crate::verb::train::{guarded, programs::Programs};
 use crate::verb::{published, recipe};
 use std::path::Path;
 use toprope_model::hub::{Hub, HubError, Sketch};
@@ -29,19 +30,22 @@ pub fn run(arguments: &Inspect, json: bool) -> Result<Exit, Failure> {
         Some(model) => onto(model, arguments)?,
         None => recipe::load(&arguments.what, &arguments.sets)?,
     };
-    let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name)
-        .or_exit(Exit::Recipe)?;
     if arguments.program {
-        print!("{}", text::print(&program));
+        let program = deepseek_v3::build_train(&recipe.model, &recipe.training_options(), &recipe.name);
+        print!("{}", text::print(&program.or_exit(Exit::Recipe)?));
         return Ok(Exit::Done);
     }
-    let program = validated(program)?;
-    let summary =
-        inspect::summarize(&recipe.model, &program, recipe.training.state.into()).or_exit(Exit::Recipe)?;
+    let programs = Programs::build(&recipe)?;
+    let (checked, _) = guarded::step(&programs.train)?;
+    let footprint = Footprint::of(&recipe, &programs, Some(&checked), Place::of_recipe(&recipe));
+    let summary = inspect::summarize(&recipe.model, &programs.train, recipe.training.state.into());
+    let summary = summary.or_exit(Exit::Recipe)?;
     println!("{}: {}\n", recipe.name, recipe.description);
-    print!("{summary}");
+    print!("{summary}\n{footprint}");
     if json {
-        println!("{}", serde_json::to_string(&summary).or_exit(Exit::Internal)?);
+        let mut all = serde_json::to_value(&summary).or_exit(Exit::Internal)?;
+        all["footprint"] = serde_json::to_value(&footprint).or_exit(Exit::Internal)?;
+        println!("{all}");
     }
     Ok(Exit::Done)
 }

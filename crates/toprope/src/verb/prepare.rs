@@ -19,8 +19,10 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The data of a recipe, read.
 pub struct Prepared {
-    /// The documents.
+    /// The documents that are held out; of those that are trained on only the tokens are kept.
     pub corpus: Corpus,
+    /// Bytes of text that is trained on.
+    pub training_bytes: u64,
     /// Trained on them, or the run's own.
     pub tokenizer: Tokenizer,
     /// The batch of each step.
@@ -48,7 +50,7 @@ impl Prepared {
         };
         let text = text.map(|(text, _)| text);
         let render = turns.as_ref().map(|turns| -> &dyn Render { turns });
-        let corpus = Corpus::load_with(&recipe.data, threads, render).or_exit(Exit::Data)?;
+        let mut corpus = Corpus::load_with(&recipe.data, threads, render).or_exit(Exit::Data)?;
         let vocabulary = recipe.architecture().vocab_size();
         let saved = run.map(|run| run.join(TOKENIZER_FILE)).filter(|path| path.exists());
         let tokenizer = match (&text, saved) {
@@ -71,6 +73,8 @@ impl Prepared {
         };
         let training = tokens(&corpus.training, &corpus.origin)?;
         let held_out = tokens(&corpus.validation, "the held-out documents")?;
+        let training_bytes = corpus.training_bytes();
+        corpus.training = Vec::new();
         let inputs = StepInputs::new(recipe, schedule, training, held_out).or_exit(Exit::Data)?;
         let inputs = Arc::new(inputs);
         let identity = Identity {
@@ -80,7 +84,7 @@ impl Prepared {
             tokenizer_hash: tokenizer.hash(),
             corpus_hash: corpus.hash.clone(),
         };
-        Ok(Prepared { corpus, tokenizer, inputs, text, identity })
+        Ok(Prepared { corpus, training_bytes, tokenizer, inputs, text, identity })
     }
 }
 

@@ -5,13 +5,14 @@ use crate::progress::{Counted, bytes};
 use crate::verb::validated::validated;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::Arc;
 use toprope_devices::OpenOptions;
 use toprope_model::checkpoint::pieces;
 use toprope_model::deepseek_v3::{Inference, build_inference};
 use toprope_model::hub::{Extra, Hub, HubError, Text};
 use toprope_model::{Architecture, ModelConfig};
 use toprope_program::tensor::stored;
-use toprope_program::{DType, Device, MemoryPlan, Session, StateLayout, Width};
+use toprope_program::{DType, Device, Fault, MemoryPlan, Session, StateLayout, Validated, Width};
 use toprope_train::tokenizer::PublishedTokenizer;
 use toprope_world::World;
 
@@ -45,6 +46,26 @@ pub fn device(name: &str, threads: Option<usize>) -> Result<Box<dyn Device>, Fai
     toprope_devices::open(name, &options).or_exit(Exit::Device)
 }
 
+/// What a model is called: its folder or file.
+pub fn name(hub: &Hub) -> String {
+    let name = hub.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let printable = |c: char| if c.is_control() || c == '"' || c == '\\' { '_' } else { c };
+    name.chars().map(printable).collect()
+}
+
+/// The program of what inference computes of a model.
+pub fn inference(
+    hub: &Hub,
+    config: &ModelConfig,
+    what: Inference,
+    dtype: DType,
+    tokens: usize,
+) -> Result<Arc<Validated>, Failure> {
+    let program = build_inference(config, what, dtype, tokens, &name(hub))
+        .map_err(|error| Failure::new(Exit::Recipe, format!("{}: {error}", hub.path().display())))?;
+    validated(program)
+}
+
 /// What inference computes of a model, prepared on a device with the weights written.
 pub fn session(
     hub: &Hub,
@@ -54,12 +75,7 @@ pub fn session(
     dtype: DType,
     tokens: usize,
 ) -> Result<Session, Failure> {
-    let name = hub.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
-    let printable = |c: char| if c.is_control() || c == '"' || c == '\\' { '_' } else { c };
-    let name: String = name.chars().map(printable).collect();
-    let program = build_inference(config, what, dtype, tokens, &name)
-        .map_err(|error| Failure::new(Exit::Recipe, format!("{}: {error}", hub.path().display())))?;
-    let program = validated(program)?;
+    let program = inference(hub, config, what, dtype, tokens)?;
     let plan = MemoryPlan::new(&program, Width::Native, StateLayout::InPlace);
     let description = device.describe();
     let needed = plan.total_bytes() as u64;
@@ -81,13 +97,40 @@ pub fn session(
     Ok(session)
 }
 
+/// Why weights did not get to a device.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The model cannot be read.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The device failed.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The program is another model's.
+    #[error("the program has no value `{0}`")]
+    Missing(String),
+}
+
+impl From<WeightsError> for Failure {
+    fn from(error: WeightsError) -> Failure {
+        match error {
+            WeightsError::Hub(error) => error.into(),
+            WeightsError::Fault(fault) => Failure::new(Exit::Device, fault),
+            missing @ WeightsError::Missing(_) => Failure::new(Exit::Internal, missing),
+        }
+    }
+}
+
 /// Writes every weight to its place, one published tensor at a time.
-fn write_weights(
+///
+/// # Errors
+/// The model cannot be read, or the device's fault.
+pub fn write_weights(
     hub: &Hub,
     architecture: Architecture<'_>,
     device: &mut dyn Device,
     session: &Session,
-) -> Result<(), Failure> {
+) -> Result<(), WeightsError> {
     let program = session.program().program();
     // Of a large model a person sees that something goes on; a pipe is not told.
     let all = pieces(architecture).len() as u64;
@@ -99,18 +142,16 @@ fn write_weights(
             progress.set(done, &piece.name);
         }
         let found = program.find(&piece.parameter).and_then(|id| Some((id, session.plan().place(id)?)));
-        let (id, location) = found.ok_or_else(|| {
-            Failure::new(Exit::Internal, format!("the program has no value `{}`", piece.parameter))
-        })?;
+        let (id, location) = found.ok_or_else(|| WeightsError::Missing(piece.parameter.clone()))?;
         let dtype = program.value(id).dtype;
         let size = dtype.size_bytes(Width::Native);
         let mut offset = location.offset_bytes + piece.offset_elements * size;
         for part in numbers.chunks(PART_ELEMENTS) {
             let stored = stored(dtype, Width::Native, part);
-            device.write(session.buffer(location), offset, &stored).or_exit(Exit::Device)?;
+            device.write(session.buffer(location), offset, &stored)?;
             offset += stored.len();
         }
-        Ok::<(), Failure>(())
+        Ok::<(), WeightsError>(())
     })?;
     if let Some(progress) = &progress {
         progress.finish();

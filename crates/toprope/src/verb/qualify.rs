@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use toprope_devices::{OpenOptions, open};
-use toprope_program::Device;
+use toprope_program::{DType, Device};
 use toprope_qualify::bench::Opener;
 use toprope_qualify::budget::HOURS;
 use toprope_qualify::dies::{Die, Standing, Vote, vote};
@@ -54,7 +54,7 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Run, message));
     }
     // What is wrong with the request is told before anything is measured.
-    let asked = asked(arguments)?;
+    let asked = asked(&world, arguments)?;
     let named = !arguments.device.is_empty();
     let (names, tier) = match named {
         true => (arguments.device.clone(), tier),
@@ -88,7 +88,7 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
     }
     session.write(&name, &qualification, &asked, poll.as_ref())?;
     if !named {
-        let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a config.json or cases.jsonl your own shapes come first";
+        let more = "toprope qualify --device NAME, one of the above; with --for a recipe, a model, a config.json or cases.jsonl your own shapes come first";
         println!("\n{}", table::wrapped("to see more: ", more));
     }
     if json {
@@ -290,6 +290,12 @@ impl Session<'_> {
         if quick {
             // One in each precision.
             proofs.training.truncate(2);
+        }
+        if let Some(model) = &asked.model {
+            let dtypes = if quick { &[DType::Bf16][..] } else { &[DType::Bf16, DType::F32] };
+            let own = proofs::published(self.world, model, dtypes)?;
+            // What was asked for comes first.
+            proofs.inference.splice(0..0, own.into_iter().map(|case| (case, None)));
         }
         let variants = remedy::variants(name);
         let openers: Vec<OwnOpener<'_>> =

@@ -120,9 +120,8 @@ impl Source {
                 eprintln!("warning: {checkpoint}");
             }
             if let Some(found) = found {
-                let snapshot = found.read_all().or_exit(Exit::Run)?;
-                from = snapshot.header.step;
-                loaded = Some(snapshot.tensors);
+                from = found.manifest().header.step;
+                loaded = Some(found);
             }
         }
         let own: Arc<dyn World> = Arc::new(RealWorld::new());
@@ -135,8 +134,8 @@ impl Source {
             profile: None,
         };
         let mut engine = Local::open(device, options).map_err(|error| not_begun(&error))?;
-        if let Some(state) = loaded {
-            engine.restore(&state).or_exit(Exit::Device)?;
+        if let Some(checkpoint) = loaded {
+            engine.restore(&mut checkpoint.tensors()).map_err(|error| not_begun(&error))?;
         }
         if from < step {
             eprintln!("replaying steps {from} to {} on {}", step - 1, engine.describe().name);

@@ -1,10 +1,10 @@
 //! `toprope train`: from a recipe to a model.
 
 mod folder; // the recipe, the run's folder and its first state
-mod guarded; // the engine of a guarded run
+pub mod guarded; // the engine of a guarded run
 mod learnt; // what the model learnt
 mod profile; // where the time went
-mod programs; // what is run
+pub mod programs; // what is run
 mod retest; // whether a quarantined device may come back
 
 pub use folder::initial_state;
@@ -15,9 +15,10 @@ use crate::memory;
 use crate::metrics::{Metrics, Server, Watched};
 use crate::progress::{Progress, Shared, bytes, duration};
 use crate::report;
+use crate::verb::footprint::{Footprint, Place};
 use crate::verb::prepare::{Prepared, TOKENIZER_FILE};
 use crate::verb::published;
-use learnt::{Learnt, learnt};
+use learnt::{Learnt, measured};
 use programs::Programs;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -72,6 +73,7 @@ struct Summary {
 
 /// Trains.
 pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
+    toprope_world::map_large_allocations();
     let disk = FillingDisk::new(Arc::new(RealWorld::new()));
     let disk_full = disk.full();
     let world: Arc<dyn World> = Arc::new(disk);
@@ -82,13 +84,15 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let programs = Programs::build(&recipe)?;
     let guarded = !(arguments.unguarded || arguments.profile);
     let checked = guarded::checked(arguments, &recipe, &programs.train)?;
+    let place = Place { device: arguments.device(), threads: arguments.threads };
+    let footprint = Footprint::of(&recipe, &programs, guarded.then_some(&checked.program), place);
     let mut device =
         if guarded { probe(arguments.device(), arguments, &*world)? } else { open_device(arguments)? };
     for fallback in &arguments.fallback {
         probe(fallback, arguments, &*world)?;
     }
     let threads = device.describe().units;
-    programs.check_memory(&recipe, &*device)?;
+    footprint.check(&recipe.name, &*device)?;
     let stop = stop_on_interrupt()?;
     let metrics = Arc::new(Metrics::new(&path.to_string_lossy()));
     let server = arguments.metrics.as_ref().map(|address| Server::start(address, metrics.clone()));
@@ -100,7 +104,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         folder::hash_weights(&*world, &mut recipe)?;
     }
     let prepared = Prepared::read(&*world, &recipe, &programs.train, own, threads)?;
-    let Prepared { corpus, tokenizer, inputs, text, identity } = &prepared;
+    let Prepared { corpus, training_bytes, tokenizer, inputs, text, identity } = &prepared;
+    memory::end_phase();
     let totals = totals::totals(&recipe.model).or_exit(Exit::Recipe)?;
 
     let budget = Duration::from_millis(150);
@@ -109,7 +114,7 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let (folder, from, state) = folder::open_folder(arguments, &recipe, &path, &*world, identity)?;
     let folder = Rc::new(RefCell::new(folder));
     let flops = programs.step_flops(&recipe);
-    let planned = programs.planned_bytes(&recipe);
+    let planned = footprint.total_bytes;
     let progress = Progress::new(recipe.training.steps, from, flops / peak_flops);
     let progress = Rc::new(RefCell::new(progress));
     let initial = Arc::new(initial_state(&recipe, &world));
@@ -146,10 +151,12 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         };
         Running::Local(Box::new(Local::open(device, options).map_err(|error| not_begun(&error))?))
     };
-    if let Some(state) = state {
-        engine.engine().restore(&state).or_exit(Exit::Device)?;
+    if let Some(checkpoint) = state {
+        engine.engine().restore(&mut checkpoint.tensors()).map_err(|error| not_begun(&error))?;
         eprintln!("going on from step {from}");
     }
+    // What reading the weights took is not there when steps run.
+    memory::end_phase();
     if let Running::Guarded(engine) = &mut engine {
         engine.start().map_err(|error| gave_up(&error, &path))?;
     }
@@ -183,12 +190,12 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
         progress.borrow().line(&format!("going on from {}", origin.model.display()));
     }
     progress.borrow().line(&format!(
-        "{} parameters, {:.2} GFLOP and {} tokens a step, {} planned, {} of text ({:.2} epochs)",
+        "{} parameters, {:.2} GFLOP and {} tokens a step, {} of memory, {} of text ({:.2} epochs)",
         totals.main,
         flops / 1e9,
         recipe.training.batch * recipe.training.sequence,
         bytes(planned),
-        bytes(corpus.training_bytes()),
+        bytes(*training_bytes),
         inputs.epochs()
     ));
     progress.borrow().line(&format!(
@@ -243,8 +250,20 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             path.display()
         );
     }
-    let learnt =
-        if outcome.interrupted { Learnt::default() } else { learnt(engine.engine(), &recipe, &prepared)? };
+    let said = match outcome.interrupted {
+        true => None,
+        false => measured(engine.engine(), &recipe, &prepared)?,
+    };
+    memory::end_phase();
+    if let (Running::Local(engine), true) = (&engine, arguments.profile) {
+        profile::show(engine);
+    }
+    // Compressors want memory of their own, and nothing is computed any more.
+    drop(engine);
+    let learnt = match said {
+        Some(said) => said.told(&recipe, &prepared)?,
+        None => Learnt::default(),
+    };
     let peak_memory = memory::peak_bytes();
     let median = median(&outcome.step_seconds);
     let rate = median.map(|seconds| (recipe.training.batch * recipe.training.sequence) as f64 / seconds);
@@ -258,9 +277,6 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
             seconds * 1e3,
             bytes(peak_memory)
         );
-    }
-    if let (Running::Local(engine), true) = (&engine, arguments.profile) {
-        profile::show(engine);
     }
     let summary = Summary {
         steps: outcome.steps,
@@ -320,7 +336,11 @@ fn go_on(path: &Path) -> String {
 
 /// Why an engine did not open.
 pub fn not_begun(error: &EngineError) -> Failure {
-    let exit = if matches!(error, EngineError::Initial(_)) { Exit::Recipe } else { Exit::Device };
+    let exit = match error {
+        EngineError::Initial(_) => Exit::Recipe,
+        EngineError::Checkpoint(_) => Exit::Run,
+        EngineError::Fault(_) | EngineError::Guard(_) => Exit::Device,
+    };
     Failure::new(exit, error)
 }
 

@@ -88,7 +88,7 @@ fn a_run_goes_on_from_a_snapshot_with_the_same_bits() {
         whole.commit().unwrap();
     }
     let mut resumed = engine(Box::new(cpu(1)), &recipe, StateLayout::Double);
-    resumed.restore(&middle).unwrap();
+    resumed.restore(&mut middle.into_iter().map(Ok)).unwrap();
     for step in 5..10 {
         resumed.begin(step, &inputs.step(step)).unwrap();
         resumed.commit().unwrap();

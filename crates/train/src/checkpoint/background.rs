@@ -2,15 +2,15 @@
 
 use super::defect::CheckpointError;
 use super::keep::{KeepPolicy, Kept};
-use super::snapshot::OwnedSnapshot;
-use super::write::{Written, write};
+use super::snapshot::{OwnedSnapshot, SnapshotHeader, TensorSpec};
+use super::write::{ReadBytes, Written, write, write_from};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use toprope_world::World;
 
 /// The outcome of one write: the checkpoint, and what the policy removed after it.
-type Outcome = Result<(Written, Kept), CheckpointError>;
+pub type Outcome = Result<(Written, Kept), CheckpointError>;
 
 /// Writes checkpoints on a thread of its own while the run goes on; at most one at a time.
 ///
@@ -23,11 +23,10 @@ pub struct BackgroundWriter {
     policy: KeepPolicy,
     inline: bool,
     flight: Option<Flight>,
-    spare: Option<OwnedSnapshot>,
 }
 
 enum Flight {
-    Running { step: u64, thread: JoinHandle<(Outcome, OwnedSnapshot)> },
+    Running { step: u64, thread: JoinHandle<Outcome> },
     Done(Outcome),
 }
 
@@ -44,7 +43,7 @@ impl BackgroundWriter {
     }
 
     fn with(world: Arc<dyn World>, folder: PathBuf, policy: KeepPolicy, inline: bool) -> Self {
-        Self { world, folder, policy, inline, flight: None, spare: None }
+        Self { world, folder, policy, inline, flight: None }
     }
 
     /// Starts to write a snapshot. A write that is still in flight is awaited first; its outcome is returned, and the
@@ -54,16 +53,13 @@ impl BackgroundWriter {
         let step = snapshot.header.step;
         let (world, folder, policy) = (Arc::clone(&self.world), self.folder.clone(), self.policy);
         let work = move || {
-            let outcome = write(&*world, &folder, &snapshot.view()).map(|written| {
+            write(&*world, &folder, &snapshot.view()).map(|written| {
                 let kept = policy.apply(world.files(), &folder, written.step);
                 (written, kept)
-            });
-            (outcome, snapshot)
+            })
         };
         self.flight = Some(if self.inline {
-            let (outcome, snapshot) = work();
-            self.spare = Some(snapshot);
-            Flight::Done(outcome)
+            Flight::Done(work())
         } else {
             match std::thread::Builder::new().name("checkpoint".to_owned()).spawn(work) {
                 Ok(thread) => Flight::Running { step, thread },
@@ -71,6 +67,23 @@ impl BackgroundWriter {
             }
         });
         before
+    }
+
+    /// Writes a state where it lies and returns once it is durable: nobody needs memory for a second copy of it. A write
+    /// that is still in flight is awaited first; its outcome comes out of the next call, as ever.
+    ///
+    /// # Errors
+    /// As [`write_from`].
+    pub fn save<E: From<CheckpointError>>(
+        &mut self,
+        header: &SnapshotHeader,
+        tensors: &[TensorSpec],
+        read: &mut ReadBytes<'_, E>,
+    ) -> Result<(Written, Kept), E> {
+        self.flight = self.finish().map(Flight::Done);
+        let written = write_from(&*self.world, &self.folder, header, tensors, read)?;
+        let kept = self.policy.apply(self.world.files(), &self.folder, written.step);
+        Ok((written, kept))
     }
 
     /// Whether a write is in flight, so that `submit` or `finish` would wait.
@@ -88,18 +101,10 @@ impl BackgroundWriter {
         match self.flight.take()? {
             Flight::Done(outcome) => Some(outcome),
             Flight::Running { step, thread } => match thread.join() {
-                Ok((outcome, snapshot)) => {
-                    self.spare = Some(snapshot);
-                    Some(outcome)
-                }
+                Ok(outcome) => Some(outcome),
                 Err(_) => Some(Err(CheckpointError::WriterDied { step })),
             },
         }
-    }
-
-    /// The memory of the last snapshot whose write has ended, to be filled again.
-    pub fn take_spare(&mut self) -> Option<OwnedSnapshot> {
-        self.spare.take()
     }
 }
 

@@ -265,12 +265,12 @@ impl Loaded {
             .map_err(|defect| CheckpointError::Damaged { path: self.path.clone(), defect })
     }
 
-    /// The whole of it in memory of its own.
+    /// Its tensors one after another, each read when it is asked for.
     ///
     /// # Errors
     /// As [`Loaded::read_tensor`], or no memory.
-    pub fn read_all(&self) -> Result<OwnedSnapshot, CheckpointError> {
-        let tensors = self.manifest.tensors.iter().zip(&self.layout.extents).map(|(record, &(_, length))| {
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Result<OwnedTensor, CheckpointError>> {
+        self.manifest.tensors.iter().zip(&self.layout.extents).map(|(record, &(_, length))| {
             let mut bytes = Vec::new();
             let reserved =
                 usize::try_from(length).is_ok_and(|length| bytes.try_reserve_exact(length).is_ok());
@@ -281,16 +281,17 @@ impl Loaded {
             }
             bytes.resize(length as usize, 0);
             self.read_tensor(&record.name, &mut bytes)?;
-            Ok(OwnedTensor {
-                name: record.name.clone(),
-                dtype: record.dtype,
-                shape: record.shape.clone(),
-                bytes,
-            })
-        });
-        Ok(OwnedSnapshot {
-            tensors: tensors.collect::<Result<_, _>>()?,
-            header: self.manifest.header.clone(),
+            let TensorRecord { name, dtype, shape, .. } = record.clone();
+            Ok(OwnedTensor { name, dtype, shape, bytes })
         })
+    }
+
+    /// The whole of it in memory of its own.
+    ///
+    /// # Errors
+    /// As [`Loaded::read_tensor`], or no memory.
+    pub fn read_all(&self) -> Result<OwnedSnapshot, CheckpointError> {
+        let tensors = self.tensors().collect::<Result<_, _>>()?;
+        Ok(OwnedSnapshot { tensors, header: self.manifest.header.clone() })
     }
 }

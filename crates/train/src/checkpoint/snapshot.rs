@@ -104,6 +104,51 @@ pub struct SnapshotHeader {
     pub level: String,
 }
 
+/// One tensor of the state without its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name; each occurs once in a state.
+    pub name: String,
+    /// Its element type.
+    pub dtype: TensorDtype,
+    /// Its logical shape, row-major; none for a scalar.
+    pub shape: Vec<u64>,
+}
+
+impl TensorSpec {
+    /// Bytes of its elements, dense; `None` where no machine can hold them.
+    pub fn bytes(&self) -> Option<u64> {
+        byte_count(self.dtype, &self.shape)
+    }
+
+    /// The same with its bytes.
+    pub fn view<'a>(&'a self, bytes: &'a [u8]) -> TensorView<'a> {
+        TensorView { name: &self.name, dtype: self.dtype, shape: &self.shape, bytes }
+    }
+
+    /// Its record in the manifest, with the hash of its bytes.
+    pub(super) fn record(&self, hash: blake3::Hash) -> TensorRecord {
+        let Self { name, dtype, shape } = self.clone();
+        TensorRecord { name, dtype, shape, hash: hash.to_hex().to_string() }
+    }
+}
+
+/// Checks that each name is one that a checkpoint can hold, and occurs once.
+pub(super) fn check_names(tensors: &[TensorSpec]) -> Result<(), CheckpointError> {
+    let fail = |name: &str, reason: &str| {
+        Err(CheckpointError::Snapshot { name: name.to_owned(), reason: reason.to_owned() })
+    };
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return fail(pair[0], "the name occurs twice");
+    }
+    if let Some(name) = names.iter().find(|name| name.is_empty() || **name == "__metadata__") {
+        return fail(name, "a tensor's name is neither empty nor `__metadata__`");
+    }
+    Ok(())
+}
+
 /// One tensor of the state, in memory that belongs to somebody else.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
@@ -118,30 +163,24 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
-    /// Checks that name and length are what a checkpoint can hold.
-    fn check(&self) -> Result<(), CheckpointError> {
-        let fail = |reason: String| Err(CheckpointError::Snapshot { name: self.name.to_owned(), reason });
-        if self.name.is_empty() || self.name == "__metadata__" {
-            return fail("a tensor's name is neither empty nor `__metadata__`".to_owned());
-        }
-        match byte_count(self.dtype, self.shape) {
-            Some(bytes) if bytes == self.bytes.len() as u64 => Ok(()),
-            _ => fail(format!(
-                "{} of shape {:?} is not {} bytes long",
-                self.dtype,
-                self.shape,
-                self.bytes.len()
-            )),
-        }
+    /// The same without its bytes.
+    pub fn spec(&self) -> TensorSpec {
+        TensorSpec { name: self.name.to_owned(), dtype: self.dtype, shape: self.shape.to_vec() }
     }
 
-    /// Its record in the manifest, with the hash of its bytes.
-    pub(super) fn record(&self, hash: blake3::Hash) -> TensorRecord {
-        TensorRecord {
-            name: self.name.to_owned(),
-            dtype: self.dtype,
-            shape: self.shape.to_vec(),
-            hash: hash.to_hex().to_string(),
+    /// Checks that it has the bytes that its shape asks for.
+    pub(super) fn check(&self) -> Result<(), CheckpointError> {
+        match byte_count(self.dtype, self.shape) {
+            Some(bytes) if bytes == self.bytes.len() as u64 => Ok(()),
+            _ => Err(CheckpointError::Snapshot {
+                name: self.name.to_owned(),
+                reason: format!(
+                    "{} of shape {:?} is not {} bytes long",
+                    self.dtype,
+                    self.shape,
+                    self.bytes.len()
+                ),
+            }),
         }
     }
 }
@@ -158,19 +197,6 @@ pub struct Snapshot<'a> {
     pub header: &'a SnapshotHeader,
     /// The tensors, in any order.
     pub tensors: Vec<TensorView<'a>>,
-}
-
-impl Snapshot<'_> {
-    /// Checks that each tensor is whole and that each name occurs once.
-    pub(super) fn check(&self) -> Result<(), CheckpointError> {
-        let mut names: Vec<&str> = self.tensors.iter().map(|tensor| tensor.name).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            let reason = "the name occurs twice".to_owned();
-            return Err(CheckpointError::Snapshot { name: pair[0].to_owned(), reason });
-        }
-        self.tensors.iter().try_for_each(TensorView::check)
-    }
 }
 
 /// One tensor of the state with its own memory.
@@ -214,7 +240,8 @@ impl OwnedSnapshot {
 /// dtype's name padded with zero bytes to 8, its rank and sizes (u64, little-endian) and the BLAKE3 hash of its
 /// little-endian bytes (32 bytes).
 pub fn state_hash(tensors: &[TensorView<'_>]) -> String {
-    let records: Vec<_> = tensors.iter().map(|tensor| tensor.record(blake3::hash(tensor.bytes))).collect();
+    let records: Vec<_> =
+        tensors.iter().map(|tensor| tensor.spec().record(blake3::hash(tensor.bytes))).collect();
     // Hexadecimal of ours always parses.
     hash_of_records(&records).unwrap_or_default()
 }

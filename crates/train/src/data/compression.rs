@@ -29,10 +29,17 @@ impl CompressedBytes {
 /// Compresses `parts` one after the other as one stream, with nothing between them.
 ///
 /// # Errors
-/// Where a compressor gets no memory; xz asks for about 674 MiB at preset 9 and touches what the input needs of it.
-pub fn compressed_bytes<'a>(parts: impl Iterator<Item = &'a [u8]>) -> io::Result<CompressedBytes> {
+/// Where a compressor gets no memory; xz takes eleven times its window, which is as long as the input and at most preset 9's
+/// 64 MiB. A longer one would find nothing more.
+pub fn compressed_bytes<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> io::Result<CompressedBytes> {
     let mut gzip = flate2::write::GzEncoder::new(Count(0), flate2::Compression::new(9));
-    let stream = liblzma::stream::Stream::new_easy_encoder(9, liblzma::stream::Check::Crc64)?;
+    let all = parts.clone().map(<[u8]>::len).fold(0, usize::saturating_add);
+    let window = all.clamp(XZ_WINDOW_BYTES_MIN, XZ_WINDOW_BYTES_MAX).next_power_of_two();
+    let mut options = liblzma::stream::LzmaOptions::new_preset(9)?;
+    options.dict_size(window as u32);
+    let mut filters = liblzma::stream::Filters::new();
+    filters.lzma2(&options);
+    let stream = liblzma::stream::Stream::new_stream_encoder(&filters, liblzma::stream::Check::Crc64)?;
     let mut xz = liblzma::write::XzEncoder::new_stream(Count(0), stream);
     let mut plain = 0;
     for part in parts {
@@ -42,6 +49,10 @@ pub fn compressed_bytes<'a>(parts: impl Iterator<Item = &'a [u8]>) -> io::Result
     }
     Ok(CompressedBytes { plain, gzip: gzip.finish()?.0, xz: xz.finish()?.0 })
 }
+
+/// The windows that xz has: its own least, and preset 9's.
+const XZ_WINDOW_BYTES_MIN: usize = 4 << 10;
+const XZ_WINDOW_BYTES_MAX: usize = 64 << 20;
 
 /// Bits for each byte of a text whose tokens' negative log-likelihoods sum to `nats`: nats / (bytes · ln 2).
 pub fn bits_per_byte(nats: f64, bytes: u64) -> f64 {

@@ -157,6 +157,29 @@ impl Corpus {
     }
 }
 
+/// Bytes of text that a configuration gives, trained on and held out, as far as sizes of files tell: at most so many, since
+/// copies go and what is compressed or wrapped is another length.
+///
+/// # Errors
+/// Files that cannot be found.
+pub fn expected_bytes(config: &DataConfig) -> Result<(u64, u64), DataError> {
+    let size = |entries: &[String], key| -> Result<u64, DataError> {
+        let files = paths::expand(entries, &config.extensions, key)?;
+        let sizes = files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|found| found.len());
+        Ok(sizes.fold(0, u64::saturating_add))
+    };
+    let (most, held_out_most) = (config.max_bytes, config.validation_max_bytes);
+    if config.source == Source::CargoRegistry {
+        return Ok((most, held_out_most));
+    }
+    let all = size(&config.paths, "paths")?;
+    if !config.validation_paths.is_empty() {
+        return Ok((all.min(most), size(&config.validation_paths, "validation_paths")?.min(held_out_most)));
+    }
+    let held_out = (all as f64 * config.held_out_fraction()) as u64;
+    Ok((all.saturating_sub(held_out).min(most), held_out.min(held_out_most)))
+}
+
 fn hash(parts: [&[Document]; 2]) -> String {
     let mut hasher = blake3::Hasher::new();
     for documents in parts {

@@ -1,15 +1,18 @@
 //! Runs steps in worker processes under the guard.
 
-use super::local::stored;
-use super::{Committed, Engine, EngineError, Verdict, inputs};
+use super::{
+    BatchAt, Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs,
+};
 use crate::batch::{StepBatch, StepInputs};
-use crate::checkpoint::{self, DataCursor, Identity, OwnedSnapshot, OwnedTensor, SnapshotHeader};
+use crate::checkpoint::{self, DataCursor, Identity, Snapshot, SnapshotHeader, TensorSpec};
 use crate::initial::{InitialError, InitialState};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use toprope_guard::supervisor::{Durable, GuardError, NamedState, StepResult, Steps, Supervisor};
-use toprope_program::shape::sizes;
-use toprope_program::{Description, Device, Fault, FaultKind, MemoryPlan, Role, Session, Validated};
+use toprope_guard::supervisor::{
+    CommittedState, Durable, GuardError, StepResult, Steps, Supervisor, TakeValue,
+};
+use toprope_program::{Description, Device, Fault, FaultKind, MemoryPlan, Session, Validated};
 use toprope_world::World;
 
 /// The steps of a run as the guard asks for them.
@@ -74,24 +77,29 @@ pub struct Checkpoints {
 }
 
 impl Durable for Checkpoints {
-    fn newest(&mut self) -> Result<Option<(u64, NamedState)>, String> {
+    fn newest(&mut self, take: &mut TakeValue<'_>) -> Result<Option<u64>, String> {
         let found = checkpoint::newest_intact(&*self.world, &self.folder, &self.identity);
         let (loaded, _) = found.map_err(|error| error.to_string())?;
         let Some(loaded) = loaded else {
             // A run without a checkpoint goes back to how it began.
-            let mut state = NamedState::new();
+            let mut refused = None;
             let taken = self.initial.each::<InitialError>(self.program.program(), |name, bytes| {
-                state.push((name.to_owned(), bytes));
+                if refused.is_none() {
+                    refused = take(name, &bytes).err();
+                }
                 Ok(())
             });
-            return taken.map(|()| Some((0, state))).map_err(|error| error.to_string());
+            taken.map_err(|error| error.to_string())?;
+            return refused.map_or(Ok(Some(0)), Err);
         };
-        let snapshot = loaded.read_all().map_err(|error| error.to_string())?;
-        let tensors = snapshot.tensors.into_iter().map(|tensor| (tensor.name, tensor.bytes));
-        Ok(Some((snapshot.header.step, tensors.collect())))
+        for tensor in loaded.tensors() {
+            let tensor = tensor.map_err(|error| error.to_string())?;
+            take(&tensor.name, &tensor.bytes)?;
+        }
+        Ok(Some(loaded.manifest().header.step))
     }
 
-    fn write(&mut self, step: u64, state: NamedState) -> Result<(), String> {
+    fn write(&mut self, step: u64, state: &CommittedState<'_>) -> Result<(), String> {
         let path = self.folder.join(checkpoint::checkpoint_name(step));
         if checkpoint::open(&*self.world, &path).is_ok() {
             return Ok(());
@@ -104,21 +112,41 @@ impl Durable for Checkpoints {
             device: "guard".into(),
             level: String::new(),
         };
-        let snapshot = OwnedSnapshot { header, tensors: owned(&self.program, state) };
-        let written = checkpoint::write(&*self.world, &self.folder, &snapshot.view());
+        let state = HostState::new(&self.program, *state);
+        let views = state.tensors.iter().zip(&state.values).map(|(spec, bytes)| spec.view(bytes));
+        let snapshot = Snapshot { header: &header, tensors: views.collect() };
+        let written = checkpoint::write(&*self.world, &self.folder, &snapshot);
         written.map(|_| ()).map_err(|error| error.to_string())
     }
 }
 
-/// Named bytes with the dtypes and shapes that the program gives them.
-fn owned(program: &Validated, state: NamedState) -> Vec<OwnedTensor> {
-    let program = program.program();
-    let tensor = |(name, bytes): (String, Vec<u8>)| {
-        let value = program.value(program.find(&name)?);
-        let shape = sizes(&value.shape, &[]).into_iter().map(|size| size as u64).collect();
-        Some(OwnedTensor { name, dtype: stored(value.dtype), shape, bytes })
-    };
-    state.into_iter().filter_map(tensor).collect()
+/// The committed state in the memory that outlives workers.
+struct HostState<'a> {
+    tensors: Vec<TensorSpec>,
+    values: Vec<&'a [u8]>,
+}
+
+impl<'a> HostState<'a> {
+    /// With the dtypes and shapes that the program gives.
+    fn new(program: &Validated, state: CommittedState<'a>) -> HostState<'a> {
+        let values: HashMap<&str, &[u8]> = state.values().collect();
+        let mut tensors = specs(program);
+        tensors.retain(|tensor| values.contains_key(tensor.name.as_str()));
+        let values = tensors.iter().map(|tensor| values[tensor.name.as_str()]).collect();
+        HostState { tensors, values }
+    }
+}
+
+impl StateReader for HostState<'_> {
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn read(&mut self, tensor: usize, offset_bytes: u64, into: &mut [u8]) -> Result<(), EngineError> {
+        let from = offset_bytes as usize;
+        into.copy_from_slice(&self.values[tensor][from..from + into.len()]);
+        Ok(())
+    }
 }
 
 /// What a [`Guarded`] engine is made of.
@@ -250,38 +278,33 @@ impl Engine for Guarded {
         self.supervisor.checkpointed(step);
     }
 
-    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, EngineError> {
-        let state = self.supervisor.snapshot()?;
-        Ok(owned(&self.train, state))
+    fn state(&mut self) -> Result<Box<dyn StateReader + '_>, EngineError> {
+        let state = self.supervisor.committed_state()?;
+        Ok(Box::new(HostState::new(&self.train, state)))
     }
 
-    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), EngineError> {
+    fn restore(&mut self, state: &mut StateTensors<'_>) -> Result<(), EngineError> {
         let expected = self.train.program().state().count();
         if state.len() != expected {
             let message = format!("the state has {} tensors, the program {expected}", state.len());
             return Err(Fault::new("guard", FaultKind::Driver { code: 0, message }).into());
         }
         for tensor in state {
-            let program = self.train.program();
-            let fits = program.find(&tensor.name).is_some_and(|id| {
-                let value = program.value(id);
-                matches!(value.role, Role::State { .. }) && stored(value.dtype) == tensor.dtype
-            });
-            if !fits {
-                return Err(GuardError::State { name: tensor.name.clone() }.into());
+            let tensor = tensor?;
+            if !fits(&self.train, &tensor) {
+                return Err(GuardError::State { name: tensor.name }.into());
             }
             self.supervisor.write_state(&tensor.name, &tensor.bytes)?;
         }
         Ok(())
     }
 
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError> {
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError> {
         self.start()?;
         let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
-        let batches: Vec<StepBatch> = batches.collect();
-        let evaluated = self.supervisor.with_worker(|device, session| {
-            inputs::evaluate(device, session, program.clone(), &mut batches.iter())
-        })?;
+        let evaluated = self
+            .supervisor
+            .with_worker(|device, session| inputs::evaluate(device, session, program.clone(), batches))?;
         Ok(evaluated)
     }
 

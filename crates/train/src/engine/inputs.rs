@@ -1,8 +1,9 @@
 //! A batch's numbers into a session, and what is computed from batches without training: the same for all engines.
 
+use super::BatchAt;
 use crate::batch::{MicroBatch, StepBatch};
 use std::sync::Arc;
-use toprope_program::{Device, Fault, Range, Session, Validated};
+use toprope_program::{Device, Dim, Fault, Range, Session, Validated};
 
 /// Writes the integers of a micro-batch and binds the program to its size.
 pub(super) fn write_micro_batch(
@@ -38,12 +39,12 @@ pub(super) fn evaluate(
     device: &mut dyn Device,
     train: &Session,
     program: Arc<Validated>,
-    batches: &mut dyn Iterator<Item = &StepBatch>,
+    batches: &BatchAt<'_>,
 ) -> Result<(f64, u64), Fault> {
     let mut session = train.open_over(device, program)?;
     let (mut total, mut targets) = (0.0, 0);
-    for batch in batches {
-        write_scalars(device, &session, batch)?;
+    for batch in (0..).map_while(batches) {
+        write_scalars(device, &session, &batch)?;
         for micro in &batch.micro {
             write_micro_batch(device, &mut session, micro)?;
             session.run(device, Range::Accumulate)?;
@@ -68,7 +69,10 @@ pub(super) fn logits(
     session.write_i32(device, "segment_start", &vec![0; used])?;
     session.write_i32(device, "positions", &(0..used as i32).collect::<Vec<_>>())?;
     session.run(device, Range::Accumulate)?;
-    let all = session.read_f32(device, "logits")?;
-    let vocabulary = all.len() / used;
-    Ok(all[(used - 1) * vocabulary..used * vocabulary].to_vec())
+    let program = session.program().program();
+    let vocabulary =
+        program.find("logits").map(|id| program.value(id).shape.last().copied().and_then(Dim::constant));
+    let mut row = vec![0; vocabulary.flatten().unwrap_or_default() * size_of::<f32>()];
+    session.read_part(device, "logits", (used - 1) * row.len(), &mut row)?;
+    Ok(row.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }

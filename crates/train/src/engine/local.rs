@@ -1,14 +1,14 @@
 //! Runs steps on a device of this process.
 
-use super::{Committed, Engine, EngineError, Verdict, inputs};
+use super::{
+    BatchAt, Committed, Engine, EngineError, StateReader, StateTensors, Verdict, fits, inputs, specs,
+};
 use crate::batch::StepBatch;
-use crate::checkpoint::{OwnedTensor, TensorDtype};
+use crate::checkpoint::TensorSpec;
 use crate::initial::InitialState;
 use std::sync::Arc;
-use toprope_program::shape::sizes;
 use toprope_program::{
-    DType, Description, Device, Fault, FaultKind, MemoryPlan, Range, Role, Session, StateLayout, Validated,
-    Width,
+    Description, Device, Fault, FaultKind, MemoryPlan, Range, Session, StateLayout, Validated, Width,
 };
 use toprope_world::World;
 
@@ -161,39 +161,20 @@ impl Engine for Local {
         Ok(Committed { gradient_norm })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<OwnedTensor>, EngineError> {
-        let values: Vec<_> = self
-            .train
-            .program()
-            .program()
-            .state()
-            .map(|(_, value)| (value.name.clone(), value.dtype, sizes(&value.shape, &[])))
-            .collect();
-        let mut tensors = Vec::with_capacity(values.len());
-        for (name, dtype, shape) in values {
-            let bytes = self.train.read(&mut *self.device, &name)?;
-            let shape = shape.into_iter().map(|size| size as u64).collect();
-            tensors.push(OwnedTensor { name, dtype: stored(dtype), shape, bytes });
-        }
-        Ok(tensors)
+    fn state(&mut self) -> Result<Box<dyn StateReader + '_>, EngineError> {
+        let tensors = specs(self.train.program());
+        Ok(Box::new(DeviceState { device: &mut *self.device, session: &self.train, tensors }))
     }
 
-    fn restore(&mut self, state: &[OwnedTensor]) -> Result<(), EngineError> {
+    fn restore(&mut self, state: &mut StateTensors<'_>) -> Result<(), EngineError> {
         let expected = self.train.program().program().state().count();
         if state.len() != expected {
             let message = format!("the state has {} tensors, the program {expected}", state.len());
             return Err(self.fault(FaultKind::Driver { code: 0, message }).into());
         }
         for tensor in state {
-            let program = self.train.program().program();
-            let fits = program.find(&tensor.name).is_some_and(|id| {
-                let value = program.value(id);
-                let shape: Vec<u64> = sizes(&value.shape, &[]).into_iter().map(|size| size as u64).collect();
-                matches!(value.role, Role::State { .. })
-                    && stored(value.dtype) == tensor.dtype
-                    && shape == tensor.shape
-            });
-            if !fits {
+            let tensor = tensor?;
+            if !fits(self.train.program(), &tensor) {
                 let message = format!("the state's `{}` does not fit the program", tensor.name);
                 return Err(self.fault(FaultKind::Driver { code: 0, message }).into());
             }
@@ -203,10 +184,9 @@ impl Engine for Local {
         Ok(())
     }
 
-    fn evaluate(&mut self, batches: &mut dyn Iterator<Item = StepBatch>) -> Result<(f64, u64), EngineError> {
+    fn evaluate(&mut self, batches: &BatchAt<'_>) -> Result<(f64, u64), EngineError> {
         let Some(program) = self.evaluate.clone() else { return Ok((0.0, 0)) };
-        let batches: Vec<StepBatch> = batches.collect();
-        Ok(inputs::evaluate(&mut *self.device, &self.train, program, &mut batches.iter())?)
+        Ok(inputs::evaluate(&mut *self.device, &self.train, program, batches)?)
     }
 
     fn logits(&mut self, window: &[i32]) -> Result<Vec<f32>, EngineError> {
@@ -227,11 +207,20 @@ impl Engine for Local {
     }
 }
 
-pub(super) fn stored(dtype: DType) -> TensorDtype {
-    match dtype {
-        DType::F32 => TensorDtype::F32,
-        DType::Bf16 => TensorDtype::BF16,
-        DType::I32 => TensorDtype::I32,
-        DType::U32 => TensorDtype::U32,
+/// The committed state on the device.
+struct DeviceState<'a> {
+    device: &'a mut dyn Device,
+    session: &'a Session,
+    tensors: Vec<TensorSpec>,
+}
+
+impl StateReader for DeviceState<'_> {
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn read(&mut self, tensor: usize, offset_bytes: u64, into: &mut [u8]) -> Result<(), EngineError> {
+        let name = &self.tensors[tensor].name;
+        Ok(self.session.read_part(self.device, name, offset_bytes as usize, into)?)
     }
 }

@@ -181,10 +181,20 @@ pub fn verdict(qualification: &Qualification, opened: &str) -> String {
     let proven: std::collections::BTreeSet<&str> =
         qualification.training.iter().map(|proof| proof.name.as_str()).collect();
     if !proven.is_empty() {
-        let names = proven.into_iter().collect::<Vec<_>>().join(" and ");
-        let line = format!(
-            "steps and tokens of {names}, whatever --for names: your model's sizes are in \"your shapes\""
-        );
+        // What inference has and training has not is the user's own model.
+        let own: std::collections::BTreeSet<&str> =
+            qualification.inference.iter().map(|proof| proof.name.as_str()).collect();
+        let own: Vec<&str> = own.difference(&proven).copied().collect();
+        let names = proven.iter().copied().collect::<Vec<_>>().join(" and ");
+        let line = match own.as_slice() {
+            [] => format!(
+                "steps and tokens of {names}, whatever --for names: your model's sizes are in \"your shapes\""
+            ),
+            own => format!(
+                "tokens of {} with its own weights; steps and tokens of {names}, whatever --for names",
+                own.join(" and ")
+            ),
+        };
         let _ = writeln!(text, "{}", wrapped("proofs: ", &line));
     }
     let versions: Vec<String> =

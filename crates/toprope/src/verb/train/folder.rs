@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toprope_model::checkpoint::pieces;
 use toprope_model::hub::Hub;
-use toprope_train::checkpoint::{Identity, OwnedTensor, newest_intact};
+use toprope_train::checkpoint::{Identity, Loaded, newest_intact};
 use toprope_train::initial::{InitialState, weights_hash};
 use toprope_train::recipe::{Base, Origin, Recipe};
 use toprope_train::run_folder::RunFolder;
@@ -127,14 +127,14 @@ pub(super) fn run_path(arguments: &Train, recipe: &Recipe, world: &dyn World) ->
     }
 }
 
-/// Makes the folder, or opens it and reads the newest intact checkpoint. Gives the step to go on from, and the state.
+/// Makes the folder, or opens it and reads the newest intact checkpoint. Gives the step to go on from, and the checkpoint with the state.
 pub(super) fn open_folder(
     arguments: &Train,
     recipe: &Recipe,
     path: &Path,
     world: &dyn World,
     identity: &Identity,
-) -> Result<(RunFolder, u64, Option<Vec<OwnedTensor>>), Failure> {
+) -> Result<(RunFolder, u64, Option<Loaded>), Failure> {
     if !arguments.resume {
         let text = recipe.to_toml().or_exit(Exit::Internal)?;
         return Ok((RunFolder::create(world, path, &text).or_exit(Exit::Run)?, 0, None));
@@ -160,6 +160,5 @@ pub(super) fn open_folder(
             ),
         ));
     };
-    let snapshot = loaded.read_all().or_exit(Exit::Run)?;
-    Ok((folder, snapshot.header.step, Some(snapshot.tensors)))
+    Ok((folder, loaded.manifest().header.step, Some(loaded)))
 }

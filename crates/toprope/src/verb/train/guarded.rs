@@ -143,19 +143,24 @@ pub(super) fn engine(parts: Parts<'_>) -> Result<Guarded, Failure> {
 
 /// The step as the guard runs it.
 pub(super) struct Checked {
-    program: Arc<Validated>,
+    pub(super) program: Arc<Validated>,
     sites: Vec<CheckSite>,
     faults: Vec<Scheduled>,
 }
 
 /// The step with its checks and digests, validated, and what is to be injected into it.
 pub(super) fn checked(arguments: &Train, recipe: &Recipe, train: &Validated) -> Result<Checked, Failure> {
+    let (program, sites) = step(train)?;
+    let faults = faults(arguments, recipe, &program)?;
+    Ok(Checked { program, sites, faults })
+}
+
+/// The step with its checks and digests, validated.
+pub fn step(train: &Validated) -> Result<(Arc<Validated>, Vec<CheckSite>), Failure> {
     let mut program = train.program().clone();
     let sites = check::insert(&mut program, &CheckPlan { level: CheckLevel::Full });
     insert_digests(&mut program);
-    let program = validated(program)?;
-    let faults = faults(arguments, recipe, &program)?;
-    Ok(Checked { program, sites, faults })
+    Ok((validated(program)?, sites))
 }
 
 /// What is to be injected: parsed, drawn, and refused where it cannot happen.

@@ -1,23 +1,22 @@
 //! The programs of a run, what they cost, and whether they fit.
 
 use crate::exit::{Exit, Failure, OrExit};
-use crate::progress::bytes;
 use crate::verb::validated::validated;
 use std::sync::Arc;
 use toprope_model::{deepseek_v3, packed_cost};
-use toprope_program::{Device, MemoryPlan, Range, StateLayout, Validated, Width};
+use toprope_program::{Range, Validated};
 use toprope_train::recipe::Recipe;
 
 /// The three programs of a run.
-pub(super) struct Programs {
-    pub(super) train: Arc<Validated>,
-    pub(super) evaluate: Arc<Validated>,
-    pub(super) logits: Arc<Validated>,
+pub struct Programs {
+    pub(crate) train: Arc<Validated>,
+    pub(crate) evaluate: Arc<Validated>,
+    pub(crate) logits: Arc<Validated>,
 }
 
 impl Programs {
     /// Builds and validates them.
-    pub(super) fn build(recipe: &Recipe) -> Result<Programs, Failure> {
+    pub(crate) fn build(recipe: &Recipe) -> Result<Programs, Failure> {
         let options = recipe.training_options();
         let (model, name) = (&recipe.model, recipe.name.as_str());
         let (dtype, sequence) = (recipe.training.dtype, recipe.training.sequence);
@@ -43,30 +42,5 @@ impl Programs {
             }
         }
         flops
-    }
-
-    /// Bytes of state and work by the plan.
-    pub(super) fn planned_bytes(&self, recipe: &Recipe) -> u64 {
-        let layout: StateLayout = recipe.training.state.into();
-        MemoryPlan::new(&self.train, Width::Native, layout).total_bytes() as u64
-    }
-
-    /// Says before the start what does not fit.
-    pub(super) fn check_memory(&self, recipe: &Recipe, device: &dyn Device) -> Result<(), Failure> {
-        let description = device.describe();
-        let needed = self.planned_bytes(recipe);
-        match description.memory_bytes {
-            Some(there) if needed > there => Err(Failure::new(
-                Exit::Memory,
-                format!(
-                    "{} needs {} and {} has {}\nhint: lower training.micro_batch, set training.recompute = \"products\" or training.state = \"in_place\"",
-                    recipe.name,
-                    bytes(needed),
-                    description.name,
-                    bytes(there)
-                ),
-            )),
-            _ => Ok(()),
-        }
     }
 }
