@@ -32,9 +32,8 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
     vec![out, lse]
 }
 
-/// With `s` and `e` as of [`attention`], since a device may run the forward operator again, `d = Σ|dout·out| + Σ_j p·2e·Σ|dout·v|`
-/// and `m = p·(Σ|dout·v| + d)·(1 + 2e)`: of dq `scale·Σ m·|k|`, of dk `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`, of
-/// sums `Σ p·(1 + 2e)`.
+/// With `e = scale·Σ|q·k| + |lse|` and `m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e)`: of dq `scale·Σ m·|k|`, of dk
+/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`, of sums `Σ p·(1 + 2e)`.
 pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Tensor]) -> Vec<Vec<f64>> {
     let heads = Heads::new(&operands[..3], &operands[6], &[]);
     let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
@@ -43,25 +42,17 @@ pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Ten
     let mut sums = vec![0.0; lse.data.len()];
     for (i, h) in heads.queries() {
         let (query, dout) = (heads.query(i, h), row(dout, i, h));
-        let at = i * heads.q.sizes[1] + h;
-        let log_sum = lse.data[at];
-        let pair = |j: usize| {
+        let along = inner_absolute(dout, row(out, i, h));
+        let log_sum = lse.data[i * heads.q.sizes[1] + h];
+        for j in heads.visible(i) {
+            let g = heads.key_head(h);
             let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
-            let along = inner_absolute(dout, heads.value(j, h));
-            (j, p, scale * inner_absolute(query, heads.key(j, h)), along)
-        };
-        let pairs: Vec<(usize, f64, f64, f64)> = heads.visible(i).map(pair).collect();
-        let mean: f64 = pairs.iter().map(|(_, p, size, _)| p * size).sum();
-        let error = |size: f64| 2.0 * (size + log_sum.abs() + mean);
-        let again: f64 = pairs.iter().map(|&(_, p, size, along)| p * error(size) * along).sum();
-        let whole = inner_absolute(dout, row(out, i, h)) + again;
-        let g = heads.key_head(h);
-        for (j, p, size, along) in pairs {
-            let p = p * (1.0 + error(size));
-            add_absolute(&mut dq[place(heads.q, i, h)], scale * p * (along + whole), heads.key(j, h));
-            add_absolute(&mut dk[place(heads.k, j, g)], scale * p * (along + whole), query);
-            add_absolute(&mut dv[place(heads.v, j, g)], p, dout);
-            sums[at] += p;
+            let e = scale * inner_absolute(query, heads.key(j, h)) + log_sum.abs();
+            let m = p * (inner_absolute(dout, heads.value(j, h)) + along) * (1.0 + 2.0 * e);
+            add_absolute(&mut dq[place(heads.q, i, h)], scale * m, heads.key(j, h));
+            add_absolute(&mut dk[place(heads.k, j, g)], scale * m, query);
+            add_absolute(&mut dv[place(heads.v, j, g)], p * (1.0 + 2.0 * e), dout);
+            sums[i * heads.q.sizes[1] + h] += p * (1.0 + 2.0 * e);
         }
     }
     let mut magnitudes = vec![dq, dk, dv];
