@@ -204,13 +204,14 @@ impl Trainer<'_> {
         };
         // The ledger up to here must not be younger than the state that it explains.
         self.folder.borrow_mut().sync(self.world)?;
+        // One that is still being written is awaited first: there is never more than one copy.
+        let before = self.writer.finish();
+        self.checkpoint_written(before)?;
         if !last && self.engine.plan().layout == StateLayout::Double {
             let tensors = self.engine.snapshot().map_err(|error| failed_at(step, error))?;
             let written = self.writer.submit(OwnedSnapshot { header, tensors });
             return self.checkpoint_written(written);
         }
-        let before = self.writer.finish();
-        self.checkpoint_written(before)?;
         let mut state = self.engine.state().map_err(|error| failed_at(step, error))?;
         let tensors = state.tensors().to_vec();
         let saved = self.writer.save(&header, &tensors, &mut |tensor, offset, into| {
