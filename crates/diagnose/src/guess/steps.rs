@@ -211,7 +211,7 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             push(How::Times(-1.0), Kind::WrongFactor, format!("with the other sign of {step}"));
         }
         Sort::Count(n) => {
-            let mut others: Vec<usize> = vec![1, n + 1, n.saturating_sub(1), 2 * n, n * n];
+            let mut others: Vec<usize> = vec![1, n + 1, n.saturating_sub(1), 2 * n, n.saturating_mul(n)];
             others.extend(TILES.iter().map(|tile| n.div_ceil(*tile) * tile));
             others.extend(TILES.iter().map(|tile| n / tile * tile));
             others.retain(|other| *other != n && *other > 0);
