@@ -270,8 +270,7 @@ def attention_gradient(op, q, k, v, out, lse, dout, segment_start):
     if op.sums:
         seen = torch.cat([mask.any(-1).flatten() for _, _, _, mask in pack.blocks])
         of_row = torch.where(seen[:, None], (pack.log_sums(op, *floats(q, k)) - lse).exp(), 0.0)
-        factor = torch.where(seen[:, None] & ~of_row.isnan(), of_row, 1.0)
-        upstream, sums = dout.float() * factor[..., None], (of_row,)
+        upstream, sums = dout.float() * torch.where(seen[:, None], of_row, 1.0)[..., None], (of_row,)
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in in_kernel_dtype(op, q, k, v)]
         result = pack.out(op, *leaves)
