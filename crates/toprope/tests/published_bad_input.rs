@@ -10,7 +10,8 @@ mod support;
 use forged::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use support::{Case, copy, fails, golden, words_tokenizer};
+use support::copied::copy;
+use support::{Case, fails, golden, words_tokenizer};
 
 /// The address space that a refusal may take, in KiB.
 const ADDRESSES_KIB: usize = 512 << 10;

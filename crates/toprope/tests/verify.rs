@@ -7,7 +7,8 @@ mod support;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Output;
-use support::{Case, copy, fails, golden};
+use support::copied::copy;
+use support::{Case, fails, golden};
 
 /// Exit code, what is printed, and its last line as JSON.
 fn verified(case: &Case, folder: &Path) -> (i32, String, Value) {

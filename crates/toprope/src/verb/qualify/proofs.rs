@@ -93,7 +93,7 @@ pub fn published(world: &dyn World, hub: &Arc<Hub>, dtypes: &[DType]) -> Result<
     let architecture = Architecture::from(&config);
     let longest = architecture.max_position_embeddings();
     let made = OWN_MADE.min(longest / 2).max(1);
-    let prompt = prompt(world, hub, &config, OWN_PROMPT.min(longest - made).max(1))?;
+    let prompt = prompt(world, hub, &config, OWN_PROMPT.min(longest.saturating_sub(made)).max(1))?;
     let capacity = prompt.len() + made;
     let case = |dtype: DType| {
         let program = |what| published::inference(hub, &config, what, dtype, capacity);
