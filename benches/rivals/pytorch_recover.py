@@ -21,7 +21,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(__file__))
-from pytorch_train import BATCH, SEQUENCE, VOCABULARY, build  # noqa: E402
+from pytorch_train import SIZES, build  # noqa: E402
 
 EVERY = 10  # steps between checkpoints
 
@@ -30,6 +30,7 @@ def train(folder, steps):
     import torch
 
     torch.set_num_threads(2)
+    sizes = SIZES["bench-moe"]
     model = build(torch, "bench-moe", "loop", "plain", "whole")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     path, first = os.path.join(folder, "checkpoint.pt"), 0
@@ -38,7 +39,7 @@ def train(folder, steps):
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
-    tokens = torch.randint(VOCABULARY, (BATCH, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(sizes.vocabulary, (sizes.batch, sizes.sequence + 1), generator=torch.Generator().manual_seed(1))
     log = open(os.path.join(folder, "log"), "a")
     for step in range(first, steps):
         with torch.autocast("cpu", torch.bfloat16):

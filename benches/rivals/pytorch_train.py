@@ -4,6 +4,8 @@
     python pytorch_train.py bench-dense --best             every variant in its own process, then the best one
     python pytorch_train.py bench-moe --best --quick       the same with few steps
     python pytorch_train.py bench-dense --precision f32 --compile --attention padded      one variant
+    python pytorch_train.py bench-dense --compile --kept   warms up, says so in a line, then measures --steps for each line it reads
+    python pytorch_train.py tiny-dense --warmup 0 --steps 1      the first step of a small model
 
 One JSON line per variant on standard output: variant, tokens_per_second (the median step after the warm-up),
 peak memory of the measured steps, losses, versions and processor; with --best the last line is the fastest.
@@ -21,12 +23,34 @@ import statistics
 import subprocess
 import sys
 import time
+import typing
 
-VOCABULARY, WIDTH, LAYERS, SEQUENCE, BATCH = 4096, 256, 6, 256, 16
-HEADS, RANK, NOPE, ROPE, VALUE = 4, 64, 32, 16, 32
-DENSE_SIZE, EXPERTS, TOP_K, EXPERT_SIZE = 704, 8, 2, 176
+
+
+class Sizes(typing.NamedTuple):
+    """Sizes of a recipe's model and batch."""
+
+    vocabulary: int = 4096
+    width: int = 256
+    layers: int = 6
+    sequence: int = 256
+    batch: int = 16
+    heads: int = 4
+    rank: int = 64
+    nope: int = 32
+    rope: int = 16
+    value: int = 32
+    dense: int = 704
+
+
+SIZES = {
+    "bench-dense": Sizes(),
+    "bench-moe": Sizes(),
+    "tiny-dense": Sizes(264, 32, 2, 32, 4, 2, 16, 8, 4, 8, 64),
+}
+EXPERTS, TOP_K, EXPERT_SIZE = 8, 2, 176
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, BALANCE_ALPHA, BIAS_SPEED = 1.0, 1e-3, 0.1, 1e-4, 1e-3
-PARAMETERS = {"bench-dense": 6.06e6, "bench-moe": 9.45e6}
+PARAMETERS = {"bench-dense": 6.06e6, "bench-moe": 9.45e6, "tiny-dense": 34240}
 
 PRECISIONS = {
     "f32": "f32 throughout",
@@ -42,6 +66,7 @@ KEEPING_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_T
 def build(torch, recipe, experts_as, attention_as, head_as):
     """The model as a module whose forward answers the loss; parameters are f32."""
     nn, F = torch.nn, torch.nn.functional
+    VOCABULARY, WIDTH, LAYERS, SEQUENCE, _, HEADS, RANK, NOPE, ROPE, VALUE, DENSE_SIZE = SIZES[recipe]
 
     def linear(inputs, outputs):
         return nn.Linear(inputs, outputs, bias=False)
@@ -166,7 +191,7 @@ def build(torch, recipe, experts_as, attention_as, head_as):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-            dense = LAYERS if recipe == "bench-dense" else 1
+            dense = 1 if recipe == "bench-moe" else LAYERS
             self.blocks = nn.ModuleList([Block(layer < dense) for layer in range(LAYERS)])
             self.norm, self.head = nn.RMSNorm(WIDTH, eps=1e-6), linear(WIDTH, VOCABULARY)
 
@@ -196,8 +221,8 @@ def build(torch, recipe, experts_as, attention_as, head_as):
     return model
 
 
-def measure(arguments):
-    """Runs one variant in this process and answers its record."""
+def measured(arguments):
+    """Warms one variant up in this process, gives its name, and then for ever the record of its next steps."""
     import torch
 
     imported = resident_peak_bytes()
@@ -223,7 +248,8 @@ def measure(arguments):
     )
     experts = [block.mlp for block in model.blocks if not block.dense]
     loss_of = torch.compile(model) if arguments.compile else model
-    windows = torch.randint(VOCABULARY, (4, BATCH, SEQUENCE + 1))
+    sizes = SIZES[arguments.recipe]
+    windows = torch.randint(sizes.vocabulary, (4, sizes.batch, sizes.sequence + 1))
 
     def step(index):
         window = windows[index % len(windows)]
@@ -245,35 +271,47 @@ def measure(arguments):
                 layer.bias += BIAS_SPEED * torch.sign(layer.load.mean() - layer.load)
         return loss.item()
 
-    losses, seconds = [], []
-    for index in range(arguments.warmup):
-        losses.append(step(index))
+    losses = [step(index) for index in range(arguments.warmup)]
     peak_of_all = resident_peak_bytes()
-    reset_resident_peak()
-    for index in range(arguments.warmup, arguments.warmup + arguments.steps):
-        start = time.perf_counter()
-        losses.append(step(index))
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    peak = resident_peak_bytes()
-    return {
-        "recipe": arguments.recipe,
-        "variant": variant_name(arguments),
-        "tokens_per_second": round(BATCH * SEQUENCE / median, 1),
-        "step_seconds_median": round(median, 4),
-        "step_seconds": [round(s, 4) for s in seconds],
-        "peak_memory_bytes": peak,
-        "peak_memory_with_warmup_bytes": max(peak, peak_of_all),
-        "peak_memory_of_import_bytes": imported,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "parameters": parameters,
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **processor(),
-    }
+    yield {"ready": variant_name(arguments), "torch": torch.__version__}
+    while True:
+        reset_resident_peak()
+        seconds = []
+        for _ in range(arguments.steps):
+            start = time.perf_counter()
+            losses.append(step(len(losses)))
+            seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        peak = resident_peak_bytes()
+        yield {
+            "recipe": arguments.recipe,
+            "variant": variant_name(arguments),
+            "tokens_per_second": round(sizes.batch * sizes.sequence / median, 1),
+            "step_seconds_median": round(median, 4),
+            "step_seconds": [round(s, 4) for s in seconds],
+            "peak_memory_bytes": peak,
+            "peak_memory_with_warmup_bytes": max(peak, peak_of_all),
+            "peak_memory_of_import_bytes": imported,
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "parameters": parameters,
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            **processor(),
+        }
+
+
+def told(records, kept):
+    """Prints the first record, or, kept, that the warm-up is over and then a record for each line of standard input."""
+    ready = next(records)
+    if not kept:
+        print(json.dumps(next(records)))
+        return
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(next(records)), flush=True)
 
 
 def resident_peak_bytes():
@@ -388,6 +426,7 @@ def main():
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=9, help="measured steps")
     parser.add_argument("--quick", action="store_true", help="1 step to warm up, 3 measured")
+    parser.add_argument("--kept", action="store_true", help="measure --steps again for each line of standard input")
     parser.add_argument("--variant-seconds-max", type=float, default=300)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -395,7 +434,7 @@ def main():
     if arguments.best:
         best(arguments)
     else:
-        print(json.dumps(measure(arguments)))
+        told(measured(arguments), arguments.kept)
 
 
 if __name__ == "__main__":

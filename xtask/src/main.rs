@@ -126,39 +126,14 @@ enum Chore {
         #[arg(long)]
         write: bool,
     },
-    /// Training speed beside PyTorch, in one run.
-    Bench {
-        /// The interpreter that has torch.
-        #[arg(long, default_value = "python3")]
-        python: String,
-        /// bench-dense, bench-moe or both.
-        #[arg(long, default_value = "both")]
-        recipe: String,
-        /// Pairs of runs.
-        #[arg(long, default_value_t = 3)]
-        pairs: usize,
-    },
-    /// Reading a prompt of 512 tokens and making 64, beside llama.cpp, in one run.
-    Inference {
-        /// A GGUF file.
-        model: PathBuf,
-        /// llama.cpp's own BF16 form of it; written where it is not there.
-        #[arg(long)]
-        bf16: PathBuf,
-        /// The interpreter that has llama-cpp-python.
-        #[arg(long, default_value = "python3")]
-        python: String,
-        /// Pairs of runs.
-        #[arg(long, default_value_t = 5)]
-        pairs: usize,
-    },
+    /// The table of BENCHMARKS.md beside PyTorch and llama.cpp, in one run.
+    Bench(bench::Asked),
 }
 
-mod bench; // beside PyTorch
+mod bench; // beside PyTorch and llama.cpp
 mod campaign; // faults injected, caught and missed
 mod foreign; // a client of the emulator that we did not write
 mod fuzz; // what reads bytes from outside
-mod inference; // beside llama.cpp
 mod kills; // SIGKILL and resume
 mod pytorch_schedules; // failures of a worker in Python
 mod recovery; // how long a kill costs
@@ -188,10 +163,7 @@ fn main() -> ExitCode {
         Chore::Fuzz { target, minutes } => fuzz::run(&root, target.as_deref(), minutes),
         Chore::Foreign { all, decode, write } => foreign::run(&root, &foreign::Asked { all, decode, write }),
         Chore::Recovery { kills, python } => recovery::run(&root, kills, python.as_deref()),
-        Chore::Bench { python, recipe, pairs } => bench::run(&root, &python, &recipe, pairs),
-        Chore::Inference { model, bf16, python, pairs } => {
-            inference::run(&root, &inference::Asked { model, bf16, python, pairs })
-        }
+        Chore::Bench(asked) => bench::run(&root, &asked),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
