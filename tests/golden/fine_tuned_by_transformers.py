@@ -1,7 +1,7 @@
 """Shows that a transformers model that is fine-tuned here, in full and with adapters, opens there again and computes the same,
 and that its losses are those of a plain loop of PyTorch's AdamW over transformers' own model on the same batches.
 
-    python fine_tuned_by_transformers.py target/release/toprope
+    python fine_tuned_by_transformers.py target/release/toprope [--only RECORD,RECORD] [--kinds full,chat,LoRA,DoRA]
 
 Every record in hub/ is trained on: in full, on conversations (the loss is on what the assistant said, as transformers' mask of its
 tokens has it), and with adapters. Adapters are looked at merged; where `peft` is installed, also as PEFT loads them, and trained
@@ -15,11 +15,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from folders import BOUND, apart, opened, toprope
+from folders import BOUND, apart, asked, opened, records, toprope
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-HERE = Path(__file__).parent
 STEPS, BEHIND, SEQUENCE = 8, 4, 24
 RATE, DECAY, BETAS, EPSILON = 2e-3, 0.1, (0.9, 0.95), 1e-8
 # One sequence holds both documents, so that each step's batch is known: the marker, the words, the marker.
@@ -68,6 +67,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
 MARKERS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+KINDS = ("full", "chat", "LoRA", "DoRA")
 ADAPTER = TEXT + """
 [adapter]
 rank = 3
@@ -168,7 +168,11 @@ class Verdict:
 
 
 def main():
-    binary, verdict = sys.argv[1], Verdict()
+    parser = asked(__doc__)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of these ways of training, not all")
+    arguments = parser.parse_args()
+    binary, verdict, kinds = arguments.toprope, Verdict(), arguments.kinds.split(",")
+    assert set(kinds) <= set(KINDS), f"--kinds: choose of {KINDS}"
     try:
         from peft import PeftModel
     except ImportError:
@@ -180,7 +184,7 @@ def main():
         data.write_text("\n".join(" ".join(f"w{token}" for token in document) for document in DOCUMENTS))
         talk = room / "talk.jsonl"
         talk.write_text("\n".join(map(json.dumps, CONVERSATIONS)))
-        for record in sorted((HERE / "hub").iterdir()):
+        for record in records(arguments):
             place = room / record.name
             place.mkdir()
             base = place / "base"
@@ -199,23 +203,27 @@ def main():
                 toprope(binary, "train", recipe, "--run", folder, *(flags or ("--from", base)))
                 return folder
 
-            folder = run("full", TEXT, STEPS)
-            theirs = trained(opened(base), STEPS, plain)
-            verdict.losses(record.name, "losses in full", losses_of(folder), theirs)
-            exported = place / "full-exported"
-            toprope(binary, "export", folder, exported)
-            verdict.say(record.name, "logits in full", far_apart(binary, exported, opened(exported), place / "1"))
+            if "full" in kinds:
+                folder = run("full", TEXT, STEPS)
+                theirs = trained(opened(base), STEPS, plain)
+                verdict.losses(record.name, "losses in full", losses_of(folder), theirs)
+                exported = place / "full-exported"
+                toprope(binary, "export", folder, exported)
+                verdict.say(record.name, "logits in full", far_apart(binary, exported, opened(exported), place / "1"))
 
-            documents = of_conversations(base)
-            sequence = sum(len(tokens) for tokens, _ in documents)
-            folder = run("chat", CHAT, STEPS, data=talk, sequence=sequence)
-            theirs = trained(opened(base), STEPS, documents)
-            verdict.losses(record.name, "losses of conversations", losses_of(folder), theirs)
-            exported = place / "chat-exported"
-            toprope(binary, "export", folder, exported)
-            assert of_conversations(exported) == documents, "another tokenizer or template"
+            if "chat" in kinds:
+                documents = of_conversations(base)
+                sequence = sum(len(tokens) for tokens, _ in documents)
+                folder = run("chat", CHAT, STEPS, data=talk, sequence=sequence)
+                theirs = trained(opened(base), STEPS, documents)
+                verdict.losses(record.name, "losses of conversations", losses_of(folder), theirs)
+                exported = place / "chat-exported"
+                toprope(binary, "export", folder, exported)
+                assert of_conversations(exported) == documents, "another tokenizer or template"
 
             for kind, more in {"LoRA": ADAPTER, "DoRA": ADAPTER + "dora = true\n"}.items():
+                if kind not in kinds:
+                    continue
                 folder = run(kind, more, BEHIND)
                 early = place / f"{kind}-early"
                 toprope(binary, "export", folder, early)

@@ -1,13 +1,37 @@
 """Folders that `toprope` wrote, as transformers opens them, and how far its logits lie from `toprope eval`'s."""
 
+import argparse
 import subprocess
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+# Prediction modules are told as weights that transformers has no place for; what it lacks is an error below.
+logging.set_verbosity_error()
 
 # Of the largest logit.
 BOUND = 1e-4
+HUB = Path(__file__).parent / "hub"
+
+
+def asked(description):
+    """The command line: the binary, and which records of hub/ are looked at."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("toprope", help="the binary")
+    parser.add_argument("--only", metavar="RECORD,RECORD", help="these records of hub/, not all")
+    return parser
+
+
+def records(arguments):
+    """Their folders; a record that is not there is an error."""
+    names = arguments.only.split(",") if arguments.only else sorted(each.name for each in HUB.iterdir())
+    for name in names:
+        assert (HUB / name).is_dir(), f"hub/ has no record {name}"
+    return [HUB / name for name in names]
 
 
 def toprope(binary, *arguments):

@@ -93,6 +93,7 @@ pub fn full(root: &Path) -> Result<(), String> {
         root,
         &[
             ("programs", vec!["cargo", "xtask", "programs", "10000"]),
+            ("transformers", vec![".ci/transformers", "--all"]),
             ("foreign", vec![".ci/foreign", "--all", "--decode"]),
             ("kills", vec!["cargo", "xtask", "kills", "25"]),
             ("simulate", vec!["cargo", "xtask", "simulate", "10000"]),

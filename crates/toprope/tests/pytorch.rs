@@ -158,25 +158,26 @@ fn its_losses_are_those_of_the_oracle() {
     if !torch() {
         return;
     }
-    for recipe in ["tiny-dense", "tiny-moe"] {
-        for (dtype, tolerance) in [("f32", 1e-5), ("bf16", 2e-3)] {
-            let folder = tempfile::tempdir().unwrap();
-            let losses = |device: &str, run: &str| -> Vec<f64> {
-                let dtype = format!("training.dtype={dtype}");
-                let more = ["--device", device, "--steps", "20", "--set", &dtype];
-                summary(&train(&folder, recipe, run, &more));
-                events(&folder, run, "metrics.jsonl")
-                    .iter()
-                    .filter_map(|line| line["loss"].as_f64())
-                    .collect()
-            };
-            let (got, want) = (losses("pytorch:cpu", "torch"), losses("reference", "oracle"));
-            assert_eq!((got.len(), want.len()), (20, 20), "{recipe} {dtype}");
-            let distance = |(got, want): (&f64, &f64)| (got - want).abs() / want.abs();
-            let worst = got.iter().zip(&want).map(distance).fold(0.0, f64::max);
-            println!("{recipe} {dtype}: {worst:.2e} of {tolerance:.0e}");
-            assert!(worst <= tolerance, "{recipe} {dtype}: {worst}");
-        }
+    for (recipe, optimizer, dtype, tolerance) in [
+        ("tiny-dense", "adamw", "f32", 1e-5),
+        ("tiny-dense", "adamw", "bf16", 2e-3),
+        ("tiny-moe", "adamw", "f32", 1e-5),
+        ("tiny-moe", "adamw", "bf16", 2e-3),
+        ("tiny-dense", "muon", "f32", 1e-5),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let losses = |device: &str, run: &str| -> Vec<f64> {
+            let (dtype, kind) = (format!("training.dtype={dtype}"), format!("optimizer.kind={optimizer}"));
+            let more = ["--device", device, "--steps", "20", "--set", &dtype, "--set", &kind];
+            summary(&train(&folder, recipe, run, &more));
+            events(&folder, run, "metrics.jsonl").iter().filter_map(|line| line["loss"].as_f64()).collect()
+        };
+        let (got, want) = (losses("pytorch:cpu", "torch"), losses("reference", "oracle"));
+        assert_eq!((got.len(), want.len()), (20, 20), "{recipe} {optimizer} {dtype}");
+        let distance = |(got, want): (&f64, &f64)| (got - want).abs() / want.abs();
+        let worst = got.iter().zip(&want).map(distance).fold(0.0, f64::max);
+        println!("{recipe} {optimizer} {dtype}: {worst:.2e} of {tolerance:.0e}");
+        assert!(worst <= tolerance, "{recipe} {optimizer} {dtype}: {worst}");
     }
 }
 

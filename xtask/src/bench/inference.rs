@@ -36,7 +36,8 @@ impl Bench<'_> {
         }
         let how = |setting: &str| {
             format!(
-                "bf16, {THREADS} threads; ours: {}; llama-cpp-python {}, {}, {}",
+                "bf16, {THREADS} threads; ours: `{}` ({}); llama-cpp-python {}, {}, {}",
+                text(&last, "device"),
                 text(&last, "level"),
                 text(&beside, "version"),
                 text(&beside, setting),

@@ -11,7 +11,7 @@ use toprope_conformance::lockstep::Lockstep;
 use toprope_conformance::values::{Regime, draw};
 use toprope_conformance::verdict::Verdict;
 use toprope_model::deepseek_v3::build_train;
-use toprope_model::{DeepseekV3Config, TrainingOptions};
+use toprope_model::{DeepseekV3Config, MuonOptions, TrainingOptions};
 use toprope_program::check::{self, CheckLevel, CheckPlan};
 use toprope_program::{
     DType, Device, Range, Role, Session, StateLayout, Tensor, Validated, Width, shape, validate,
@@ -20,6 +20,11 @@ use toprope_reference::ReferenceDevice;
 
 /// `recipes/tiny-moe.toml`'s model.
 fn program(dtype: DType, checked: bool) -> Arc<Validated> {
+    moved_by(None, dtype, checked)
+}
+
+/// The same with Muon for the matrices of hidden layers, where it is given.
+fn moved_by(muon: Option<MuonOptions>, dtype: DType, checked: bool) -> Arc<Validated> {
     let config = DeepseekV3Config::from_json(
         r#"{"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
             "intermediate_size": 64, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
@@ -30,7 +35,7 @@ fn program(dtype: DType, checked: bool) -> Arc<Validated> {
     )
     .unwrap();
     let options =
-        TrainingOptions { sequence: 32, micro_batch_sequences: 4, dtype, ..TrainingOptions::default() };
+        TrainingOptions { sequence: 32, micro_batch_sequences: 4, dtype, muon, ..TrainingOptions::default() };
     let mut program = build_train(&config, &options, "tiny-moe").unwrap();
     if checked {
         check::insert(&mut program, &CheckPlan { level: CheckLevel::Full });
@@ -40,10 +45,16 @@ fn program(dtype: DType, checked: bool) -> Arc<Validated> {
 
 #[test]
 fn the_tiny_recipe_agrees_operator_by_operator() {
-    for (dtype, variants) in [(DType::Bf16, ""), (DType::F32, ""), (DType::Bf16, "+fused=off")] {
+    let muon = Some(MuonOptions::default());
+    for (dtype, variants, muon) in [
+        (DType::Bf16, "", None),
+        (DType::F32, "", None),
+        (DType::Bf16, "+fused=off", None),
+        (DType::Bf16, "", muon),
+    ] {
         let mut subject = support::ascend(variants);
         let mut oracle = support::oracle();
-        let program = program(dtype, true);
+        let program = moved_by(muon, dtype, true);
         let symbols = program.program().bounds();
         let values = draw(program.program(), &symbols, 1, Regime::Normal);
         let mut lockstep = Lockstep::open(&mut subject, &mut oracle, &program, &symbols, values).unwrap();

@@ -40,11 +40,13 @@ pub fn generate(arguments: &Generate, json: bool) -> Result<Exit, Failure> {
     eprintln!("{}", answer.speed());
     if json {
         let text = speaker.tokenizer.decode(&answer.made);
+        let device = speaker.device.describe();
         println!(
             "{}",
             serde_json::json!({
                 "prompt": prompt, "tokens": answer.made, "text": text,
                 "prefill_seconds": answer.prefill.as_secs_f64(), "decode_seconds": answer.decode.as_secs_f64(),
+                "device": device.name, "level": device.level, "threads": device.units,
             })
         );
     }
