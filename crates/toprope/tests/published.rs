@@ -104,7 +104,7 @@ fn logits_are_those_of_transformers_and_an_export_gives_the_same() {
 }
 
 #[test]
-fn gguf_files_are_evaluated_and_shown() {
+fn gguf_files_are_evaluated_shown_and_exported() {
     let room = TempDir::new().unwrap();
     for (name, record) in
         [("llama", "llama-default"), ("qwen2", "qwen2-default"), ("deepseek2-split", "deepseek-fp8")]
@@ -116,6 +116,10 @@ fn gguf_files_are_evaluated_and_shown() {
         assert!(apart <= 1e-4, "{name}: {apart:e} of the largest logit apart");
         let shown = done(&["inspect", model.to_str().unwrap()]);
         assert!(shown.contains("GGUF") && shown.contains("F32"), "{shown}");
+        let exported = room.path().join(format!("{name}-exported"));
+        done(&["export", model.to_str().unwrap(), exported.to_str().unwrap()]);
+        let (_, again) = logits(&exported, &tokens(record), "f32", &room.path().join(format!("{name}-again")));
+        assert_eq!(again, have, "{name}");
     }
     let shown = done(&["inspect", golden("hub/llama-llama3").to_str().unwrap(), "--json"]);
     let described = json(&shown);

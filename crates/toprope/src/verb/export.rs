@@ -26,7 +26,9 @@ pub fn run(arguments: &Export, json: bool) -> Result<Exit, Failure> {
             format!("{}: it exists already\n{hint}", arguments.to.display()),
         ));
     }
-    let is_run = world.files().inspect(&arguments.what.join("recipe.toml")).or_exit(Exit::Run)?.is_some();
+    let is_folder = !world.files().is_file(&arguments.what).or_exit(Exit::Run)?;
+    let kept = arguments.what.join("recipe.toml");
+    let is_run = is_folder && world.files().inspect(&kept).or_exit(Exit::Run)?.is_some();
     let (from, tensors) = match is_run {
         true => of_run(&world, &arguments.what, &arguments.to, arguments.merge)?,
         false if arguments.merge => {
