@@ -37,6 +37,11 @@ impl Tier {
         }
     }
 
+    /// What the proof of a model's own weights may take beside it.
+    pub fn own_model(self) -> Duration {
+        Duration::from_secs(if self == Tier::Quick { 120 } else { 900 })
+    }
+
     /// Its name.
     pub fn name(self) -> String {
         match self {

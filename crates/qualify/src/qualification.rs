@@ -201,7 +201,7 @@ pub fn qualify<'b>(bench: &mut Bench<'b>, request: &mut Request<'b>) -> Result<Q
     };
     // A model of the user's own is what was asked about: its time is not the others'.
     let began_own = (run.bench.clock)();
-    let own = run.own_models(request, &Deadline::within(clock, most(if quick { 120 } else { 900 })));
+    let own = run.own_models(request, &Deadline::within(clock, request.tier.own_model()));
     let whole = whole.later((run.bench.clock)().saturating_sub(began_own));
     let inference = run.inference(request, own, &proof(whole.part(0.4, most(300))));
     let training = run.training(request, &proof(whole.part(if quick { 0.8 } else { 0.6 }, most(900))));
@@ -515,8 +515,16 @@ impl<'b> Run<'_, 'b> {
             proofs.push(retried(self.bench, attempt, |proof| Some(&proof.outcome)));
         }
         let tokens: u64 = proofs.iter().map(|proof| proof.tokens).sum();
-        let agreed: u64 = proofs.iter().map(|proof| proof.agreed).sum();
-        let told = format!("{agreed} of {tokens} greedy tokens are the trusted device's, with a cache");
+        let each = proofs.iter().filter(|proof| proof.tokens > 0);
+        let each: Vec<String> = each
+            .map(|proof| format!("{} ({}) {} of {}", proof.name, proof.dtype, proof.agreed, proof.tokens))
+            .collect();
+        let worst = proofs.iter().map(|proof| proof.distance / proof.tolerance).fold(0.0, f64::max);
+        let told = format!(
+            "greedy tokens that are the trusted device's, with a cache: {}; logits within {:.0} % of what is allowed",
+            each.join(", "),
+            100.0 * worst
+        );
         let outcome = joined(proofs.iter().map(|proof| (&proof.name, proof.dtype, &proof.outcome)));
         self.ended(request, "inference proof", outcome, tokens, told);
         proofs

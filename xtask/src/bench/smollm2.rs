@@ -9,6 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 const MIB: f64 = 1048576.0;
+/// Text enough for a few steps: what is written of this project.
+const PAGES: [&str; 6] =
+    ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "docs/models.md", "docs/checks.md", "docs/operators.md"];
 /// A step takes some twenty seconds: the median of two, the first among them.
 const STEPS: &str = "2";
 
@@ -31,8 +34,6 @@ impl Bench<'_> {
         if !output.status.success() {
             return Err(format!("cannot export: {}", String::from_utf8_lossy(&output.stderr)));
         }
-        let text_file = room.join("text.txt");
-        std::fs::write(&text_file, self.text()?).map_err(|error| format!("{}: {error}", text_file.display()))?;
         let mut search = self.script(&self.asked.python, "transformers_train.py");
         search.arg(&folder).args(["--best", "--threads", THREADS]);
         let rival = best(self.asked.best.as_deref(), &machine::describe(), "smollm2", search)?;
@@ -40,7 +41,7 @@ impl Bench<'_> {
         let (mut speed, mut memory) = (Pairs::default(), Pairs::default());
         let (mut last, mut beside) = (Value::Null, Value::Null);
         for _ in 0..self.asked.pairs {
-            let ours = self.train_smollm2(model, &text_file)?;
+            let ours = self.train_smollm2(model)?;
             let theirs = kept.round()?;
             let of = |key: &str| Ok::<_, String>((figure(&ours, key)?, figure(&theirs, key)?));
             let (a, b) = of("tokens_per_second")?;
@@ -64,12 +65,12 @@ impl Bench<'_> {
         ])
     }
 
-    fn train_smollm2(&self, model: &Path, text_file: &Path) -> Result<Value, String> {
-        let (model, paths) = (model.to_string_lossy(), format!("data.paths=[{:?}]", text_file.to_string_lossy()));
+    fn train_smollm2(&self, model: &Path) -> Result<Value, String> {
+        let (model, paths) = (model.to_string_lossy(), format!("data.paths={PAGES:?}"));
         let recipe = self.root.join("recipes/continue.toml");
         let recipe = recipe.to_string_lossy();
         let mut arguments = vec![&*recipe, "--from", &model, "--steps", STEPS, "--threads", THREADS];
-        for set in [&*paths, "training.batch=16", "sample.tokens=0"] {
+        for set in [&*paths, "data.validation_fraction=0.0", "training.batch=16", "sample.tokens=0"] {
             arguments.extend(["--set", set]);
         }
         self.trained(&arguments)
@@ -88,14 +89,5 @@ impl Bench<'_> {
             command.envs(KEEPING_ALLOCATOR);
         }
         command
-    }
-
-    /// Text enough for a few steps: what is written of this project.
-    fn text(&self) -> Result<String, String> {
-        let mut text = String::new();
-        for page in ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "docs/models.md", "docs/checks.md", "docs/operators.md"] {
-            text += &std::fs::read_to_string(self.root.join(page)).map_err(|error| format!("{page}: {error}"))?;
-        }
-        Ok(text)
     }
 }
