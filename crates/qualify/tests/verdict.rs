@@ -53,7 +53,7 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
         timed: Vec::new(),
         beside_trusted: false,
         memory_bytes_max: 64 << 20,
-        soak_max: Duration::from_secs(5),
+        soak_max: Duration::from_secs(1),
         tell: &mut tell,
     };
     let qualification = qualify(&mut bench, &mut request).expect("the qualification is sound");

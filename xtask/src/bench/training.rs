@@ -66,7 +66,8 @@ impl Bench<'_> {
     /// PyTorch's best setting for a recipe.
     fn pytorch(&self, recipe: &str) -> Result<Value, String> {
         let mut search = self.script(&self.asked.python, "pytorch_train.py");
-        search.args([recipe, "--best", "--threads", THREADS]);
+        // Few steps each: who is best is seen in five, and the figure is taken again in the pairs.
+        search.args([recipe, "--best", "--threads", THREADS, "--warmup", "2", "--steps", "5"]);
         best(self.asked.best.as_deref(), &machine::describe(), recipe, search)
     }
 
