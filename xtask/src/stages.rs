@@ -85,7 +85,16 @@ pub fn ci(root: &Path) -> Result<(), String> {
             (
                 "campaign npu",
                 vec![
-                    "cargo", "xtask", "campaign", "npu", "--every", "23", "--schedules", "10", "--threads", "5",
+                    "cargo",
+                    "xtask",
+                    "campaign",
+                    "npu",
+                    "--every",
+                    "23",
+                    "--schedules",
+                    "10",
+                    "--threads",
+                    "5",
                 ],
             ),
         ],

@@ -118,7 +118,8 @@ fn gguf_files_are_evaluated_shown_and_exported() {
         assert!(shown.contains("GGUF") && shown.contains("F32"), "{shown}");
         let exported = room.path().join(format!("{name}-exported"));
         done(&["export", model.to_str().unwrap(), exported.to_str().unwrap()]);
-        let (_, again) = logits(&exported, &tokens(record), "f32", &room.path().join(format!("{name}-again")));
+        let (_, again) =
+            logits(&exported, &tokens(record), "f32", &room.path().join(format!("{name}-again")));
         assert_eq!(again, have, "{name}");
     }
     let shown = done(&["inspect", golden("hub/llama-llama3").to_str().unwrap(), "--json"]);

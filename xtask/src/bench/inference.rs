@@ -30,8 +30,18 @@ impl Bench<'_> {
             let theirs = self.llama_cpp(python, model)?;
             let rate = |tokens: usize, key: &str| Ok::<_, String>(tokens as f64 / figure(&ours, key)?);
             let unit = "tokens/s";
-            read.push("prefill", rate(READ, "prefill_seconds")?, figure(&theirs, "prefill_tokens_per_second")?, unit);
-            made.push("decode", rate(MADE, "decode_seconds")?, figure(&theirs, "decode_tokens_per_second")?, unit);
+            read.push(
+                "prefill",
+                rate(READ, "prefill_seconds")?,
+                figure(&theirs, "prefill_tokens_per_second")?,
+                unit,
+            );
+            made.push(
+                "decode",
+                rate(MADE, "decode_seconds")?,
+                figure(&theirs, "decode_tokens_per_second")?,
+                unit,
+            );
             (last, beside) = (ours, theirs);
         }
         let how = |setting: &str| {
@@ -46,7 +56,13 @@ impl Bench<'_> {
         };
         Ok(vec![
             row("prefill SmolLM2-135M, 512 tokens", &read, "tokens/s", "2; 4", &how("prefill_setting")),
-            row("decode the same, 64 tokens", &made, "tokens/s", "1.0; memory bandwidth", &how("decode_setting")),
+            row(
+                "decode the same, 64 tokens",
+                &made,
+                "tokens/s",
+                "1.0; memory bandwidth",
+                &how("decode_setting"),
+            ),
         ])
     }
 

@@ -36,7 +36,11 @@ pub fn has(flag: &str) -> bool {
 /// Our version and commit, and the compiler.
 pub fn build(root: &Path) -> String {
     let commit = said("git", &["describe", "--always", "--dirty", "--abbrev=10"], root);
-    format!("toprope {} ({commit}), {}, release", env!("CARGO_PKG_VERSION"), said("rustc", &["--version"], root))
+    format!(
+        "toprope {} ({commit}), {}, release",
+        env!("CARGO_PKG_VERSION"),
+        said("rustc", &["--version"], root)
+    )
 }
 
 /// Today.

@@ -146,7 +146,12 @@ pub fn run(root: &Path, asked: &Asked) -> Result<(), String> {
             Kind::ColdStart => take("cold start", bench.cold_start()),
         }
     }
-    println!("\n{}, pairs: {}, {:.0} min:\n", machine::date(), asked.pairs, began.elapsed().as_secs_f64() / 60.0);
+    println!(
+        "\n{}, pairs: {}, {:.0} min:\n",
+        machine::date(),
+        asked.pairs,
+        began.elapsed().as_secs_f64() / 60.0
+    );
     println!("Machine: {}. Ours: {}.\n", machine::describe(), bench.build);
     println!("| work | ours | beside | ratio, median (all) | must; aim | how |");
     println!("| --- | --- | --- | --- | --- | --- |");

@@ -20,7 +20,8 @@ impl Kept {
     pub fn start(mut command: Command) -> Result<Self, String> {
         let name = format!("toprope-bench-{}-rival", std::process::id());
         let errors = std::env::temp_dir().join(name);
-        let file = std::fs::File::create(&errors).map_err(|error| format!("{}: {error}", errors.display()))?;
+        let file =
+            std::fs::File::create(&errors).map_err(|error| format!("{}: {error}", errors.display()))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
         let mut child = command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -124,10 +125,8 @@ pub fn told_when(best: &Value) -> String {
 }
 
 fn searched(work: &str, mut search: Command) -> Result<Value, String> {
-    let mut child = search
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot start {search:?}: {error}"))?;
+    let mut child =
+        search.stdout(Stdio::piped()).spawn().map_err(|error| format!("cannot start {search:?}: {error}"))?;
     let mut tried: Vec<Value> = Vec::new();
     let mut best = Value::Null;
     for line in BufReader::new(child.stdout.take().ok_or("no pipe")?).lines() {

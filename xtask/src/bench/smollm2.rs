@@ -10,8 +10,14 @@ use std::process::Command;
 
 const MIB: f64 = 1048576.0;
 /// Text enough for a few steps: what is written of this project.
-const PAGES: [&str; 6] =
-    ["README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "docs/models.md", "docs/checks.md", "docs/operators.md"];
+const PAGES: [&str; 6] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "BENCHMARKS.md",
+    "docs/models.md",
+    "docs/checks.md",
+    "docs/operators.md",
+];
 /// A step takes some twenty seconds: the median of two, the first among them.
 const STEPS: &str = "2";
 

@@ -56,7 +56,8 @@ impl Bench<'_> {
         }
         if threads {
             let how = format!("ours: {}", ours_told(&last));
-            let mut row = row(&format!("`{recipe}`, 2 threads against 1"), &two, "tokens/s", "1.7; 1.9", &how);
+            let mut row =
+                row(&format!("`{recipe}`, 2 threads against 1"), &two, "tokens/s", "1.7; 1.9", &how);
             row.theirs += ", one thread";
             rows.push(row);
         }
@@ -109,7 +110,8 @@ impl Bench<'_> {
 }
 
 /// How memory is counted.
-pub const MEMORY: &str = "ours: all processes of the run, what they share once; PyTorch: VmHWM of the measured steps";
+pub const MEMORY: &str =
+    "ours: all processes of the run, what they share once; PyTorch: VmHWM of the measured steps";
 
 /// A row of pairs.
 pub fn row(work: &str, pairs: &Pairs, unit: &str, must: &str, how: &str) -> Row {
@@ -125,5 +127,10 @@ pub fn row(work: &str, pairs: &Pairs, unit: &str, must: &str, how: &str) -> Row 
 
 /// What a run of ours was.
 pub fn ours_told(summary: &Value) -> String {
-    format!("`{}` ({}), guarded, {} threads", text(summary, "device"), text(summary, "level"), summary["threads"])
+    format!(
+        "`{}` ({}), guarded, {} threads",
+        text(summary, "device"),
+        text(summary, "level"),
+        summary["threads"]
+    )
 }

@@ -65,7 +65,8 @@ pub fn run(arguments: &Qualify, json: bool) -> Result<Exit, Failure> {
         list(arguments);
     }
     let time = |time: Duration| crate::progress::duration(time.as_secs_f64());
-    let own = asked.model.as_ref().map(|_| format!(", and {} for the model's own weights", time(tier.own_model())));
+    let own =
+        asked.model.as_ref().map(|_| format!(", and {} for the model's own weights", time(tier.own_model())));
     let (tier_name, own) = (tier.name(), own.unwrap_or_default());
     println!("qualify {}: {tier_name} tier, at most {}{own}", names.join(", "), time(tier.total()));
     let session = Session { arguments, world: &world, tier };
