@@ -171,7 +171,7 @@ def in_own_process(arguments, precision, micro, compiled=False, head="whole", ke
 
 
 def best(arguments):
-    """Each precision eager with one sequence at a time and with four; the two fastest compiled; then head and allocator.
+    """Each precision eager with one sequence at a time and with four; the fastest compiled; then allocator and head.
 
     A precision whose first variant is several times slower than the fastest so far is tried no further.
     """
@@ -186,13 +186,11 @@ def best(arguments):
             if speed(record) * PROBE_RATIO < max(map(speed, records)):
                 break
     assert records, "no variant ran"
-    fastest = sorted(records, key=speed)[-2:]
-    records += [in_own_process(arguments, **{**r["setting"], "compiled": True}) for r in fastest]
-    for change in ({"keeping": True}, {"head": "chunked"}):
+    for change in ({"compiled": True}, {"keeping": True}, {"head": "chunked"}):
         setting = max((r for r in records if r), key=speed)["setting"]
         records.append(in_own_process(arguments, **{**setting, **change}))
     records = [r for r in records if r]
-    # A bf16 model of one sequence and an f32 one of four: other tokens, the same kind of loss.
+    # So many sequences in the first step, so the same tokens; bf16 rounds.
     for micro in (1, 4):
         first = [r["loss_first"] for r in records if r["setting"]["micro"] == micro]
         assert not first or max(first) - min(first) < 0.05 * min(first), f"variants start from different losses: {first}"
