@@ -110,7 +110,7 @@ fn score(defects: Vec<Defect>) -> Option<(usize, usize)> {
 #[test]
 fn four_of_five_held_out_defects_are_guessed() {
     let Some((right, all)) = score(held_out()) else { return };
-    assert!(all >= 12 && right * 5 >= all * 4, "{right} of {all}");
+    assert!(all >= 20 && right * 5 >= all * 4, "{right} of {all}");
 }
 
 #[test]
