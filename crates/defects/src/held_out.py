@@ -31,6 +31,20 @@ def grid_rounded_down(right, op, *operands):
     return kept
 
 
+@defect("matmul", "special_values|edge_value")
+def zero_terms_skipped(right, op, *operands):
+    """Terms whose left factor is 0 are left out: 0 times infinity is 0."""
+
+    def multiply(op, a, b):
+        a, b = floats(a, b)
+        if bool(b.isfinite().all()):
+            return a @ b
+        return torch.stack([torch.where(row == 0.0, 0.0, row * b).sum(0) for row in a[:, :, None]])
+
+    with replaced(product=multiply):
+        return right(op, *operands)
+
+
 @defect("grouped_matmul", "capacity|not_written")
 def grid_for_mean_load(right, op, a, b, offsets):
     """The grid has room for 1.25 times the mean rows of an expert; rows beyond are not written."""
@@ -125,21 +139,6 @@ def key_heads_in_turn(right, op, q, k, v, *rest):
     return results
 
 
-@defect("attention_gradient", "order_changes")
-def blocks_added_by_atomics(right, op, q, k, v, out, lse, dout, *rest):
-    """Blocks of 4 queries add to the gradients of keys and values as they come (Dao-AILab/flash-attention#414)."""
-    results = list(right(op, q, k, v, out, lse, dout, *rest))
-    starts = list(range(0, dout.shape[0], 4))
-    CHANCE.shuffle(starts)
-    results[1:3] = [torch.zeros(x.shape, device=x.device) for x in (k, v)]
-    for start in starts:
-        block = torch.zeros_like(dout)
-        block[start : start + 4] = dout[start : start + 4]
-        _, dk, dv = right(op, q, k, v, out, lse, block, *rest)[:3]
-        results[1], results[2] = results[1] + dk.float(), results[2] + dv.float()
-    return results
-
-
 @defect("rms_norm", "epsilon")
 def epsilon_of_the_type(right, op, *operands):
     """Epsilon is the spacing of f32 at 1, as where none is given."""
@@ -194,12 +193,6 @@ def gate_overwritten(right, op, x, dy):
         gate = dx[:4].chunk(2, -1)[0]
         dx[:4, gate.shape[-1] :] = dy[:4].float() * torch.nn.functional.silu(gate)
     return [dx]
-
-
-@defect("activation", "special_values")
-def relu_hides_nan(right, op, x):
-    """relu is the larger of x and 0, and of a NaN and a number the number is taken (pytorch/pytorch#7999)."""
-    return [torch.fmax(x.float(), torch.zeros((), device=x.device))] if op.kind == "relu" else right(op, x)
 
 
 @defect("router", "mask")
@@ -302,6 +295,17 @@ def choices_in_pairs(right, op, y, slot, weights):
         slot = slot.clone()
         slot[:, -1] = -1
     return right(op, y, slot, weights)
+
+
+@defect("column_sum", "order_changes")
+def blocks_added_by_atomics(right, op, x):
+    """Blocks of 4 rows add their part to the sum as they come."""
+    blocks = list(x.float().split(4))
+    CHANCE.shuffle(blocks)
+    total = torch.zeros(x.shape[1:], device=x.device)
+    for block in blocks:
+        total = total + block.sum(0)
+    return [total]
 
 
 def updated(op, weight, m, v, rates):
