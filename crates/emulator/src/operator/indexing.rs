@@ -133,8 +133,8 @@ fn gather(a: &Arguments) -> Planned {
         let mut indices = checked(run, &index, size)?;
         spoil(run, &mut indices);
         if run.has("gather.row_above") {
-            let rows = indices.len().saturating_sub(width);
-            indices.copy_within(..rows, width.min(indices.len()));
+            let (all, below) = (indices.len(), indices.len().saturating_sub(width));
+            indices.copy_within(..below, all - below);
         }
         let values = run.values(&x, x.dtype.domain())?;
         let places = indices.iter().enumerate().map(|(place, &index)| place / width * size + index);

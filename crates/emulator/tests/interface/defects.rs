@@ -342,26 +342,29 @@ fn seen(defects: &str) -> Seen {
 /// What any wrong forward shows in: the gradient is given its statistics.
 const ATTENTION: &[&str] = &["FlashAttentionScore", "FlashAttentionScoreGrad", "GradientOfValues"];
 
+/// Every product of the battery.
+const PRODUCTS: &[&str] = &["Matmul", "MatmulBrain", "MatmulLong", "Mm", "GroupedMatmulV3", "GroupedOuter"];
+
 /// Each defect, and which operators of the battery must show it.
 const SHOWN: &[(&str, &[&str])] = &[
-    ("matmul.fp16_accumulate", &["Matmul", "MatmulLong", "Mm", "GroupedMatmulV3"]),
-    ("matmul.bf16_accumulate", &["Matmul", "MatmulLong", "Mm", "GroupedMatmulV3"]),
-    ("matmul.hf32", &["Matmul", "MatmulLong", "Mm", "GroupedMatmulV3"]),
-    ("matmul.tail_k", &["Matmul", "Mm", "GroupedMatmulV3"]),
-    ("matmul.tail_n", &["Matmul", "Mm", "GroupedMatmulV3"]),
+    ("matmul.fp16_accumulate", PRODUCTS),
+    ("matmul.bf16_accumulate", &["Matmul", "MatmulLong", "Mm", "GroupedMatmulV3", "GroupedOuter"]),
+    ("matmul.hf32", PRODUCTS),
+    ("matmul.tail_k", &["Matmul", "Mm", "GroupedMatmulV3", "GroupedOuter"]),
+    ("matmul.tail_n", &["Matmul", "Mm", "GroupedMatmulV3", "GroupedOuter"]),
     ("matmul.transposed", &["Mm"]),
     ("matmul.split_k", &["MatmulLong"]),
     ("matmul.overhang", &["Matmul", "Mm"]),
     ("matmul.fp16_out", &["Matmul", "MatmulLong", "Mm"]),
-    ("matmul.late_tile@rate=1", &["Matmul", "MatmulLong", "Mm"]),
+    ("matmul.late_tile@rate=1", &["Matmul", "MatmulBrain", "MatmulLong", "Mm"]),
     ("matmul.fractal", &["MatmulBrain"]),
     ("matmul.row_tail", &["Matmul", "MatmulBrain", "Mm"]),
     ("matmul.truncate", &["MatmulBrain"]),
-    ("matmul.order", &["MatmulLong"]),
+    ("matmul.order", &["Matmul", "MatmulLong", "Mm"]),
     ("experts.capacity", &["GroupedMatmulV3"]),
     ("experts.buffer", &["GroupedMatmulV3"]),
-    ("experts.offset", &["GroupedMatmulV3"]),
-    ("experts.half_columns", &["GroupedMatmulV3"]),
+    ("experts.offset", &["GroupedMatmulV3", "GroupedOuter"]),
+    ("experts.half_columns", &["GroupedMatmulV3", "GroupedOuter"]),
     ("experts.stale_weight", &["GroupedMatmulV3"]),
     ("experts.tail_rows", &["GroupedMatmulV3"]),
     ("experts.gradient_rows", &["GroupedOuter"]),
@@ -485,7 +488,7 @@ fn each_listed_defect_is_shown() {
 
 #[test]
 fn a_defect_on_one_call_shows_in_that_call_alone() {
-    let spoilt = seen("matmul.tail_k@op=Matmul,call=3");
+    let spoilt = seen("matmul.tail_k@op=Matmul,call=4");
     assert_eq!(spoilt.unsteady.into_iter().collect::<Vec<_>>(), ["Matmul"]);
     assert_eq!(spoilt.results, seen("").results);
     // By shape: the battery's only square product.
