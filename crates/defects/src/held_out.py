@@ -82,7 +82,7 @@ def gradient_through_bf16(right, op, *operands):
     return [in_bf16(results[0])] + list(results[1:])
 
 
-@defect("attention", "mask")
+@defect("attention", "mask|wrong_operand")
 def triangle_at_top_left(right, op, q, k, v, segment_start, query_offset=None, cache_length=None):
     """The triangle of a few queries over a long cache begins at the first key (Dao-AILab/flash-attention#282)."""
     offset = None if query_offset is None else torch.zeros_like(query_offset)
