@@ -116,7 +116,7 @@ defects! {
     "attention.late_mask" ATTENTION, "each tile of 16 queries is masked as the tile before it";
     "attention.tile_sum" ATTENTION_FORWARD, "the stored sum of a row's exponentials is that of its last tile of 16 keys alone";
     "attention.exp2" ATTENTION, "exponentials are powers of 2, and the scale is one for powers of e";
-    "attention.late_keys" ATTENTION_FORWARD, "once in fifty calls (or as `rate` says) the last tile of 16 keys is not there yet";
+    "attention.late_keys" ATTENTION_FORWARD, "once in ten calls (or as `rate` says) the last tile of 16 keys is not there yet";
     "softmax.no_maximum" SOFTMAX, "the row's maximum is not subtracted, in fp16: large rows overflow";
     "softmax.tail" SOFTMAX, "the last tile of a row is left out of the sum where 16 does not divide it";
     "rope.layout" ROPE, "pairs are taken in the other layout (halves for interleaved and back)";
