@@ -130,6 +130,7 @@ pub fn check(root: &Path) -> Result<(), String> {
     }
     maps(root, &mut findings)?;
     architecture(root, &mut findings)?;
+    fuzzer(root, &mut findings)?;
     if findings.is_empty() {
         println!("tidy");
         Ok(())
@@ -180,7 +181,10 @@ fn source(file: &str, text: &str, findings: &mut Vec<String>) {
     }
 }
 
-fn metadata(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+/// What each crate of ours names that tests do not: whether it is one of ours, and its name.
+type Uses = BTreeMap<String, BTreeSet<(bool, String)>>;
+
+fn metadata(root: &Path) -> Result<Uses, String> {
     let output = Command::new("cargo")
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(root)
@@ -188,17 +192,41 @@ fn metadata(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
         .map_err(|error| format!("cannot run cargo: {error}"))?;
     let parsed: serde_json::Value = serde_json::from_slice(&output.stdout)
         .map_err(|error| format!("cargo metadata: {error}: {}", String::from_utf8_lossy(&output.stderr)))?;
-    let mut graph = BTreeMap::new();
+    let mut graph = Uses::new();
     for package in parsed["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default().to_string();
         let used = package["dependencies"].as_array().into_iter().flatten();
-        // Tests may look at anything.
-        let used = used
-            .filter(|dependency| dependency["kind"].as_str() != Some("dev") && !dependency["path"].is_null());
-        let used = used.filter_map(|dependency| dependency["name"].as_str()).map(Into::into).collect();
-        graph.insert(name, used);
+        // Tests may look at anything, and what is optional may be absent from a lock file.
+        let used = used.filter(|dependency| {
+            let absent = dependency["path"].is_null() && dependency["optional"].as_bool() == Some(true);
+            dependency["kind"].as_str() != Some("dev") && !absent
+        });
+        let named = |dependency: &serde_json::Value| {
+            Some((!dependency["path"].is_null(), dependency["name"].as_str()?.to_string()))
+        };
+        graph.insert(name, used.filter_map(named).collect());
     }
     Ok(graph)
+}
+
+/// The fuzzer is a workspace of its own, which no build of this one looks at: its lock file must know what our crates use by now.
+fn fuzzer(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+    let page = "fuzz/Cargo.lock";
+    let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
+    let graph = metadata(root)?;
+    for package in text.split("[[package]]").filter(|package| !package.contains("\nsource = ")) {
+        let quoted: BTreeSet<&str> = package.split('"').skip(1).step_by(2).collect();
+        let name = package.split('"').nth(1).unwrap_or_default();
+        // A version stands behind the name where there are several.
+        let locked = |other: &str| quoted.iter().any(|quoted| quoted.split(' ').next() == Some(other));
+        let missing = graph.get(name).into_iter().flatten().find(|(_, other)| !locked(other));
+        if let Some((_, other)) = missing {
+            findings.push(format!(
+                "{page}: {name} uses {other} by now: run `cargo metadata --manifest-path fuzz/Cargo.toml`"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
@@ -208,7 +236,8 @@ fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
         match allowed.get(name.as_str()) {
             None => findings.push(format!("crate {name} is not in xtask's table of dependencies")),
             Some(may) => {
-                for other in used.iter().filter(|other| !may.contains(&other.as_str())) {
+                for (_, other) in used.iter().filter(|(ours, other)| *ours && !may.contains(&other.as_str()))
+                {
                     findings.push(format!("crate {name} must not know {other}"));
                 }
             }

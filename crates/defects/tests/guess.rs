@@ -110,13 +110,36 @@ fn score(defects: Vec<Defect>) -> Option<(usize, usize)> {
 #[test]
 fn four_of_five_held_out_defects_are_guessed() {
     let Some((right, all)) = score(held_out()) else { return };
-    assert!(all >= 12 && right * 5 >= all * 4, "{right} of {all}");
+    assert!(all >= 20 && right * 5 >= all * 4, "{right} of {all}");
 }
 
 #[test]
 fn four_of_five_known_defects_are_guessed() {
     let Some((right, all)) = score(known()) else { return };
     assert!(all >= 24 && right * 5 >= all * 4, "{right} of {all}");
+}
+
+/// A guess at a defect that no case shows would count as a wrong one. Nothing is guessed here.
+#[test]
+fn every_held_out_defect_has_a_case_that_shows_it() {
+    let Some(mut bench) = support::bench(held_out()) else { return };
+    let (mut oracle, mut hidden) = (support::oracle(), Vec::new());
+    for defect in &held_out() {
+        let found = failing(bench.with(Some(defect)), &mut oracle, defect);
+        // An order of additions shows in bits alone.
+        let shows = match &found {
+            Some((probe, outcome)) => {
+                let steady = if outcome.is_some() { "is outside of its tolerance" } else { "is within" };
+                println!("{:<28} a case of {} elements {steady}", defect.name, probe.elements());
+                outcome.is_some() || defect.kinds.contains(&"order_changes")
+            }
+            None => false,
+        };
+        if !shows {
+            hidden.push(defect.name);
+        }
+    }
+    assert!(hidden.is_empty(), "{hidden:?}");
 }
 
 /// A kind that is misspelt would count as a wrong guess.

@@ -245,7 +245,8 @@ impl<'de> Deserialize<'de> for SnapshotEvery {
 pub struct Policy {
     /// How much is checked.
     pub level: Level,
-    /// Whether a second worker stands by, so that taking over is a message and not a start.
+    /// Whether a second worker stands by, and one on the device that would take over, so that taking over is a message and not
+    /// a start.
     pub standby: bool,
     /// A command that is run on each fault, for paging.
     #[serde(skip_serializing_if = "Option::is_none")]

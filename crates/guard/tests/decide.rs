@@ -362,6 +362,47 @@ fn a_device_that_is_lost_for_good_is_left_at_once() {
 }
 
 #[test]
+fn one_that_stands_by_on_the_other_device_takes_over_with_one_message() {
+    let mut play = Play::new(setup(1, 2, StateHome::SharedDouble), Policy::default());
+    let (worker, _) = play.until_step(9);
+    let kind = FaultKind::Lost { reason: "507010 LOST_HEARTBEAT".into(), for_good: true };
+    let actions = play.tell(Event::Failed { worker, kind, place: None });
+    let restored = actions.iter().find_map(|action| match action {
+        Action::Restore { worker, source: Source::Committed, step: 9 } => Some(*worker),
+        _ => None,
+    });
+    let launched = play.actions.iter().find_map(|action| match action {
+        Action::Launch { worker, device: DeviceIndex(1), duty: Duty::Standby } => Some(*worker),
+        _ => None,
+    });
+    assert!(restored.is_some() && restored == launched, "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Launch { .. })), "not before it serves");
+    assert_eq!(play.guard.placement(), [DeviceIndex(1)]);
+    assert_eq!(play.run_out(), StopReason::Done);
+    // One on each device, whatever happens.
+    let active = |action: &&Action| matches!(action, Action::Launch { duty: Duty::Active, .. });
+    assert_eq!(play.actions.iter().filter(active).count(), 1);
+}
+
+#[test]
+fn a_fallback_that_lacks_an_operator_is_known_before_it_is_needed() {
+    let mut play = Play::new(setup(1, 2, StateHome::SharedDouble), Policy::default());
+    play.until_step(3);
+    let waiting = play.actions.iter().rev().find_map(|action| match action {
+        Action::Launch { worker, device: DeviceIndex(1), .. } => Some(*worker),
+        _ => None,
+    });
+    let worker = waiting.expect("one stands by on it");
+    let (operator, reason) = ("rope".into(), "there is no such operator".into());
+    let kind = FaultKind::Unsupported { operator, dtype: None, shape: Vec::new(), reason };
+    play.tell(Event::Failed { worker, kind, place: None });
+    assert_eq!(play.guard.quarantined(), [DeviceIndex(1)]);
+    assert_eq!(play.guard.placement(), [DeviceIndex(0)]);
+    assert_eq!(play.run_out(), StopReason::Done);
+    assert_eq!(play.guard.counters().steps_committed, 100);
+}
+
+#[test]
 fn a_state_that_changed_at_rest_is_not_computed_from() {
     let mut play = Play::new(setup(2, 1, StateHome::SharedDouble), Policy::default());
     let (worker, attempt) = play.until_step(9);

@@ -173,6 +173,7 @@ fn rule(text: &str) -> Result<Rule, String> {
     match kind {
         Kind::Arithmetic("any.race") => rule.rate = Some(1e-3),
         Kind::Arithmetic("matmul.late_tile") => rule.rate = Some(0.02),
+        Kind::Arithmetic("attention.late_keys") => rule.rate = Some(0.1),
         _ => {}
     }
     for pair in keys.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {

@@ -1,5 +1,7 @@
 //! Activations and their gradients, in f32 inside.
 
+use half::bf16;
+
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid};
 use crate::operator::binary::broadcast;
@@ -191,7 +193,11 @@ fn swiglu(a: &Arguments) -> Planned {
         let (gate, up) = if run.has("swiglu.interleaved") { (&even, &odd) } else { (gate, up) };
         let exp = exp_of(run);
         let (gate, up) = (run.floats(gate)?, run.floats(up)?);
-        let value = |(&g, &u): (&f32, &f32)| g / (1.0 + exp(-g)) * u;
+        let short = run.has("swiglu.bf16_gate");
+        let value = |(&g, &u): (&f32, &f32)| {
+            let activated = g / (1.0 + exp(-g));
+            u * if short { bf16::from_f32(activated).to_f32() } else { activated }
+        };
         run.store(&out, &gate.iter().zip(up.iter()).map(value).collect::<Vec<_>>())
     })
 }

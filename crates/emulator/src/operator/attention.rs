@@ -10,6 +10,9 @@ use crate::operator::run::{Dense, Run};
 /// Side of the compressed mask that sparse modes 2 to 4 take.
 const COMPRESSED: usize = 2048;
 
+/// Queries and keys of a tile.
+const TILE: usize = 16;
+
 /// Keys that a query sees with the defect `attention.window`.
 const WINDOW: i64 = 16;
 
@@ -75,19 +78,26 @@ impl Mask {
         let tail = run.has("attention.tail_keys") && keys > 16;
         let corner = run.has("attention.causal_corner");
         let window = run.has("attention.window");
+        let late = run.has("attention.late_keys") && keys > TILE;
         for (row, hidden) in hidden.chunks_mut(keys.max(1)).enumerate() {
             for (key, hidden) in hidden.iter_mut().enumerate() {
                 let ahead = key as i64 - (row as i64 + shift);
                 let outside = ahead > after || ahead.saturating_neg() > before;
                 let diagonal = corner && key as i64 == row as i64 + bottom;
                 let left = window && key as i64 + WINDOW <= row as i64 + bottom;
-                *hidden |= outside || diagonal || left || (tail && key >= keys - keys % 16);
+                let absent = late && key + TILE >= keys;
+                *hidden |= outside || diagonal || left || absent || (tail && key >= keys - keys % 16);
             }
             if run.has("attention.gradient_mask") {
                 // From behind, so that one key is shown and not the next as well.
                 for key in (1..keys).rev() {
                     hidden[key] &= hidden[key - 1];
                 }
+            }
+        }
+        if run.has("attention.late_mask") {
+            for row in (TILE..rows).rev() {
+                hidden.copy_within((row - TILE) * keys..(row - TILE + 1) * keys, row * keys);
             }
         }
         Ok(hidden.contains(&true).then_some(hidden))
@@ -159,7 +169,10 @@ impl Heads {
 
     /// What scores are multiplied with.
     fn scale(&self, run: &Run) -> f32 {
-        if run.has("attention.padded_scale") { 1.0 / (self.q.shape[3] as f32).sqrt() } else { self.scale }
+        if run.has("attention.padded_scale") {
+            return 1.0 / (self.q.shape[3] as f32).sqrt();
+        }
+        if run.has("attention.exp2") { self.scale * std::f32::consts::LN_2 } else { self.scale }
     }
 
     /// Scaled scores, -∞ where hidden.
@@ -208,9 +221,10 @@ impl Heads {
                 } else {
                     row.iter().sum::<f32>()
                 };
+                let stored = if run.has("attention.tile_sum") { of_last_tile(row) } else { sum };
                 row.iter_mut().for_each(|p| *p = if seen { *p / sum } else { 0.0 });
                 forward.max.push(max);
-                forward.sum.push(sum);
+                forward.sum.push(stored);
             }
             let v = own(head(&v, group, keys * value_width), keys, value_width);
             forward.out.extend(product(run, own(&scores, rows, keys), v, Precision::Full));
@@ -258,6 +272,12 @@ impl Heads {
         }
         Ok(Backward { dq, dk, dv })
     }
+}
+
+/// The sum of a row's exponentials from the last tile on that has any.
+fn of_last_tile(row: &[f32]) -> f32 {
+    let last = row.iter().rposition(|&p| p > 0.0).unwrap_or(0);
+    row[last / TILE * TILE..].iter().sum()
 }
 
 fn add(to: &mut [f32], values: &[f32]) {

@@ -5,9 +5,10 @@ use half::{bf16, f16};
 use crate::code;
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid};
+use crate::operator::indexing::pick;
 use crate::operator::run::{Run, Values};
 use crate::operator::{Planned, kernel, operators};
-use crate::tensor::{Domain, Scalar};
+use crate::tensor::{DataType, Domain, Scalar};
 
 operators! {
     Add(self_: T, other: T, alpha: S, out: To) = |a| tensors(a, ["self_", "other", "out"], Op::Add);
@@ -233,6 +234,12 @@ fn scalar_domain(scalar: Scalar) -> Domain {
     }
 }
 
+/// An operand that has one column where the result has several, for the defect `mul.broadcast`.
+fn one_column(operand: &Operand, out: &Operand) -> Option<Operand> {
+    let one = operand.shape.last() == Some(&1) && out.shape.last().is_some_and(|&columns| columns > 1);
+    (one && operand.len() > 1).then(|| operand.clone())
+}
+
 fn tensors(a: &Arguments, [x, y, out]: [&'static str; 3], op: Op) -> Planned {
     let (x, y, out) = (a.tensor(x)?, a.tensor(y)?, a.tensor(out)?);
     let alpha = alpha(a)?;
@@ -244,13 +251,21 @@ fn tensors(a: &Arguments, [x, y, out]: [&'static str; 3], op: Op) -> Planned {
     if domain > out.dtype.domain() && out.dtype.domain() == Domain::Integer {
         return Err(out.refuse("cannot hold the result, which is a float"));
     }
+    let columns = [one_column(&x, &out), one_column(&y, &out)];
     let (x, y) = (x.expand(&out.shape)?, y.expand(&out.shape)?);
     kernel(move |run| {
-        let mut right = run.values(&y, domain)?;
+        let read = |operand: &Operand, column: &Option<Operand>| match column {
+            Some(column) if run.has("mul.broadcast") => {
+                let dealt = (0..out.len()).map(|element| element % column.len());
+                Ok(pick(&run.values(column, domain)?, dealt))
+            }
+            _ => run.values(operand, domain),
+        };
+        let mut right = read(&y, &columns[1])?;
         if !is_one(alpha) {
             right = apply(run, Op::Mul, right, one(alpha, domain));
         }
-        let left = run.values(&x, domain)?;
+        let left = read(&x, &columns[0])?;
         let mut values = if run.has("accumulate.twice") {
             let first = apply(run, op, left, right.clone());
             apply(run, op, first, right)
@@ -261,6 +276,11 @@ fn tensors(a: &Arguments, [x, y, out]: [&'static str; 3], op: Op) -> Planned {
         };
         if let (Values::Single(values), true) = (&mut values, run.has("add.stuck_lane")) {
             values.iter_mut().skip(LANE).step_by(LANES).for_each(|value| *value = 0.0);
+        }
+        if let (Values::Single(values), DataType::F32, true) =
+            (&mut values, out.dtype, run.has("add.bf16_out"))
+        {
+            values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         }
         run.store_values(&out, &values)
     })

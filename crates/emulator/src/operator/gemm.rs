@@ -12,7 +12,7 @@ use crate::runtime::device::has_bf16;
 use crate::tensor::DataType;
 
 /// Inner length of a cube unit's tile.
-const TILE: usize = 16;
+pub const TILE: usize = 16;
 
 /// From this inner length on, two cores share a product.
 const SPLIT: usize = 64;
@@ -82,6 +82,22 @@ impl Matrix {
         }
         let values = packs.get(&place).cloned().unwrap_or_default();
         Ok(Matrix::dense(Dense::Own(values), operand.shape[0], operand.shape[1]))
+    }
+
+    /// As a right operand is read; with a defect, memory is taken for columns of [`TILE`] elements, one behind the other.
+    pub fn right(self, run: &Run) -> Matrix {
+        let transposed = self.row_stride == 1;
+        let (rows, columns) = if transposed { (self.columns, self.rows) } else { (self.rows, self.columns) };
+        let whole = rows.is_multiple_of(TILE) && columns.is_multiple_of(TILE);
+        if !run.has("matmul.fractal") || !whole || columns == TILE {
+            return self;
+        }
+        let place = |flat: usize| {
+            let (row, column) = (flat / columns, flat % columns);
+            column / TILE * (rows * TILE) + row * TILE + column % TILE
+        };
+        let values = Dense::Own((0..rows * columns).map(|flat| self.values[place(flat)]).collect());
+        Matrix { values, ..self }
     }
 
     /// Row-major values.
@@ -162,6 +178,7 @@ pub fn product(run: &Run, a: Matrix, b: Matrix, precision: Precision) -> Vec<f32
         inner = inner.saturating_sub(1) / TILE * TILE;
     }
     let half = run.has("matmul.fp16_accumulate");
+    let tiles = inner.div_ceil(TILE);
     let mut product = if half || run.has("matmul.bf16_accumulate") {
         let round =
             |value: f32| if half { f16::from_f32(value).to_f32() } else { bf16::from_f32(value).to_f32() };
@@ -171,6 +188,14 @@ pub fn product(run: &Run, a: Matrix, b: Matrix, precision: Precision) -> Vec<f32
             for (sum, value) in sums.iter_mut().zip(partial) {
                 *sum = round(*sum + value);
             }
+        }
+        sums
+    } else if run.has("matmul.order") && tiles > 0 {
+        let first = run.active.random(0x6E44) as usize % tiles;
+        let mut sums = vec![0.0f32; a.rows * b.columns];
+        for tile in (first..tiles).chain(0..first) {
+            let partial = part(&a, &b, tile * TILE, ((tile + 1) * TILE).min(inner));
+            sums.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
         }
         sums
     } else {

@@ -3,7 +3,7 @@
 use crate::code;
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid, not_implemented};
-use crate::operator::gemm::{Matrix, Precision, product};
+use crate::operator::gemm::{Matrix, Precision, TILE, product};
 use crate::operator::run::Run;
 use crate::operator::{Planned, kernel_with_workspace, operators};
 use crate::tensor::Domain;
@@ -242,6 +242,9 @@ fn rows(x: Operand, weight: Vec<Operand>, bias: Vec<Operand>, y: Vec<Operand>, g
                 let capacity = (1.5 * mean).ceil() as usize * y.shape[1];
                 values.iter_mut().skip(capacity).for_each(|value| *value = 0.0);
             }
+            if run.has("experts.tail_rows") && range.len() > TILE {
+                values[range.len() / TILE * TILE * y.shape[1]..].fill(0.0);
+            }
             let mut stored = range.len();
             if run.has("experts.buffer") {
                 stored = stored.min(BUFFER_ROWS);
@@ -251,6 +254,14 @@ fn rows(x: Operand, weight: Vec<Operand>, bias: Vec<Operand>, y: Vec<Operand>, g
         }
         Ok(())
     })
+}
+
+/// Rows that the defect `experts.gradient_rows` sums over.
+const GRADIENT_ROWS: usize = 32;
+
+/// How many rows of a group are summed over.
+fn summed(run: &Run, group: &std::ops::Range<usize>) -> usize {
+    if run.has("experts.gradient_rows") { group.len().min(GRADIENT_ROWS) } else { group.len() }
 }
 
 /// The inner dimension is grouped: y[e] = x[:, e]·weight[e, :], zeros for an empty group.
@@ -266,8 +277,9 @@ fn inner(x: Operand, weight: Vec<Operand>, y: Vec<Operand>, groups: Groups) -> P
     kernel_with_workspace(y.iter().map(|y| y.len()).sum(), move |run| {
         let ranges = groups.ranges(run, experts, x.shape[1])?;
         for (group, range) in ranges.into_iter().enumerate() {
-            let left = x.narrow(1, range.start, range.len());
-            let right = weight.narrow(0, range.start, range.len());
+            let count = summed(run, &range);
+            let left = x.narrow(1, range.start, count);
+            let right = weight.narrow(0, range.start, count);
             let right = Matrix::read(run, &right)?;
             store(run, &matrix(&y, group), &with_bias(run, &left, right, None)?)?;
         }
@@ -293,8 +305,9 @@ fn add(a: &Arguments) -> Planned {
     kernel_with_workspace(y[0].len(), move |run| {
         let ranges = groups.ranges(run, experts, x.shape[1])?;
         for (group, range) in ranges.into_iter().enumerate() {
-            let left = x.narrow(1, range.start, range.len());
-            let right = weight.narrow(0, range.start, range.len());
+            let count = summed(run, &range);
+            let left = x.narrow(1, range.start, count);
+            let right = weight.narrow(0, range.start, count);
             let target = matrix(&y, group);
             let mut values = with_bias(run, &left, Matrix::read(run, &right)?, None)?;
             let before = run.floats(&target)?;

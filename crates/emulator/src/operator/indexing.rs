@@ -51,6 +51,26 @@ fn spoil(run: &Run, indices: &mut [usize]) {
     }
 }
 
+/// Indices of a tile.
+const TILE: usize = 16;
+
+/// How many of some indices are read; those behind them give zeros.
+fn whole(run: &Run, indices: usize) -> usize {
+    if run.has("gather.tail") && indices > TILE { indices / TILE * TILE } else { indices }
+}
+
+/// Zeros in some places.
+fn clear(values: &mut Values, cleared: impl Fn(usize) -> bool) {
+    fn set<T: Default>(values: &mut [T], cleared: impl Fn(usize) -> bool) {
+        values.iter_mut().enumerate().filter(|(at, _)| cleared(*at)).for_each(|(_, v)| *v = T::default());
+    }
+    match values {
+        Values::Single(v) => set(v, cleared),
+        Values::Double(v) => set(v, cleared),
+        Values::Integer(v) => set(v, cleared),
+    }
+}
+
 /// out[.., i.., ..] = self[.., index[i..], ..].
 fn take(a: &Arguments, table: &'static str, index: &'static str, dim: i64) -> Planned {
     let (table, index, out) = (a.tensor(table)?, a.tensor(index)?, a.tensor("out")?);
@@ -65,6 +85,7 @@ fn take(a: &Arguments, table: &'static str, index: &'static str, dim: i64) -> Pl
     kernel(move |run| {
         let mut indices = checked(run, &index, size)?;
         spoil(run, &mut indices);
+        let read = whole(run, indices.len());
         if outer == 1 && out.is_contiguous() && axis == 0 {
             // Rows of a table: only those that are asked for are read.
             let row = |place: usize| table.narrow(0, indices[place], 1);
@@ -75,7 +96,9 @@ fn take(a: &Arguments, table: &'static str, index: &'static str, dim: i64) -> Pl
                     crate::tensor::contiguous(&row.shape),
                     out.offset + (place * inner) as i64,
                 );
-                run.store_values(&target, &run.values(&row, table.dtype.domain())?)?;
+                let mut values = run.values(&row, table.dtype.domain())?;
+                clear(&mut values, |_| place >= read);
+                run.store_values(&target, &values)?;
             }
             return Ok(());
         }
@@ -83,7 +106,9 @@ fn take(a: &Arguments, table: &'static str, index: &'static str, dim: i64) -> Pl
         let places =
             (0..outer).flat_map(|outer| indices.iter().map(move |&index| (outer * size + index) * inner));
         let places: Vec<usize> = places.flat_map(|start| start..start + inner).collect();
-        run.store_values(&out, &pick(&values, places.into_iter()))
+        let mut values = pick(&values, places.into_iter());
+        clear(&mut values, |at| at / inner.max(1) % indices.len() >= read);
+        run.store_values(&out, &values)
     })
 }
 
@@ -107,6 +132,10 @@ fn gather(a: &Arguments) -> Planned {
     kernel(move |run| {
         let mut indices = checked(run, &index, size)?;
         spoil(run, &mut indices);
+        if run.has("gather.row_above") {
+            let (all, below) = (indices.len(), indices.len().saturating_sub(width));
+            indices.copy_within(..below, all - below);
+        }
         let values = run.values(&x, x.dtype.domain())?;
         let places = indices.iter().enumerate().map(|(place, &index)| place / width * size + index);
         run.store_values(&out, &pick(&values, places))

@@ -33,7 +33,7 @@ operators! {
     Sum(tensors: TL, out: To) = sum_of_list;
 }
 /// Rounds towards 0 to a narrower float type.
-fn truncated(value: f32, dtype: DataType) -> f32 {
+pub fn truncated(value: f32, dtype: DataType) -> f32 {
     match dtype {
         DataType::Bf16 => bf16::from_bits((value.to_bits() >> 16) as u16).to_f32(),
         DataType::F16 => {
@@ -79,11 +79,21 @@ fn with_dense_rows(window: &Operand) -> Operand {
     window.view(window.shape.clone(), strides, window.offset)
 }
 
+/// Dense from its first element on; itself where it repeats elements.
+fn without_gaps(window: &Operand) -> Operand {
+    if window.strides.iter().any(|&stride| stride <= 0) {
+        return window.clone();
+    }
+    window.view(window.shape.clone(), crate::tensor::contiguous(&window.shape), window.offset)
+}
+
 /// Copies a window into another of the same shape, converting; the source is read before anything is written.
 fn moved(run: &Run, from: &Operand, to: &Operand) -> Result<(), Fault> {
     let domain = from.dtype.domain();
     let dense = run.has("copy.dense_target").then(|| with_dense_rows(to));
     let to = dense.as_ref().unwrap_or(to);
+    let gapless = run.has("copy.dense_source").then(|| without_gaps(from));
+    let from = gapless.as_ref().unwrap_or(from);
     match run.values(from, domain)? {
         Values::Single(mut v) if run.has("cast.truncate") => {
             v.iter_mut().for_each(|v| *v = truncated(*v, to.dtype));

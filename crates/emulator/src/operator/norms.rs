@@ -1,5 +1,7 @@
 //! Normalisations and their gradients, in f32 with sums in f64.
 
+use half::{bf16, f16};
+
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand};
 use crate::operator::run::Run;
@@ -63,12 +65,21 @@ fn rms_norm(a: &Arguments, adds: bool) -> Planned {
         let counted = if run.has("norm.padded_mean") { width.next_multiple_of(PADDED) } else { width };
         let outside = run.has("norm.epsilon_outside");
         let epsilon = if run.has("norm.no_epsilon") { 0.0 } else { epsilon };
+        let epsilon = if run.has("norm.epsilon_in_sum") { epsilon / width as f64 } else { epsilon };
+        let (half, short) = (run.has("norm.fp16_squares"), run.has("norm.bf16_root"));
         let (mut normal, mut factors) = (Vec::with_capacity(values.len()), Vec::new());
         for row in values.chunks(width) {
-            let square = mean(row.iter().map(|x| x * x), counted);
+            let square = match half {
+                true => {
+                    let sum = row.iter().fold(0.0, |sum, x| f16::from_f32(sum + x * x).to_f32());
+                    f64::from(sum) / counted as f64
+                }
+                false => mean(row.iter().map(|x| x * x), counted),
+            };
             let root = if outside { square.sqrt() + epsilon } else { (square + epsilon).sqrt() };
             let factor = (1.0 / root) as f32;
             factors.push(factor);
+            let factor = if short { bf16::from_f32(factor).to_f32() } else { factor };
             normal.extend(row.iter().zip(&weight).map(|(x, w)| x * factor * w));
         }
         if let Some(sum_out) = &sum_out {
@@ -103,6 +114,9 @@ fn rms_norm_gradient(a: &Arguments) -> Planned {
                 gradient.push(factor * (dy * w - x * factor * factor * c));
                 *sum += f64::from(dy * x * factor);
             }
+        }
+        if run.has("norm.gamma_twice") {
+            sums.iter_mut().for_each(|sum| *sum *= 2.0);
         }
         run.store(&dx, &gradient)?;
         run.store_doubles(&dweight, &sums)

@@ -50,6 +50,8 @@ struct Manner {
     later_tiles_first: bool,
     /// The last tile, where it is not whole, stays behind as it is.
     without_tail: bool,
+    /// Of numbers in f32 the lower half of their bits does not count.
+    coarse: bool,
 }
 
 impl Manner {
@@ -58,6 +60,7 @@ impl Manner {
             reversed: run.has("sort.unstable"),
             later_tiles_first: run.has("sort.merge"),
             without_tail: run.has("sort.tail"),
+            coarse: run.has("sort.coarse"),
         }
     }
 }
@@ -98,7 +101,9 @@ fn sorted(
     let width = rows.shape[rows.rank() - 1].max(1);
     let (values, places) = match run.values(rows, rows.dtype.domain())? {
         Values::Single(v) => {
-            let places = places(&v, width, descending, manner);
+            let cut = |v: &f32| if manner.coarse { f32::from_bits(v.to_bits() & !0xFFFF) } else { *v };
+            let keys: Vec<f32> = v.iter().map(cut).collect();
+            let places = places(&keys, width, descending, manner);
             (Values::Single(take(&v, width, keep, &places)), places)
         }
         Values::Double(v) => {

@@ -7,7 +7,8 @@ use crate::code;
 use crate::fault::Fault;
 use crate::objects::INTS;
 use crate::operator::arguments::{Arguments, Operand, not_implemented};
-use crate::operator::gemm::{Matrix, Precision, product};
+use crate::operator::gemm::{Matrix, Precision, TILE, product};
+use crate::operator::movement::truncated;
 use crate::operator::{Planned, kernel_with_workspace, operators};
 use crate::tensor::{DataType, Domain, Scalar};
 
@@ -127,7 +128,8 @@ fn plan(left: Operand, right: Operand, out: Operand, cube_math_type: i64, scaled
         let mut index = vec![0; batch.len()];
         for _ in 0..batch.iter().product() {
             let (a, b) = (matrix_of(&left, &index), matrix_of(&right, &index));
-            let mut result = product(run, Matrix::read(run, &a)?, Matrix::read(run, &b)?, precision);
+            let (left, right) = (Matrix::read(run, &a)?, Matrix::read(run, &b)?.right(run));
+            let mut result = product(run, left, right, precision);
             if let Some(scaled) = &scaled {
                 let added = run.floats(&matrix_of(&scaled.added, &index))?;
                 for (value, &added) in result.iter_mut().zip(added.iter()) {
@@ -138,7 +140,15 @@ fn plan(left: Operand, right: Operand, out: Operand, cube_math_type: i64, scaled
             if run.has("matmul.fp16_out") && out.dtype == DataType::F32 {
                 result.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
             }
-            results.push((matrix_of(&out, &index), result));
+            if run.has("matmul.truncate") {
+                result.iter_mut().for_each(|value| *value = truncated(*value, out.dtype));
+            }
+            let mut window = matrix_of(&out, &index);
+            if run.has("matmul.row_tail") && window.shape[0] > TILE {
+                window = window.narrow(0, 0, window.shape[0] / TILE * TILE);
+                result.truncate(window.len());
+            }
+            results.push((window, result));
             for axis in (0..index.len()).rev() {
                 index[axis] += 1;
                 if index[axis] < batch[axis] {

@@ -113,6 +113,22 @@ impl Angles {
         Ok(Angles { all, tokens: tokens.unwrap_or(0) })
     }
 
+    /// The angles of the token that has the number of the head.
+    fn of_heads(&self, angles: &[f32]) -> Vec<f32> {
+        let (shape, strides) = (&self.all.shape, crate::tensor::contiguous(&self.all.shape));
+        let heads = (0..self.all.rank().saturating_sub(1))
+            .rev()
+            .find(|&axis| axis != self.tokens && self.all.strides[axis] == 0 && shape[axis] > 1);
+        let Some(heads) = heads else { return angles.to_vec() };
+        let number = |flat: usize, axis: usize| flat / strides[axis] as usize % shape[axis];
+        let place = |flat: usize| {
+            let token = number(flat, heads).min(shape[self.tokens] - 1);
+            flat - number(flat, self.tokens) * strides[self.tokens] as usize
+                + token * strides[self.tokens] as usize
+        };
+        (0..angles.len()).map(|flat| angles[place(flat)]).collect()
+    }
+
     fn read(&self, run: &Run) -> Result<Vec<f32>, Fault> {
         let mut angles = run.floats(&self.all)?.into_vec();
         if run.has("rope.bf16_angles") {
@@ -125,6 +141,9 @@ impl Angles {
             for tokens in angles.chunks_mut(count * inner) {
                 tokens.copy_within(inner.min(tokens.len()).., 0);
             }
+        }
+        if run.has("rope.head_angles") {
+            angles = self.of_heads(&angles);
         }
         Ok(angles)
     }

@@ -4,7 +4,7 @@ use half::bf16;
 
 use crate::fault::Fault;
 use crate::operator::arguments::{Arguments, Operand, invalid, not_implemented};
-use crate::operator::indexing::{by_axis, checked, indexed_shape, places};
+use crate::operator::indexing::{by_axis, checked, indexed_shape, pick, places};
 use crate::operator::run::{Run, Values};
 use crate::operator::{Planned, kernel_with_workspace, operators};
 use crate::tensor::Scalar;
@@ -65,6 +65,7 @@ impl Update {
 /// Writes `values` to `places` of `target`; sums of f32 are kept in f64 and rounded once.
 fn write(run: &Run, target: Values, places: &[usize], values: &Values, into: Update) -> Values {
     let lost = run.has("scatter.lost_update") && into == Update::Add;
+    let target = if into == Update::Add && run.has("scatter.no_self") { zeros(&target) } else { target };
     match (target, values) {
         (Values::Integer(mut t), Values::Integer(v)) => {
             let before = if lost { t.clone() } else { Vec::new() };
@@ -100,6 +101,15 @@ fn write(run: &Run, target: Values, places: &[usize], values: &Values, into: Upd
         }
         // Both are of one domain.
         (target, _) => target,
+    }
+}
+
+/// As many zeros.
+fn zeros(like: &Values) -> Values {
+    match like {
+        Values::Single(v) => Values::Single(vec![0.0; v.len()]),
+        Values::Double(v) => Values::Double(vec![0.0; v.len()]),
+        Values::Integer(v) => Values::Integer(vec![0; v.len()]),
     }
 }
 
@@ -207,7 +217,8 @@ fn rows(a: &Arguments, [x, out]: [&'static str; 2], into: Update) -> Planned {
         }
         let starts =
             (0..outer).flat_map(|outer| indices.iter().map(move |&index| (outer * size + index) * inner));
-        let places: Vec<usize> = starts.flat_map(|start| start..start + inner).collect();
+        let mut places: Vec<usize> = starts.flat_map(|start| start..start + inner).collect();
+        let row_of = |element: usize| element / inner.max(1) % indices.len().max(1);
         let mut values = match run.values(&source, domain)? {
             Values::Single(v) => Values::Single(v.into_iter().map(|v| v * alpha.float() as f32).collect()),
             Values::Double(v) => Values::Double(v.into_iter().map(|v| v * alpha.float()).collect()),
@@ -222,6 +233,13 @@ fn rows(a: &Arguments, [x, out]: [&'static str; 2], into: Update) -> Planned {
                     value.fill(0.0);
                 }
             }
+        }
+        let (first, last) = (run.has("scatter.first_row"), run.has("index_copy.last"));
+        if (first && into == Update::Add) || (last && into == Update::Replace) {
+            let row = if first { 0 } else { indices.len().saturating_sub(1) };
+            let kept: Vec<usize> = (0..places.len()).filter(|&element| row_of(element) != row).collect();
+            places = kept.iter().map(|&element| places[element]).collect();
+            values = pick(&values, kept.into_iter());
         }
         let target = run.values(&x, domain)?;
         run.store_values(&out, &write(run, target, &places, &values, into))

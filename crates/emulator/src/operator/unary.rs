@@ -12,7 +12,7 @@ operators! {
     Sign(self_: T, result: To) = |a| any(a, "self_", "result", sign32, sign64, i64::signum);
     Exp(self_: T, out: To) = |a| exponential(a, "self_", "out");
     InplaceExp(selfRef: To) = |a| exponential(a, "selfRef", "selfRef");
-    Log(self_: T, out: To) = |a| float(a, "self_", "out", f32::ln, f64::ln);
+    Log(self_: T, out: To) = logarithm;
     Sqrt(self_: T, out: To) = |a| root(a, f32::sqrt, f64::sqrt);
     Rsqrt(self_: T, out: To) = |a| root(a, |x| 1.0 / x.sqrt(), |x| 1.0 / x.sqrt());
     Reciprocal(self_: T, out: To) = |a| float(a, "self_", "out", |x| 1.0 / x, |x| 1.0 / x);
@@ -68,10 +68,19 @@ fn any(
     })
 }
 
-/// A root, which a defect cuts to 11 bits in f32.
+/// A logarithm, which a defect cuts to 10 bits in f32.
+fn logarithm(a: &Arguments) -> Planned {
+    let cut = |run: &Run, x: f32| {
+        let log = x.ln();
+        if run.has("log.low_precision") { f32::from_bits(log.to_bits() & !0x1FFF) } else { log }
+    };
+    float_in_run(a, "self_", "out", cut, f64::ln)
+}
+
+/// A root, which a defect cuts to 11 bits in f32 or takes for no number at 0.
 fn root(a: &Arguments, single: fn(f32) -> f32, double: fn(f64) -> f64) -> Planned {
     let cut = move |run: &Run, x: f32| {
-        let root = single(x);
+        let root = if x == 0.0 && run.has("sqrt.zero") { f32::NAN } else { single(x) };
         if run.has("sqrt.low_precision") { f32::from_bits(root.to_bits() & !0x1FFF) } else { root }
     };
     float_in_run(a, "self_", "out", cut, double)

@@ -122,7 +122,7 @@ impl Guard {
     fn leave(&mut self, device: DeviceIndex) {
         // A worker that was about to take a rank back to it is of no use either.
         for rank in (0..self.setup.ranks).map(Rank) {
-            self.drop_standby_on(rank, device);
+            self.drop_standbys(rank, |other| other == device);
         }
         let ranks = self.ranks_on(device);
         let Some(to) = self.other(device) else {
@@ -134,7 +134,7 @@ impl Guard {
         };
         for rank in ranks {
             self.lose(rank);
-            self.drop_standby(rank);
+            self.drop_standbys(rank, |other| other != to);
             if let Some(seat) = self.seat_mut(rank) {
                 seat.moves_to(to);
             }
@@ -164,7 +164,7 @@ impl Guard {
         self.act(Action::Move { device, operator: operator.into(), to });
         self.record(Entry::OperatorMoved { device, operator: operator.into(), to });
         for rank in (0..self.setup.ranks).map(Rank) {
-            self.drop_standby_on(rank, device);
+            self.drop_standbys(rank, |other| other == device);
         }
         for rank in self.ranks_on(device) {
             self.lose(rank);
@@ -267,7 +267,8 @@ impl Guard {
         for rank in returning {
             let Some(seat) = self.seat_mut(rank) else { continue };
             let from = seat.device;
-            let Some(to) = seat.standby.as_ref().map(|slot| slot.device) else { continue };
+            let up = seat.standbys.iter().filter(|slot| slot.ready).map(|slot| slot.device);
+            let Some(to) = up.filter(|device| *device < from).min() else { continue };
             self.lose(rank);
             self.counters.fail_backs += 1;
             self.record(Entry::FailedBack { rank, from, to });
@@ -283,7 +284,7 @@ impl Guard {
     fn may_return(&self, rank: Rank) -> bool {
         self.seat(rank).is_some_and(|seat| {
             let better = |device: DeviceIndex| device < seat.device && self.healthy(device);
-            seat.standby.as_ref().is_some_and(|slot| slot.ready && better(slot.device))
+            seat.standbys.iter().any(|slot| slot.ready && better(slot.device))
         })
     }
 }

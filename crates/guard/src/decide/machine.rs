@@ -257,7 +257,7 @@ impl Guard {
         }
         for seat in &mut self.seats {
             seat.active = None;
-            seat.standby = None;
+            seat.standbys.clear();
         }
         self.record(Entry::Stopped { reason: reason.clone(), step: self.committed });
         self.act(Action::Stop(reason));

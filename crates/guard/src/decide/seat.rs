@@ -6,6 +6,7 @@ use super::{
     StopReason, Worker,
 };
 use crate::policy::Remedy;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One worker.
@@ -29,7 +30,8 @@ pub(super) struct Slot {
 pub(super) struct Seat {
     pub(super) device: DeviceIndex,
     pub(super) active: Option<Slot>,
-    pub(super) standby: Option<Slot>,
+    /// One at most on each device.
+    pub(super) standbys: Vec<Slot>,
     /// The committed steps of the state that the active worker holds, verified.
     pub(super) holds: Option<u64>,
     /// That state's digest.
@@ -44,9 +46,16 @@ pub(super) struct Seat {
     pub(super) failures: u32,
     /// Those of them that were hangs.
     pub(super) hangs: u32,
-    /// The next one to stand by is not started before.
-    standby_at: Duration,
-    standby_failures: u32,
+    /// Where the last ones to stand by failed.
+    refusals: BTreeMap<DeviceIndex, Refusal>,
+}
+
+/// What came of standing by on a device.
+#[derive(Debug, Default)]
+struct Refusal {
+    failures: u32,
+    /// The next one is not started before.
+    until: Duration,
 }
 
 impl Seat {
@@ -54,7 +63,7 @@ impl Seat {
         Seat {
             device,
             active: None,
-            standby: None,
+            standbys: Vec::new(),
             holds: None,
             held: None,
             refused: None,
@@ -62,8 +71,7 @@ impl Seat {
             launched: None,
             failures: 0,
             hangs: 0,
-            standby_at: Duration::ZERO,
-            standby_failures: 0,
+            refusals: BTreeMap::new(),
         }
     }
 
@@ -76,12 +84,12 @@ impl Seat {
     }
 
     pub(super) fn workers(&self) -> impl Iterator<Item = Worker> {
-        self.active.iter().chain(&self.standby).map(|slot| slot.worker)
+        self.active.iter().chain(&self.standbys).map(|slot| slot.worker)
     }
 
     /// The next time at which something about its workers is overdue or due.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let slots = self.active.iter().chain(&self.standby).filter_map(|slot| slot.deadline);
+        let slots = self.active.iter().chain(&self.standbys).filter_map(|slot| slot.deadline);
         let launch = if self.active.is_none() { self.launch_at } else { None };
         slots.chain(launch).min()
     }
@@ -107,8 +115,7 @@ impl Guard {
     }
 
     fn is_standby(&self, worker: Worker) -> bool {
-        let standby = self.seat(worker.rank).and_then(|seat| seat.standby.as_ref());
-        standby.is_some_and(|slot| slot.worker == worker)
+        self.seat(worker.rank).is_some_and(|seat| seat.standbys.iter().any(|slot| slot.worker == worker))
     }
 
     fn launch(&mut self, rank: Rank, device: DeviceIndex, duty: Duty) -> Slot {
@@ -132,7 +139,7 @@ impl Guard {
         if seat.active.is_some() {
             return;
         }
-        if seat.standby.as_ref().is_some_and(|slot| slot.device == seat.device) {
+        if seat.standbys.iter().any(|slot| slot.device == seat.device) {
             self.promote(rank);
             return;
         }
@@ -159,50 +166,56 @@ impl Guard {
         }
     }
 
-    /// Makes the standby the active one; it takes the state in when it is up.
+    /// Makes the one that stands by on the rank's device the active one; it takes the state in when it is up.
     pub(super) fn promote(&mut self, rank: Rank) {
         let now = self.now;
-        if let Some(seat) = self.seat_mut(rank) {
-            seat.active = seat.standby.take();
-            seat.launched.get_or_insert(now);
-            seat.launch_at = None;
-            self.counters.promotions += 1;
-        }
+        let Some(seat) = self.seat_mut(rank) else { return };
+        let Some(at) = seat.standbys.iter().position(|slot| slot.device == seat.device) else { return };
+        seat.active = Some(seat.standbys.swap_remove(at));
+        seat.launched.get_or_insert(now);
+        seat.launch_at = None;
+        self.counters.promotions += 1;
     }
 
-    /// After a commit: lets a worker stand by, on a better device where one passed its test. Not before, so that it does not
-    /// take time from the one that has to take over.
+    /// After a commit: lets workers stand by, on a better device where one passed its test or else on the same, and on the
+    /// device that would take over. Not before, so that they do not take time from the one that has to take over; and one after
+    /// the other, since starts share the host.
     pub(super) fn keep_standby(&mut self, rank: Rank) {
         let Some(seat) = self.seat(rank) else { return };
         let here = seat.device;
         let better = (0..here.0).map(DeviceIndex).find(|device| self.healthy(*device));
-        let Some(device) = better.or(self.policy.standby.then_some(here)) else { return };
-        if seat.standby.as_ref().is_some_and(|slot| slot.device == device) || self.now < seat.standby_at {
+        let policy = self.policy.standby;
+        let first = better.or(policy.then_some(here));
+        let second = self.other(here).filter(|device| policy && first != Some(*device));
+        let wanted = [first, second];
+        self.drop_standbys(rank, |device| !wanted.contains(&Some(device)));
+        let Some(seat) = self.seat(rank) else { return };
+        if seat.standbys.iter().any(|slot| !slot.ready) {
             return;
         }
-        self.drop_standby(rank);
+        let rests =
+            |device: &DeviceIndex| seat.refusals.get(device).is_some_and(|refusal| self.now < refusal.until);
+        let there = |device: &DeviceIndex| seat.standbys.iter().any(|slot| slot.device == *device);
+        let next = wanted.into_iter().flatten().find(|device| !rests(device) && !there(device));
+        let Some(device) = next else { return };
         let slot = self.launch(rank, device, Duty::Standby);
         if let Some(seat) = self.seat_mut(rank) {
-            seat.standby = Some(slot);
+            seat.standbys.push(slot);
         }
     }
 
-    pub(super) fn drop_standby(&mut self, rank: Rank) {
-        if let Some(slot) = self.seat_mut(rank).and_then(|seat| seat.standby.take()) {
+    /// Gives up those that stand by on such devices.
+    pub(super) fn drop_standbys(&mut self, rank: Rank, on: impl Fn(DeviceIndex) -> bool) {
+        let Some(seat) = self.seat_mut(rank) else { return };
+        let gone: Vec<Slot> = seat.standbys.extract_if(.., |slot| on(slot.device)).collect();
+        for slot in gone {
             self.act(Action::Kill { worker: slot.worker });
-        }
-    }
-
-    pub(super) fn drop_standby_on(&mut self, rank: Rank, device: DeviceIndex) {
-        let standby = self.seat(rank).and_then(|seat| seat.standby.as_ref());
-        if standby.is_some_and(|slot| slot.device == device) {
-            self.drop_standby(rank);
         }
     }
 
     pub(super) fn ready(&mut self, worker: Worker) {
         let Some(seat) = self.seat_mut(worker.rank) else { return };
-        let slots = seat.active.iter_mut().chain(&mut seat.standby);
+        let slots = seat.active.iter_mut().chain(&mut seat.standbys);
         for slot in slots.filter(|slot| slot.worker == worker && !slot.ready) {
             slot.ready = true;
             slot.deadline = None;
@@ -213,7 +226,7 @@ impl Guard {
         if self.is_active(worker) {
             self.active_failed(worker.rank, kind, place);
         } else if self.is_standby(worker) {
-            self.standby_failed(worker.rank, kind, place);
+            self.standby_failed(worker, kind, place);
         }
     }
 
@@ -271,25 +284,35 @@ impl Guard {
         }
     }
 
-    fn standby_failed(&mut self, rank: Rank, kind: FaultKind, place: Option<Place>) {
+    fn standby_failed(&mut self, worker: Worker, kind: FaultKind, place: Option<Place>) {
+        let rank = worker.rank;
         let Some(seat) = self.seat_mut(rank) else { return };
-        seat.standby_failures += 1;
-        let (failures, here) = (seat.standby_failures, seat.device);
-        let Some(device) = seat.standby.as_ref().map(|slot| slot.device) else { return };
-        let wait = self.backoff(failures + 1);
-        let at = self.now + wait;
-        if let Some(seat) = self.seat_mut(rank) {
-            seat.standby_at = at;
+        let here = seat.device;
+        let slot = seat.standbys.iter().find(|slot| slot.worker == worker);
+        let Some(device) = slot.map(|slot| slot.device) else { return };
+        let refusal = seat.refusals.entry(device).or_default();
+        refusal.failures += 1;
+        let failures = refusal.failures;
+        let until = self.now + self.backoff(failures + 1);
+        if let Some(refusal) = self.seat_mut(rank).and_then(|seat| seat.refusals.get_mut(&device)) {
+            refusal.until = until;
         }
-        let returning = device != here;
-        let reason = format!("the worker that was to go back to it failed: {kind}");
+        let lacks =
+            kind.class() == FaultClass::Unsupported || matches!(kind, FaultKind::Lost { for_good: true, .. });
+        let reason = match device < here {
+            true => Some(format!("the worker that was to go back to it failed: {kind}")),
+            false if device > here && lacks => {
+                Some(format!("the worker that was to take over on it failed: {kind}"))
+            }
+            false => None,
+        };
         // Nothing of the step depends on it.
         let disturbed = self.disturbed;
-        let action = if returning { Remedy::Quarantine } else { Remedy::Restart };
+        let action = if reason.is_some() { Remedy::Quarantine } else { Remedy::Restart };
         self.fault_on(device, rank, kind, place, action.name());
         self.disturbed = disturbed;
-        self.drop_standby(rank);
-        if returning {
+        self.drop_standbys(rank, |other| other == device);
+        if let Some(reason) = reason {
             self.quarantine(device, &reason);
         }
     }
@@ -297,15 +320,16 @@ impl Guard {
     /// Workers that do not come up, or do not take their state in.
     pub(super) fn late_workers(&mut self) {
         for rank in self.ranks() {
-            let late = |slot: &Option<Slot>, now: Duration| {
-                slot.as_ref().is_some_and(|slot| slot.deadline.is_some_and(|at| at <= now))
-            };
+            let now = self.now;
+            let late = |slot: &&Slot| slot.deadline.is_some_and(|at| at <= now);
             let waited_ms = self.setup.launch_limit.as_millis() as u64;
-            if self.seat(rank).is_some_and(|seat| late(&seat.active, self.now)) {
+            if self.seat(rank).is_some_and(|seat| seat.active.iter().any(|slot| late(&slot))) {
                 self.active_failed(rank, FaultKind::Hang { waited_ms }, None);
             }
-            if self.seat(rank).is_some_and(|seat| late(&seat.standby, self.now)) {
-                self.standby_failed(rank, FaultKind::Hang { waited_ms }, None);
+            let standbys = self.seat(rank).into_iter().flat_map(|seat| &seat.standbys);
+            let overdue: Vec<Worker> = standbys.filter(late).map(|slot| slot.worker).collect();
+            for worker in overdue {
+                self.standby_failed(worker, FaultKind::Hang { waited_ms }, None);
             }
         }
     }
@@ -315,8 +339,8 @@ impl Guard {
         for seat in &mut self.seats {
             (seat.failures, seat.hangs) = (0, 0);
             seat.refused = None;
-            if seat.standby.as_ref().is_some_and(|slot| slot.ready) {
-                seat.standby_failures = 0;
+            for slot in seat.standbys.iter().filter(|slot| slot.ready) {
+                seat.refusals.remove(&slot.device);
             }
         }
     }

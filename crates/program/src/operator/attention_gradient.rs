@@ -33,7 +33,7 @@ pub(super) const RECORD: Record = Record {
         slot("dv", "[S, Hk, Dv]", Accepts::Float),
         optional("sums", "[T, Hq]", Accepts::F32),
     ],
-    numerics: "f32 inside, any order; bf16 operands may round p and ds to bf16 before products; stored in q's dtype. With e = scale·Σ|q·k| + |lse| and m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e): magnitude of dq scale·Σ m·|k|, of dk scale·Σ m·|q|, of dv Σ p·(1 + 2e)·|dout|, of sums Σ p·(1 + 2e), from the f32 probabilities.",
+    numerics: "f32 inside, any order; bf16 operands may round p and ds to bf16 before products; stored in q's dtype. D may be Σ_j p·dp, which is the same. With e = scale·Σ|q·k| + |lse|, d = max(Σ|dout·out|, Σ_j p·(1 + 2e)·Σ|dout·v|) and m = p·(Σ|dout·v|·(1 + 2e) + Σ|dout·out|·2e + d): magnitude of dq scale·Σ m·|k|, of dk scale·Σ m·|q|, of dv Σ p·(1 + 2e)·|dout|, of sums Σ p·(1 + 2e), from the f32 probabilities.",
     gradient: "none",
     invariant: Invariant::Identity("Σ_j dv[j,h'] = Σ_{i,h→h'} dout[i,h] over rows that see a key"),
 };

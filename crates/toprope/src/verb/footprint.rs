@@ -19,12 +19,15 @@ pub struct Place<'a> {
     pub device: &'a str,
     /// Its threads; all where not given.
     pub threads: Option<usize>,
+    /// Whether another device stands behind it, on which a worker stands by too.
+    pub fallback: bool,
 }
 
 impl Place<'_> {
     /// Where a recipe's run computes if nobody says otherwise.
     pub fn of_recipe(recipe: &Recipe) -> Place<'_> {
-        Place { device: recipe.device.as_deref().unwrap_or("cpu"), threads: None }
+        let device = recipe.device.as_deref().unwrap_or("cpu");
+        Place { device, threads: None, fallback: !recipe.fallback.is_empty() }
     }
 }
 
@@ -111,7 +114,8 @@ impl Footprint {
         let (every, steps) = (recipe.checkpoint.every, recipe.training.steps);
         let copied = layout == StateLayout::Double && every > 0 && every < steps;
         let instructions = (step.program().accumulate.len() + step.program().update.len()) as u64;
-        let workers = if checked.is_some() { 1 + u64::from(recipe.guard.standby) } else { 0 };
+        let standing_by = u64::from(recipe.guard.standby) * (1 + u64::from(place.fallback));
+        let workers = if checked.is_some() { 1 + standing_by } else { 0 };
         let worker = WORKER_BYTES + WORKER_BYTES_EACH * instructions;
         let tokens = recipe.architecture().vocab_size() as u64;
         let tokenizer = match recipe.tokenizer.kind {

@@ -84,7 +84,8 @@ pub fn run(arguments: &Train, json: bool) -> Result<Exit, Failure> {
     let programs = Programs::build(&recipe)?;
     let guarded = !(arguments.unguarded || arguments.profile);
     let checked = guarded::checked(arguments, &recipe, &programs.train)?;
-    let place = Place { device: arguments.device(), threads: arguments.threads };
+    let fallback = !arguments.fallback.is_empty();
+    let place = Place { device: arguments.device(), threads: arguments.threads, fallback };
     let footprint = Footprint::of(&recipe, &programs, guarded.then_some(&checked.program), place);
     let mut device =
         if guarded { probe(arguments.device(), arguments, &*world)? } else { open_device(arguments)? };

@@ -32,8 +32,9 @@ pub(super) fn attention(attributes: &Attention, operands: &[Tensor], outputs: &[
     vec![out, lse]
 }
 
-/// With `e = scale·Σ|q·k| + |lse|` and `m = p·(Σ|dout·v| + Σ|dout·out|)·(1 + 2e)`: of dq `scale·Σ m·|k|`, of dk
-/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`, of sums `Σ p·(1 + 2e)`.
+/// With `e = scale·Σ|q·k| + |lse|` and `m = p·(Σ|dout·v|·(1 + 2e) + Σ|dout·out|·2e + d)`: of dq `scale·Σ m·|k|`, of dk
+/// `scale·Σ m·|q|`, of dv `Σ p·(1 + 2e)·|dout|`, of sums `Σ p·(1 + 2e)`. D's own error is that of `d`, the larger of `Σ|dout·out|`
+/// and `Σ_j p·(1 + 2e)·Σ|dout·v|`: D is also `Σ_j p·dp`, and the terms of that are large where those of out cancel.
 pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Tensor]) -> Vec<Vec<f64>> {
     let heads = Heads::new(&operands[..3], &operands[6], &[]);
     let (out, lse, dout) = (&operands[3], &operands[4], &operands[5]);
@@ -44,15 +45,20 @@ pub(super) fn attention_gradient(attributes: &AttentionGradient, operands: &[Ten
         let (query, dout) = (heads.query(i, h), row(dout, i, h));
         let along = inner_absolute(dout, row(out, i, h));
         let log_sum = lse.data[i * heads.q.sizes[1] + h];
-        for j in heads.visible(i) {
-            let g = heads.key_head(h);
+        let pair = |j: usize| {
             let p = (scale * inner(query, heads.key(j, h)) - log_sum).exp();
             let e = scale * inner_absolute(query, heads.key(j, h)) + log_sum.abs();
-            let m = p * (inner_absolute(dout, heads.value(j, h)) + along) * (1.0 + 2.0 * e);
+            (j, p, 1.0 + 2.0 * e, inner_absolute(dout, heads.value(j, h)))
+        };
+        let pairs: Vec<(usize, f64, f64, f64)> = heads.visible(i).map(pair).collect();
+        let terms: f64 = pairs.iter().map(|(_, p, wide, size)| p * wide * size).sum();
+        for (j, p, wide, size) in pairs {
+            let g = heads.key_head(h);
+            let m = p * (size * wide + along * (wide - 1.0) + along.max(terms));
             add_absolute(&mut dq[place(heads.q, i, h)], scale * m, heads.key(j, h));
             add_absolute(&mut dk[place(heads.k, j, g)], scale * m, query);
-            add_absolute(&mut dv[place(heads.v, j, g)], p * (1.0 + 2.0 * e), dout);
-            sums[i * heads.q.sizes[1] + h] += p * (1.0 + 2.0 * e);
+            add_absolute(&mut dv[place(heads.v, j, g)], p * wide, dout);
+            sums[i * heads.q.sizes[1] + h] += p * wide;
         }
     }
     let mut magnitudes = vec![dq, dk, dv];
