@@ -17,8 +17,13 @@ type Open<'a> = &'a dyn Fn() -> Result<Box<dyn Device>, String>;
 const CHECKS: [&str; 7] =
     ["product_check", "compare", "attention_check", "loss_check", "adamw_digest", "verify", "digest"];
 
-/// A quick qualification with a short soak.
+/// A quick qualification with hardly any soak.
 fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualification {
+    soaked(1, open, alternatives)
+}
+
+/// A quick qualification with so many seconds of soak.
+fn soaked(seconds: u64, open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualification {
     support::start();
     let mut bench = bench(open, 1);
     let inference = proofs::inference("tiny-moe", DType::F32);
@@ -53,7 +58,7 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
         timed: Vec::new(),
         beside_trusted: false,
         memory_bytes_max: 64 << 20,
-        soak_max: Duration::from_secs(1),
+        soak_max: Duration::from_secs(seconds),
         tell: &mut tell,
     };
     let qualification = qualify(&mut bench, &mut request).expect("the qualification is sound");
@@ -63,7 +68,7 @@ fn qualified(open: Open<'_>, alternatives: Vec<(&str, Open<'_>)>) -> Qualificati
 
 #[test]
 fn a_healthy_device_is_fit_to_train() {
-    let qualification = qualified(&|| Ok(cpu(None)), Vec::new());
+    let qualification = soaked(5, &|| Ok(cpu(None)), Vec::new());
     assert_eq!(qualification.ruling.verdict, Verdict::Train);
     assert_eq!(qualification.coverage.not_run, 0);
     assert!(qualification.soak.runs > 10 && qualification.soak.rate_per_run < 0.3);
