@@ -176,7 +176,9 @@ impl<'a> Cursor<'a> {
             );
             return Err(self.malformed(place, reason));
         }
-        let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+        // Without its zeros too, so that the product can be taken in any order.
+        let most = shape.iter().try_fold(1usize, |product, size| product.checked_mul((*size).max(1)));
+        let elements = most.map(|most| if shape.contains(&0) { 0 } else { most });
         let bytes = elements.and_then(|elements| (elements / elements_block).checked_mul(bytes_block));
         let bytes = bytes.ok_or_else(|| {
             self.malformed(place, format!("its shape {shape:?} has more elements than can be counted"))
