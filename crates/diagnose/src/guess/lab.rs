@@ -130,6 +130,8 @@ pub(super) struct Lab<'a> {
     pub observed: Option<Outcome>,
     pub effort: Effort,
     pub experiments: Vec<Experiment>,
+    /// Whether the same run gives the same bits each time.
+    pub steady: bool,
     /// Bits that are left where the error does not grow with the length of a sum.
     pub flat: Option<f64>,
     /// By what the error of a long sum is larger than that of a short one, at most.
@@ -159,6 +161,7 @@ impl<'a> Lab<'a> {
             observed: observed.cloned(),
             effort,
             experiments: Vec::new(),
+            steady: false,
             flat: None,
             grown: 1.0,
         };

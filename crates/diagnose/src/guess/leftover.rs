@@ -38,6 +38,14 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
     }
+    if fails && let Some((operand, which)) = stale_operand(lab, &probe, &runs, one, two)? {
+        let name = lab.base.probe.operator().definition().record().operands.get(operand);
+        let name = name.map_or("operand", |slot| slot.name);
+        let sentence = format!("It reads `{name}` of {which}, and not its own: what was made of it is kept.");
+        let ran = "the same operands after two different runs, in turn";
+        let showed = format!("the result is that with `{name}` of {which}");
+        return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, showed));
+    }
     // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
     let again =
         [(1, 0), (3, 2), (5, 4)].map(|(at, before)| remains(&probe, &lab.base, &runs[at], &runs[before]));
@@ -83,6 +91,39 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         "a run on other numbers before, and outputs filled before",
         "nothing of either is left in the result",
     );
+    Ok(None)
+}
+
+/// The operand that is read as it was in another run, the first or the one before; none where the results are not explained
+/// by one.
+fn stale_operand(
+    lab: &mut Lab<'_>,
+    probe: &Probe,
+    runs: &[Outcome],
+    one: &Probe,
+    two: &Probe,
+) -> Result<Option<(usize, &'static str)>, Obstacle> {
+    let own = probe.operands();
+    for (at, operand) in own.iter().enumerate() {
+        for (which, old) in [("the first run", [one, one]), ("the run before", [one, two])] {
+            let mut explained = true;
+            for (run, old) in [1, 3].into_iter().zip(old) {
+                let Some(old) = old.operands().into_iter().nth(at).filter(|old| old.data != operand.data)
+                else {
+                    explained = false;
+                    break;
+                };
+                let mut fed = probe.clone();
+                fed.set_operand(at, old);
+                let exact = fed.exact(lab.oracle)?;
+                explained &= lab.base.exact.want.iter().zip(&exact.want).any(|(a, b)| a.data != b.data)
+                    && fed.judge(&exact, &runs[run]).verdict == Verdict::Agree;
+            }
+            if explained {
+                return Ok(Some((at, which)));
+            }
+        }
+    }
     Ok(None)
 }
 

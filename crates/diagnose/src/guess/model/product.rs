@@ -23,7 +23,7 @@ pub(super) fn matmul(o: &[&Tensor], count: usize, steps: &Steps) -> Outputs {
     let mut y: Vec<f64> = (0..m * n).map(|i| cell(row(o[0], i / n), &o[1].data, n, i % n, steps)).collect();
     let sums = with_row_sums(&y, n, count, steps);
     if let Some(bias) = o.get(2) {
-        y.iter_mut().enumerate().for_each(|(i, y)| *y += steps.term("the bias", bias.data[i % n]));
+        y.iter_mut().enumerate().for_each(|(i, y)| *y += steps.addend("the bias", bias.data[i % n]));
     }
     vec![Some(y), sums]
 }

@@ -24,15 +24,17 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
                     steps.over(
                         "the sigmoid's reciprocal",
                         1.0,
-                        1.0 + steps.value("the exponentials", (-x).exp()),
+                        1.0 + steps.value("the exponentials", steps.exponential("the exponents", Some(-x))),
                     )
                 };
                 logits.iter().map(|x| steps.value("the scores", one(x))).collect()
             }
             Scoring::Softmax => {
                 let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let e: Vec<f64> =
-                    logits.iter().map(|x| steps.value("the exponentials", (x - most).exp())).collect();
+                let exponential = |x: &f64| {
+                    steps.value("the exponentials", steps.exponential("the exponents", Some(x - most)))
+                };
+                let e: Vec<f64> = logits.iter().map(exponential).collect();
                 let sum = steps.sum("the sum of exponentials", experts, |i| e[i]);
                 e.iter()
                     .map(|e| steps.value("the scores", steps.over("the reciprocal of the sum", *e, sum)))
@@ -44,7 +46,7 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
         let biased: Vec<f64> = scores
             .iter()
             .zip(&o[1].data)
-            .map(|(s, bias)| narrow(narrow(*s) + steps.term("the bias", *bias)))
+            .map(|(s, bias)| narrow(narrow(*s) + steps.addend("the bias", *bias)))
             .collect();
         let size = experts / router.groups.max(1);
         let members = |group: usize| group * size..(group + 1) * size;
@@ -78,7 +80,7 @@ pub(super) fn router_gradient(router: &RouterGradient, o: &[&Tensor], steps: &St
         let chosen: Vec<Option<usize>> = row(o[1], at).iter().map(|e| within(*e, experts)).collect();
         let mut g: Vec<f64> = match o.get(4) {
             Some(dscores) => {
-                row(dscores, at).iter().map(|x| steps.term("the scores' own gradient", *x)).collect()
+                row(dscores, at).iter().map(|x| steps.addend("the scores' own gradient", *x)).collect()
             }
             None => vec![0.0; experts],
         };
