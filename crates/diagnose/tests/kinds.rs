@@ -402,7 +402,10 @@ fn structures() -> Vec<Way> {
     way(
         "rows of the result one further",
         &[Layout],
-        |o| has_rows(o) && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_) | Operator::Accumulate(_)),
+        |o| {
+            has_rows(o)
+                && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_) | Operator::Accumulate(_))
+        },
         Arc::new(|_, _, y, _| {
             if let Some(at) = first_float(y) {
                 let row = y[at].sizes.iter().skip(1).product::<usize>().max(1);
@@ -473,7 +476,23 @@ fn structures() -> Vec<Way> {
             }
         }),
     );
-    way("nothing beyond 1.5", &[Saturation], |o| computes(o) && !matches!(o, Operator::Adamw(_)), each(|x| x.clamp(-1.5, 1.5)));
+    way(
+        "nothing beyond 1.5",
+        &[Saturation],
+        // One number that is held is a constant.
+        |o| {
+            computes(o)
+                && has_rows(o)
+                && !matches!(
+                    o,
+                    Operator::Adamw(_)
+                        | Operator::LinearCrossEntropy(_)
+                        | Operator::LinearCrossEntropyGradient(_)
+                        | Operator::BalanceLossGradient(_)
+                )
+        },
+        each(|x| x.clamp(-1.5, 1.5)),
+    );
     way(
         "rounded down to bf16",
         &[TruncatingStore],
@@ -481,7 +500,11 @@ fn structures() -> Vec<Way> {
         each(|x| {
             // Cutting brings towards zero: what is negative and not whole goes one unit further.
             let cut = chopped(x);
-            if x < cut { f64::from(f32::from_bits(((cut as f32).to_bits() & 0xFFFF_0000) + 0x1_0000)) } else { cut }
+            if x < cut {
+                f64::from(f32::from_bits(((cut as f32).to_bits() & 0xFFFF_0000) + 0x1_0000))
+            } else {
+                cut
+            }
         }),
     );
     way(

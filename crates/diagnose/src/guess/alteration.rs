@@ -5,8 +5,8 @@ use super::axes::axes;
 use super::condition::index_operand;
 use super::lab::{Lab, Sample};
 use super::places::orders;
-use super::steps::lost_term;
 use super::prediction::{FP16, cut, nearest};
+use super::steps::lost_term;
 use super::{Conclusion, Kind};
 use crate::probe::Probe;
 use serde_json::Value;
@@ -21,19 +21,25 @@ pub(super) fn explains(
 ) -> Result<bool, Obstacle> {
     let samples: Vec<Sample> = lab.failing().cloned().collect();
     for sample in &samples {
-        let Some(altered) = alter(sample) else { return Ok(false) };
-        let exact = altered.exact(lab.oracle)?;
-        let same_sizes = exact.want.len() == sample.outcome.outputs.len()
-            && exact
-                .want
-                .iter()
-                .zip(&sample.outcome.outputs)
-                .all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype);
-        if !same_sizes || !sample.explained_by(&altered, &exact) {
+        if !holds_on(lab, sample, alter)? {
             return Ok(false);
         }
     }
     Ok(!samples.is_empty())
+}
+
+/// Whether a way to alter a probe explains a sample.
+pub(super) fn holds_on(
+    lab: &mut Lab<'_>,
+    sample: &Sample,
+    alter: &dyn Fn(&Sample) -> Option<Probe>,
+) -> Result<bool, Obstacle> {
+    let Some(altered) = alter(sample) else { return Ok(false) };
+    let exact = altered.exact(lab.oracle)?;
+    let outputs = exact.want.iter().zip(&sample.outcome.outputs);
+    let same_sizes = exact.want.len() == sample.outcome.outputs.len()
+        && outputs.into_iter().all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype);
+    Ok(same_sizes && sample.explained_by(&altered, &exact))
 }
 
 /// Another attribute.
@@ -274,12 +280,9 @@ fn readings(probe: &Probe) -> Vec<Reading> {
         let label = name(at);
         if operand.dtype.is_float() && in_place != Some(at) {
             if operands.len() > 1 {
-                for (factor, how) in [
-                    (0.0, LEFT_OUT),
-                    (2.0, "counted twice"),
-                    (-1.0, "with the other sign"),
-                    (0.5, "halved"),
-                ] {
+                for (factor, how) in
+                    [(0.0, LEFT_OUT), (2.0, "counted twice"), (-1.0, "with the other sign"), (0.5, "halved")]
+                {
                     let map = move |t: &Tensor| mapped(t, |x, _| factor * x);
                     push(Kind::WrongOperand, format!("`{label}` {how}"), only(Box::new(map)));
                 }

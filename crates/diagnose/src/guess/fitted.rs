@@ -17,7 +17,7 @@ const ENDED: f64 = 1e-7;
 const LEAST: usize = 16;
 
 /// Operations above which constants are not fitted.
-const FLOPS_MAX: u64 = 8_000_000;
+const FLOPS_MAX: u64 = 1_000_000;
 
 /// By what a constant is changed to see what follows.
 const NUDGE: f64 = 1e-4;
@@ -98,7 +98,12 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
             let draws = lab.failing().count();
             let ran = format!("the exact result with another {name}, fitted on one draw, tried on {draws}");
             let sentence = format!("It computes with {name} = {x:.6}; {right} was asked for.");
-            return Ok(lab.conclude(kind_of_attribute(&operator, name), sentence, ran, "it is what was given"));
+            return Ok(lab.conclude(
+                kind_of_attribute(&operator, name),
+                sentence,
+                ran,
+                "it is what was given",
+            ));
         }
     }
     for (at, operand) in base.probe.operands().into_iter().enumerate() {
@@ -121,12 +126,15 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
             let Some(x) = fitted else { continue };
             let name = operator.definition().record().operands.get(at).map_or("operand", |slot| slot.name);
             // Other draws have other numbers there: it is a constant, or the right one times a constant.
-            let ways: [(&str, &dyn Fn(f64) -> f64); 2] =
-                [("taken as another number", &|_| x), ("taken times a factor", &|right_x| right_x * x / right)];
+            let ways: [(&str, &dyn Fn(f64) -> f64); 2] = [
+                ("taken as another number", &|_| x),
+                ("taken times a factor", &|right_x| right_x * x / right),
+            ];
             for (how, way) in ways {
                 if explains(lab, &|sample| alter(sample, way))? {
                     let ran = format!("the exact result with `{name}` {how}, fitted on one draw");
-                    let sentence = format!("It computes with `{name}`[{place}] = {x:.6} in place of {right:.6}.");
+                    let sentence =
+                        format!("It computes with `{name}`[{place}] = {x:.6} in place of {right:.6}.");
                     return Ok(lab.conclude(Kind::WrongOperand, sentence, ran, "it is what was given"));
                 }
             }

@@ -2,11 +2,12 @@
 
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Exact, Outcome, Probe};
 use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_conformance::verdict::Verdict;
+use toprope_program::Tensor;
 
 pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let probe = lab.base.probe.clone();
@@ -38,12 +39,13 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
     }
-    if fails && let Some((operand, which)) = stale_operand(lab, &probe, &runs, one, two)? {
+    if let Some(operand) = kept_operand(lab, &[one, &probe, two, &probe, one, &probe], &runs)? {
         let name = lab.base.probe.operator().definition().record().operands.get(operand);
         let name = name.map_or("operand", |slot| slot.name);
-        let sentence = format!("It reads `{name}` of {which}, and not its own: what was made of it is kept.");
+        let sentence =
+            format!("It reads `{name}` of an earlier run, and not its own: what was made of it is kept.");
         let ran = "the same operands after two different runs, in turn";
-        let showed = format!("the result is that with `{name}` of {which}");
+        let showed = format!("all results are those with one and the same `{name}`");
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, showed));
     }
     // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
@@ -94,33 +96,44 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     Ok(None)
 }
 
-/// The operand that is read as it was in another run, the first or the one before; none where the results are not explained
-/// by one.
-fn stale_operand(
-    lab: &mut Lab<'_>,
-    probe: &Probe,
-    runs: &[Outcome],
-    one: &Probe,
-    two: &Probe,
-) -> Result<Option<(usize, &'static str)>, Obstacle> {
-    let own = probe.operands();
-    for (at, operand) in own.iter().enumerate() {
-        for (which, old) in [("the first run", [one, one]), ("the run before", [one, two])] {
-            let mut explained = true;
-            for (run, old) in [1, 3].into_iter().zip(old) {
-                let Some(old) = old.operands().into_iter().nth(at).filter(|old| old.data != operand.data)
-                else {
+/// The operand of which all runs read one and the same, that of an earlier run; none where no run is wrong.
+fn kept_operand(lab: &mut Lab<'_>, fed: &[&Probe; 6], runs: &[Outcome]) -> Result<Option<usize>, Obstacle> {
+    if lab.base.probe.has_views() {
+        return Ok(None);
+    }
+    let mut rights = Vec::new();
+    for probe in &fed[..3] {
+        rights.push(probe.exact(lab.oracle)?);
+    }
+    let differs = |probe: &Probe, exact: &Exact, outcome: &Outcome| {
+        matches!(probe.judge(exact, outcome).verdict, Verdict::Differ(_))
+    };
+    if !fed[..3].iter().zip(&rights).zip(runs).any(|((probe, exact), run)| differs(probe, exact, run)) {
+        return Ok(None);
+    }
+    let mut earlier: Vec<Vec<Tensor>> = vec![fed[0].operands(), fed[2].operands()];
+    earlier.extend(lab.samples.iter().map(|sample| sample.probe.operands()));
+    for at in 0..fed[0].operands().len() {
+        for old in earlier.iter().filter_map(|operands| operands.get(at)) {
+            let (mut explained, mut told) = (true, false);
+            for ((probe, run), right) in fed.iter().zip(runs).zip(&rights).take(3) {
+                if probe.operands().get(at).is_none_or(|own| own.sizes != old.sizes) {
                     explained = false;
                     break;
-                };
-                let mut fed = probe.clone();
-                fed.set_operand(at, old);
-                let exact = fed.exact(lab.oracle)?;
-                explained &= lab.base.exact.want.iter().zip(&exact.want).any(|(a, b)| a.data != b.data)
-                    && fed.judge(&exact, &runs[run]).verdict == Verdict::Agree;
+                }
+                let mut other = (*probe).clone();
+                other.set_operand(at, old.clone());
+                let exact = other.exact(lab.oracle)?;
+                if other.judge(&exact, run).verdict != Verdict::Agree {
+                    explained = false;
+                    break;
+                }
+                // With its own operand it would be another result, and is not what was given.
+                let own = Outcome { outputs: right.want.clone(), stray: None };
+                told |= differs(&other, &exact, &own) && differs(probe, right, run);
             }
-            if explained {
-                return Ok(Some((at, which)));
+            if explained && told {
+                return Ok(Some(at));
             }
         }
     }

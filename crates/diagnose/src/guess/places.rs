@@ -66,8 +66,14 @@ pub(super) fn places(size: usize) -> Vec<Places> {
         push("with its neighbours exchanged".into(), Box::new(|i, _| i ^ 1));
     }
     for block in BLOCKS.into_iter().filter(|block| *block < size) {
-        push(format!("{block} places on, the last as they are"), Box::new(move |i, n| (i + block).min(n - 1)));
-        push(format!("{block} places back, the first as they are"), Box::new(move |i, _| i.saturating_sub(block)));
+        push(
+            format!("{block} places on, the last as they are"),
+            Box::new(move |i, n| (i + block).min(n - 1)),
+        );
+        push(
+            format!("{block} places back, the first as they are"),
+            Box::new(move |i, _| i.saturating_sub(block)),
+        );
         push(
             format!("with the block of {block} before each"),
             Box::new(move |i, _| if i >= block { i - block } else { i }),

@@ -57,7 +57,9 @@ pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     }
     if let Some(bound) = clamped(lab) {
         let sentence = format!("No result goes beyond {bound:e}: what would is taken as that.");
-        let showed = format!("all {count} are {bound:e} where the right result is beyond it, and no other goes beyond");
+        let showed = format!(
+            "all {count} are {bound:e} where the right result is beyond it, and no other goes beyond"
+        );
         return Ok(lab.conclude(Kind::Saturation, sentence, "a look at the wrong elements", showed));
     }
     let early = |(got, right, _, _): &(f64, f64, f64, DType)| {
@@ -79,7 +81,8 @@ const CLAMPED_LEAST: usize = 4;
 /// is.
 fn clamped(lab: &Lab<'_>) -> Option<f64> {
     let wrong: Vec<_> = lab.failing().flat_map(wrong_numbers).collect();
-    let bound = wrong.iter().map(|(got, ..)| got.abs()).next().filter(|bound| *bound > 0.0 && bound.is_finite())?;
+    let bound =
+        wrong.iter().map(|(got, ..)| got.abs()).next().filter(|bound| *bound > 0.0 && bound.is_finite())?;
     let held = |(got, right, _, _): &(f64, f64, f64, DType)| {
         got.abs() == bound && right.abs() > bound && got.signum() == right.signum()
     };
@@ -87,7 +90,8 @@ fn clamped(lab: &Lab<'_>) -> Option<f64> {
     if lab.failing().count() < 2 || wrong.len() < CLAMPED_LEAST || !various || !wrong.iter().all(held) {
         return None;
     }
-    let signs: Vec<f64> = [1.0, -1.0].into_iter().filter(|s| wrong.iter().any(|x| x.0 == s * bound)).collect();
+    let signs: Vec<f64> =
+        [1.0, -1.0].into_iter().filter(|s| wrong.iter().any(|x| x.0 == s * bound)).collect();
     let within = |sample: &Sample| {
         sample.wrong_outputs().into_iter().all(|output| {
             let beyond = |x: &f64| signs.iter().any(|sign| sign * x > bound);
@@ -120,7 +124,7 @@ fn brought(bits: i32, x: f64, whole: fn(f64) -> f64) -> f64 {
 type Whole = (&'static str, fn(f64) -> f64);
 
 /// Ways to bring a number to the bits of its type that are not to nearest, ties to even.
-pub(super) const DIRECTIONS: [Whole; 5] = [
+const DIRECTIONS: [Whole; 5] = [
     ("cut, towards zero", f64::trunc),
     ("rounded down, towards minus infinity", f64::floor),
     ("rounded up, towards infinity", f64::ceil),
@@ -250,6 +254,17 @@ fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
                 format!("Results are {how}; they must be rounded to the nearest number, ties to even.");
             let ran = format!("the right result {how}");
             return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
+        }
+    }
+    for (how, whole) in &DIRECTIONS[1..] {
+        for (bits, name) in [(8, "bf16"), (11, "11 bits")] {
+            if agrees(&|dtype, x| {
+                if dtype == DType::F32 { brought(bits, x, *whole) } else { round(dtype, x) }
+            }) {
+                let sentence = format!("Results are {how}, to {bits} bits ({name}).");
+                let ran = format!("the right result {how}, to {bits} bits");
+                return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
+            }
         }
     }
     for (bits, name) in FORMATS {

@@ -86,8 +86,9 @@ fn is_added(sample: &Sample, output: usize, at: usize, along: Along, c: f64) -> 
     (0..want.data.len()).all(|i| {
         let more = c * along.at(operand, i, width);
         let size = sample.exact.measured.whole.get(output).and_then(|m| m.get(i)).copied().unwrap_or(0.0);
+        // It may be rounded before and after.
         let room = tolerance.bound(want.data[i] + more, size + more.abs())
-            + 2.0 * want.dtype.unit_roundoff() * more.abs();
+            + 2.0 * want.dtype.unit_roundoff() * (more.abs() + want.data[i].abs());
         (got.data[i] - want.data[i] - more).abs() <= room
     })
 }

@@ -80,11 +80,15 @@ pub(super) fn sorted(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
         return Ok(lab.conclude(Kind::WrongAttribute, sentence, ran, "it is what was given"));
     }
     let ran = "which pairs stand among those of their expert";
-    if all(&|_, sample| sample.wrong_outputs().into_iter().eq([1]) && is_order(&sample.outcome.outputs[1].data)) {
+    if all(&|_, sample| {
+        sample.wrong_outputs().into_iter().eq([1]) && is_order(&sample.outcome.outputs[1].data)
+    }) {
         let sentence = "Tokens are sorted rightly; their slots are written at each other's places.";
         return Ok(lab.conclude(Kind::Layout, sentence, ran, "all tokens do; the slots are other ones"));
     }
-    if all(&|pairs, sample| pairs.is_grouped(&sample.outcome.outputs[0].data, &sample.outcome.outputs[1].data)) {
+    if all(&|pairs, sample| {
+        pairs.is_grouped(&sample.outcome.outputs[0].data, &sample.outcome.outputs[1].data)
+    }) {
         let sentence = "Equal experts come in another order than that of their rows.";
         return Ok(lab.conclude(Kind::TieBreak, sentence, ran, "all do, in another order"));
     }
