@@ -1,11 +1,13 @@
 //! Which part of an operand each element of an output follows: one part along an axis is changed, and what answers is compared
 //! with what should. An element that follows another part than its own reads through a wrong index, whatever it computes then.
 
-use super::lab::{Lab, Sample, flops};
+use super::axes::axes;
+use super::lab::{Lab, Sample, flops, flops_of};
 use super::{Conclusion, Kind};
 use crate::probe::{Exact, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_program::{Operator, Tensor};
 
 /// Operations of a case above which parts are not changed in turn, and of all changes together.
@@ -111,15 +113,42 @@ impl Followed {
 
 pub(super) fn dependence(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let operator = lab.base.probe.operator().clone();
-    if !lab.base.fails() || !lab.steady || lab.base.probe.has_views() || operator.writes_in_place().is_some()
-    {
+    if !lab.base.fails() || lab.base.probe.has_views() || operator.writes_in_place().is_some() {
         return Ok(None);
     }
-    let base = lab.small()?;
-    if flops(&base) > FLOPS_MAX {
+    let small = lab.small()?;
+    if let Some(conclusion) = told_by(lab, &small)? {
+        return Ok(Some(conclusion));
+    }
+    // Few parts may be read rightly by chance.
+    let mut larger = small;
+    let before = larger.probe.elements();
+    for axis in axes(&larger.probe.clone()).into_iter().filter(|axis| axis.size < SHORT) {
+        let seed = lab.effort.seed;
+        let Some(probe) = larger.probe.resized(&axis.map(SHORT), seed, Regime::Normal) else { continue };
+        let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
+        if flops_of(&probe) > FLOPS_MAX {
+            continue;
+        }
+        if let Some(sample) = lab.sample(probe)?
+            && sample.fails()
+        {
+            larger = sample;
+        }
+    }
+    if larger.probe.elements() > before { told_by(lab, &larger) } else { Ok(None) }
+}
+
+/// Axes below this are made as long.
+const SHORT: usize = 8;
+
+/// What one case tells.
+fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obstacle> {
+    let operator = base.probe.operator().clone();
+    if flops(base) > FLOPS_MAX {
         return Ok(None);
     }
-    let followed = follow(lab, &base)?;
+    let followed = follow(lab, base)?;
     let names: Vec<&str> = operator.definition().record().operands.iter().map(|slot| slot.name).collect();
     let name = |at: usize| names.get(at.min(names.len().saturating_sub(1))).copied().unwrap_or("operand");
     let ran = |f: &Followed| {
@@ -145,7 +174,9 @@ pub(super) fn dependence(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstac
         let showed = format!("{} elements do not follow their own part, and follow another", moved.len());
         return Ok(lab.conclude(kind, sentence, ran(f), showed));
     }
-    for f in &followed {
+    // Who is chosen hangs on all, and nobody follows smoothly.
+    let chooses = matches!(operator, Operator::Router(_));
+    for f in followed.iter().filter(|_| !chooses) {
         let (lost, gained) = (f.lost(), f.gained());
         let keys = is_of_keys(&operator, f);
         if lost.len() >= LEAST && gained.is_empty() && lost.iter().all(|e| f.has(*e, Answer::Follows)) {
@@ -219,6 +250,9 @@ fn derived(operator: &Operator) -> &'static [usize] {
     }
 }
 
+/// Runs that tell what changes by itself.
+const UNSTEADY_RUNS: usize = 3;
+
 /// Changes the parts of each operand along each of its axes.
 fn follow(lab: &mut Lab<'_>, base: &Sample) -> Result<Vec<Followed>, Obstacle> {
     let Ok(probe) = base.probe.made_consistent(lab.oracle) else { return Ok(Vec::new()) };
@@ -238,7 +272,20 @@ fn follow(lab: &mut Lab<'_>, base: &Sample) -> Result<Vec<Followed>, Obstacle> {
     let each = BUDGET / flops(base).max(1) / axes.len() as u64;
     let most = (each as usize).clamp(PARTS.0, PARTS.1);
     let opened = probe.open(lab.subject).map_err(Obstacle::Subject)?;
-    let got = opened.run(lab.subject, &probe)?;
+    let mut got = opened.run(lab.subject, &probe)?;
+    if !lab.steady {
+        // What changes by itself says nothing.
+        for again in 0..UNSTEADY_RUNS {
+            let mut fed = probe.clone();
+            (0..again).for_each(|_| fed.rotate_floats());
+            opened.run(lab.subject, &fed)?;
+            let other = opened.run(lab.subject, &probe)?;
+            for (got, other) in got.outputs.iter_mut().zip(other.outputs) {
+                let changed = got.data.iter_mut().zip(other.data).filter(|(a, b)| **a != *b);
+                changed.for_each(|(a, _)| *a = f64::NAN);
+            }
+        }
+    }
     let exact = probe.exact(lab.oracle)?;
     let before = Sample { judgement: probe.judge(&exact, &got), probe: probe.clone(), exact, outcome: got };
     let mut list = Vec::new();
@@ -267,16 +314,11 @@ fn follow(lab: &mut Lab<'_>, base: &Sample) -> Result<Vec<Followed>, Obstacle> {
     Ok(list)
 }
 
-/// Which parts of an axis are changed: all, or the first, the last, and some between.
+/// Which parts of an axis are changed: all, or the first ones and the last ones, so that neighbours are among them.
 fn parts(size: usize, most: usize) -> Vec<usize> {
-    if size <= most {
-        return (0..size).collect();
-    }
-    let edge = most / 4;
-    let between = most - 2 * edge;
-    let mut parts: BTreeSet<usize> = (0..edge).chain(size - edge..size).collect();
-    parts.extend((0..between).map(|i| edge + (2 * i + 1) * (size - 2 * edge) / (2 * between)));
-    parts.into_iter().collect()
+    let edge = most.div_ceil(2).min(size);
+    let parts: BTreeSet<usize> = (0..edge).chain(size - (most - edge).min(size)..size).collect();
+    if size <= most { (0..size).collect() } else { parts.into_iter().collect() }
 }
 
 /// A tensor with other numbers in one part along an axis; numbers that are not negative stay so.

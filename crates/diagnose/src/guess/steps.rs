@@ -56,6 +56,8 @@ pub(super) enum How {
     FirstTwice,
     /// The last counts twice.
     LastTwice,
+    /// Equals come from the highest place to the lowest.
+    TiesBackwards,
     /// The argument of an exponential is kept within bounds; what is hidden, minus infinity, is as well.
     Within(f64, f64),
     /// The same, but what is hidden stays hidden.
@@ -135,6 +137,8 @@ enum Sort {
     Sum(usize),
     /// An output of which so many rows are computed.
     Rows(usize),
+    /// A choice among so many.
+    Choice(usize),
 }
 
 /// A formula's steps: takes note of them, and does one otherwise.
@@ -169,6 +173,11 @@ impl Steps {
             match found.iter_mut().find(|(name, _)| *name == step) {
                 Some((_, Sort::Sum(longest))) => {
                     if let Sort::Sum(length) = sort {
+                        *longest = length.max(*longest);
+                    }
+                }
+                Some((_, Sort::Choice(longest))) => {
+                    if let Sort::Choice(length) = sort {
                         *longest = length.max(*longest);
                     }
                 }
@@ -261,6 +270,37 @@ impl Steps {
         }
     }
 
+    /// The places of the largest values, from the largest on, equals by their place.
+    pub fn best(
+        &self,
+        step: &'static str,
+        values: &[f64],
+        mut places: Vec<usize>,
+        count: usize,
+    ) -> Vec<usize> {
+        let n = places.len();
+        let how = self.how(step, Sort::Choice(n));
+        let (mut sorted, mut skipped) = (n, 0);
+        match how {
+            // What is not sorted stays where it is.
+            Some(How::Tail(tile)) => sorted = n / tile * tile,
+            Some(How::LongTail(tile)) if n > tile => places.truncate(n / tile * tile),
+            Some(How::WithoutLast) if n > count => places.truncate(n - 1),
+            Some(How::WithoutFirst) if n > count => skipped = 1,
+            _ => {}
+        }
+        let sorted = sorted.min(places.len());
+        places[..sorted].sort_by(|a, b| {
+            let (larger, earlier) = (values[*b].total_cmp(&values[*a]), a.cmp(b));
+            match how {
+                Some(How::Times(_)) => larger.reverse().then(earlier),
+                Some(How::TiesBackwards) => larger.then(earlier.reverse()),
+                _ => larger.then(earlier),
+            }
+        });
+        places.into_iter().skip(skipped).take(count).collect()
+    }
+
     /// Whether one of so many rows is computed; those that are not are zero.
     pub fn covers(&self, step: &'static str, index: usize, length: usize) -> bool {
         self.how(step, Sort::Rows(length)).is_none_or(|how| how.weight(index, length) > 0.0)
@@ -298,6 +338,20 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
                     }
                 }
             }
+        }
+        Sort::Choice(length) => {
+            for tile in TILES {
+                let what = format!("with what lies behind the last multiple of {tile} unsorted in {step}");
+                push(How::Tail(tile), Kind::DroppedTail, what);
+                if length > tile {
+                    let what = format!("without what lies behind the last multiple of {tile} in {step}");
+                    push(How::LongTail(tile), Kind::DroppedTail, what);
+                }
+            }
+            push(How::Times(-1.0), Kind::WrongAttribute, format!("with the least for the largest in {step}"));
+            push(How::TiesBackwards, Kind::TieBreak, format!("with equals from the last on in {step}"));
+            push(How::WithoutLast, Kind::MissingTerms, format!("without the last place in {step}"));
+            push(How::WithoutFirst, Kind::WrongAttribute, format!("with the next best in {step}"));
         }
         Sort::Addend => {
             push(How::Times(0.0), Kind::WrongOperand, format!("without {step}"));
@@ -384,7 +438,7 @@ fn rounded(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             list.push((Change { step, how }, kind, what));
         };
         match sort {
-            Sort::Count(_) | Sort::Rows(_) | Sort::Factor | Sort::Addend => {}
+            Sort::Count(_) | Sort::Rows(_) | Sort::Choice(_) | Sort::Factor | Sort::Addend => {}
             Sort::Number | Sort::Reciprocal | Sort::Term | Sort::Exponent => {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));
@@ -476,7 +530,7 @@ pub(super) fn lost_term(lab: &Lab<'_>) -> Option<&'static str> {
 
 /// The steps of a formula that may be times a factor; none where there is no formula that fits.
 pub(super) fn times(sample: &Sample) -> Option<Vec<&'static str>> {
-    let may = |sort: &Sort| !matches!(sort, Sort::Rows(_) | Sort::Exponent);
+    let may = |sort: &Sort| !matches!(sort, Sort::Rows(_) | Sort::Choice(_) | Sort::Exponent);
     Some(steps_of(sample)?.into_iter().filter(|(_, sort)| may(sort)).map(|(step, _)| step).collect())
 }
 
