@@ -45,6 +45,8 @@ enum Answer {
 struct Followed {
     operand: usize,
     axis: usize,
+    /// Whether it is the last of more than one: that of columns.
+    columns: bool,
     parts: Vec<usize>,
     /// By element of the wrong outputs, by part.
     answers: Vec<Vec<Answer>>,
@@ -88,26 +90,35 @@ impl Followed {
         (0..self.answers.len()).filter(|e| holds(*e)).collect()
     }
 
-    /// Whether each part is followed by as many elements as should follow it: they are dealt out in another order.
-    fn is_rearranged(&self) -> bool {
-        let count =
-            |which: Answer, at: usize| self.answers.iter().filter(|answers| answers[at] == which).count();
-        (0..self.parts.len()).all(|at| {
-            let unclear = count(Answer::Unclear, at);
-            count(Answer::Deaf, at).abs_diff(count(Answer::Astray, at)) <= unclear
-        })
+    /// Whether each part has another one in its place, all different: the parts are taken in another order.
+    fn is_rearranged(&self, moved: &[usize]) -> bool {
+        let mut places: BTreeMap<usize, usize> = BTreeMap::new();
+        let one_each = moved.iter().all(|e| {
+            let (deaf, astray) = (self.of(*e, &[Answer::Deaf]), self.of(*e, &[Answer::Astray]));
+            match (deaf.as_slice(), astray.as_slice()) {
+                ([own], [other]) => *places.entry(*own).or_insert(*other) == *other,
+                _ => true,
+            }
+        });
+        // Elements that follow their own part.
+        let right = |e: &usize| !self.has(*e, Answer::Deaf) && !self.has(*e, Answer::Astray);
+        let rest = (0..self.answers.len()).filter(right).filter_map(|e| self.own(e));
+        let stay =
+            rest.collect::<BTreeSet<usize>>().into_iter().all(|own| *places.entry(own).or_insert(own) == own);
+        let taken: BTreeSet<usize> = places.values().copied().collect();
+        one_each && stay && taken.len() == places.len()
     }
 
     /// Whether this operand, read rightly by these elements, says which part of the other each of them should follow.
     fn tells(&self, other: &Followed, elements: &[usize]) -> bool {
+        let right = |e: &&usize| !self.has(**e, Answer::Deaf) && !self.has(**e, Answer::Astray);
+        let known: Vec<(usize, usize)> =
+            elements.iter().filter(right).filter_map(|e| Some((self.own(*e)?, other.own(*e)?))).collect();
         let mut of: BTreeMap<usize, usize> = BTreeMap::new();
-        elements.iter().all(|e| {
-            let right = !self.has(*e, Answer::Deaf) && !self.has(*e, Answer::Astray);
-            match (self.own(*e), other.own(*e)) {
-                (Some(own), Some(others)) if right => *of.entry(own).or_insert(others) == others,
-                _ => false,
-            }
-        })
+        let various = known.iter().any(|(own, _)| *own != known[0].0);
+        known.len() >= LEAST
+            && various
+            && known.into_iter().all(|(own, others)| *of.entry(own).or_insert(others) == others)
     }
 }
 
@@ -127,7 +138,7 @@ pub(super) fn dependence(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstac
         let seed = lab.effort.seed;
         let Some(probe) = larger.probe.resized(&axis.map(SHORT), seed, Regime::Normal) else { continue };
         let Ok(probe) = probe.made_consistent(lab.oracle) else { continue };
-        if flops_of(&probe) > FLOPS_MAX {
+        if flops_of(&probe) > LARGER_MOST {
             continue;
         }
         if let Some(sample) = lab.sample(probe)?
@@ -139,8 +150,9 @@ pub(super) fn dependence(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstac
     if larger.probe.elements() > before { told_by(lab, &larger) } else { Ok(None) }
 }
 
-/// Axes below this are made as long.
-const SHORT: usize = 8;
+/// Axes below this are made as long, up to so many operations.
+const SHORT: usize = 24;
+const LARGER_MOST: u64 = 100_000;
 
 /// What one case tells.
 fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obstacle> {
@@ -161,7 +173,12 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
         }
         let copies = matches!(operator, Operator::Gather(_) | Operator::Assemble(_) | Operator::Cast(_));
         let told = followed.iter().any(|other| other.operand != f.operand && other.tells(f, &moved));
-        let kind = if copies || !told || f.is_rearranged() { Kind::Layout } else { Kind::WrongOperand };
+        // Another column is another stride; another row, head or group is another part of the operand.
+        let kind = if copies || !told || f.columns || f.is_rearranged(&moved) {
+            Kind::Layout
+        } else {
+            Kind::WrongOperand
+        };
         let example = moved.iter().find_map(|e| Some((f.own(*e)?, f.of(*e, &[Answer::Astray]))));
         let example = example.map_or_else(String::new, |(own, others)| {
             format!(", such as part {} in place of {own}", others.first().copied().unwrap_or(own))
@@ -308,7 +325,13 @@ fn follow(lab: &mut Lab<'_>, base: &Sample) -> Result<Vec<Followed>, Obstacle> {
                 }
             }
         }
-        list.push(Followed { operand, axis, parts: used, answers });
+        list.push(Followed {
+            operand,
+            axis,
+            columns: axis > 0 && axis + 1 == operands[operand].sizes.len(),
+            parts: used,
+            answers,
+        });
     }
     opened.close(lab.subject).map_err(Obstacle::Subject)?;
     Ok(list)

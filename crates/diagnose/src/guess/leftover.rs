@@ -2,12 +2,11 @@
 
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
-use crate::probe::{Exact, Outcome, Probe};
+use crate::probe::{Opened, Outcome, Probe};
 use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_conformance::verdict::Verdict;
-use toprope_program::Tensor;
 
 pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let probe = lab.base.probe.clone();
@@ -23,6 +22,7 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     for fed in [one, &probe, two, &probe, one, &probe] {
         runs.push(opened.run(lab.subject, fed)?);
     }
+    let kept = kept_operand(lab, &opened, &probe, two, &runs)?;
     let in_place = lab.base.probe.operator().writes_in_place().is_some();
     let mut over = Vec::new();
     if !in_place {
@@ -39,13 +39,13 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
     }
-    if let Some(operand) = kept_operand(lab, &[one, &probe, two, &probe, one, &probe], &runs)? {
+    if let Some(operand) = kept {
         let name = lab.base.probe.operator().definition().record().operands.get(operand);
         let name = name.map_or("operand", |slot| slot.name);
         let sentence =
-            format!("It reads `{name}` of an earlier run, and not its own: what was made of it is kept.");
-        let ran = "the same operands after two different runs, in turn";
-        let showed = format!("all results are those with one and the same `{name}`");
+            format!("It does not read `{name}` anew: what it made of that of an earlier run is kept.");
+        let ran = format!("another `{name}` in the same memory");
+        let showed = "the same bits; in memory of its own the same operands gave other ones";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, showed));
     }
     // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
@@ -96,49 +96,40 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     Ok(None)
 }
 
-/// The operand of which all runs read one and the same, that of an earlier run; none where no run is wrong.
-fn kept_operand(lab: &mut Lab<'_>, fed: &[&Probe; 6], runs: &[Outcome]) -> Result<Option<usize>, Obstacle> {
-    if lab.base.probe.has_views() {
+/// The operand that is not read anew where another one stands in the same memory, though other memory gave other results.
+fn kept_operand(
+    lab: &mut Lab<'_>,
+    opened: &Opened,
+    probe: &Probe,
+    other: &Probe,
+    runs: &[Outcome],
+) -> Result<Option<usize>, Obstacle> {
+    let elsewhere = lab.samples.iter().any(|sample| !sample.fails())
+        || !runs.last().is_some_and(|run| run.same_bits(&lab.base.outcome));
+    if !elsewhere || !runs[1].same_bits(&runs[5]) {
         return Ok(None);
     }
-    let mut rights = Vec::new();
-    for probe in &fed[..3] {
-        rights.push(probe.exact(lab.oracle)?);
-    }
-    let differs = |probe: &Probe, exact: &Exact, outcome: &Outcome| {
-        matches!(probe.judge(exact, outcome).verdict, Verdict::Differ(_))
-    };
-    if !fed[..3].iter().zip(&rights).zip(runs).any(|((probe, exact), run)| differs(probe, exact, run)) {
-        return Ok(None);
-    }
-    let mut earlier: Vec<Vec<Tensor>> = vec![fed[0].operands(), fed[2].operands()];
-    earlier.extend(lab.samples.iter().map(|sample| sample.probe.operands()));
-    for at in 0..fed[0].operands().len() {
-        for old in earlier.iter().filter_map(|operands| operands.get(at)) {
-            let (mut explained, mut told) = (true, false);
-            for ((probe, run), right) in fed.iter().zip(runs).zip(&rights).take(3) {
-                if probe.operands().get(at).is_none_or(|own| own.sizes != old.sizes) {
-                    explained = false;
-                    break;
-                }
-                let mut other = (*probe).clone();
-                other.set_operand(at, old.clone());
-                let exact = other.exact(lab.oracle)?;
-                if other.judge(&exact, run).verdict != Verdict::Agree {
-                    explained = false;
-                    break;
-                }
-                // With its own operand it would be another result, and is not what was given.
-                let own = Outcome { outputs: right.want.clone(), stray: None };
-                told |= differs(&other, &exact, &own) && differs(probe, right, run);
-            }
-            if explained && told {
-                return Ok(Some(at));
-            }
+    for (at, operand) in other.operands().into_iter().enumerate() {
+        if !operand.dtype.is_float() || operand.data.len() < KEPT_LEAST {
+            continue;
+        }
+        let mut fed = probe.clone();
+        fed.take_operand(at, other);
+        let run = opened.run(lab.subject, &fed)?;
+        if !run.same_bits(&runs[5]) {
+            continue;
+        }
+        let exact = fed.exact(lab.oracle)?;
+        let own = Outcome { outputs: lab.base.exact.want.clone(), stray: None };
+        if matches!(fed.judge(&exact, &own).verdict, Verdict::Differ(_)) {
+            return Ok(Some(at));
         }
     }
     Ok(None)
 }
+
+/// Numbers of an operand that could be kept; fewer may make no difference.
+const KEPT_LEAST: usize = 16;
 
 /// The wrong elements of a run, and how many of them are what the run before gave there; none where one is neither that nor
 /// NaN, or where none is wrong.

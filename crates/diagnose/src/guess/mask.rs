@@ -32,6 +32,12 @@ pub(super) fn mask(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     }
     let samples: Vec<_> = lab.failing().cloned().collect();
     let ran = "attention with other masks";
+    // What no mask explains in a small case none explains in a larger one.
+    let small = lab.small()?;
+    if explain(&small, &mut BTreeMap::new(), &mut BTreeSet::new()).is_some_and(|left| left > 0) {
+        lab.note(ran, "a wrong query remains in a small case");
+        return Ok(None);
+    }
     let mut used: BTreeMap<String, Kind> = BTreeMap::new();
     let mut rows: BTreeSet<usize> = BTreeSet::new();
     let queries = lab.base.probe.operands()[0].sizes[0];

@@ -537,6 +537,9 @@ pub(super) fn times(sample: &Sample) -> Option<Vec<&'static str>> {
 /// A formula with a step left out, twice, or without its tail.
 pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let Some(found) = steps_of(&lab.base) else { return Ok(None) };
+    // What holds, holds in the small case as well, where it is found out sooner.
+    let small = lab.small()?;
+    let sooner = steps_of(&small).is_some();
     let mut count = 0;
     for (step, sort) in found {
         for (change, kind, what) in otherwise(step, sort) {
@@ -545,6 +548,9 @@ pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
             let holds = |sample: &Sample| {
                 altered(sample, &steps).is_some_and(|exact| sample.explained_by(&sample.probe, &exact))
             };
+            if sooner && !holds(&small) {
+                continue;
+            }
             if holds(&lab.base) && lab.failing().all(holds) {
                 let draws = lab.failing().count();
                 let ran = format!("its formula {what}, on {draws} draws");
