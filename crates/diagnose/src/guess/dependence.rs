@@ -81,9 +81,11 @@ impl Followed {
         self.elements(|e| self.has(e, Answer::Deaf) && !self.has(e, Answer::Astray))
     }
 
-    /// Elements that follow more than they should.
+    /// Elements that follow what they should, and more.
     fn gained(&self) -> Vec<usize> {
-        self.elements(|e| !self.has(e, Answer::Deaf) && self.has(e, Answer::Astray))
+        self.elements(|e| {
+            self.has(e, Answer::Follows) && !self.has(e, Answer::Deaf) && self.has(e, Answer::Astray)
+        })
     }
 
     fn elements(&self, holds: impl Fn(usize) -> bool) -> Vec<usize> {

@@ -149,12 +149,18 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
 /// Numbers of an operand that are fitted one by one.
 const SCALARS: usize = 4;
 
+/// Operations of a case that the factors of steps are fitted on.
+const STEP_FLOPS_MAX: u64 = 60_000;
+
 /// A step of the formula times a factor.
 pub(super) fn step(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if lab.base.elements() < LEAST || lab.failing().count() < 2 || flops(&lab.base) > FLOPS_MAX {
+    if !lab.base.fails() || lab.failing().count() < 2 {
         return Ok(None);
     }
-    let base = lab.base.clone();
+    let base = lab.small()?;
+    if base.elements() < LEAST || flops(&base) > STEP_FLOPS_MAX {
+        return Ok(None);
+    }
     let Some(found) = steps::times(&base) else { return Ok(None) };
     let count = found.len();
     for name in found {
@@ -164,7 +170,7 @@ pub(super) fn step(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         let holds = |sample: &Sample| {
             predict(sample, c).is_some_and(|exact| sample.explained_by(&sample.probe, &exact))
         };
-        if lab.failing().all(holds) {
+        if holds(&base) && lab.failing().all(holds) {
             let draws = lab.failing().count();
             let ran = format!("its formula with {name} times a factor, fitted on one draw, tried on {draws}");
             let sentence = format!("It computes with {name} times {c:.5}.");

@@ -104,8 +104,7 @@ fn kept_operand(
     other: &Probe,
     runs: &[Outcome],
 ) -> Result<Option<usize>, Obstacle> {
-    let elsewhere = lab.samples.iter().any(|sample| !sample.fails())
-        || !runs.last().is_some_and(|run| run.same_bits(&lab.base.outcome));
+    let elsewhere = !runs[5].same_bits(&lab.base.outcome);
     if !elsewhere || !runs[1].same_bits(&runs[5]) {
         return Ok(None);
     }

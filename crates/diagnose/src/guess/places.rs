@@ -34,7 +34,7 @@ pub(super) fn orders(size: usize) -> Vec<Places> {
     push("backwards", Box::new(|i, n| n - 1 - i));
     if size.is_multiple_of(2) && size > 2 {
         push("with its halves interleaved", Box::new(|i, n| i % 2 * (n / 2) + i / 2));
-        push("with its neighbours apart", Box::new(|i, n| i % (n / 2) * 2 + i / (n / 2)));
+        push("with its neighbours apart", Box::new(|i, n| i % (n / 2).max(1) * 2 + i / (n / 2).max(1)));
         push("with its halves exchanged", Box::new(|i, n| (i + n / 2) % n));
     }
     list
@@ -61,8 +61,8 @@ pub(super) fn places(size: usize) -> Vec<Places> {
     push("with each place twice".into(), Box::new(|i, _| i / 2));
     push("with every second place, around".into(), Box::new(|i, n| 2 * i % n));
     if size.is_multiple_of(2) {
-        push("with its first half twice".into(), Box::new(|i, n| i % (n / 2)));
-        push("with its second half twice".into(), Box::new(|i, n| n / 2 + i % (n / 2)));
+        push("with its first half twice".into(), Box::new(|i, n| i % (n / 2).max(1)));
+        push("with its second half twice".into(), Box::new(|i, n| n / 2 + i % (n / 2).max(1)));
         push("with its neighbours exchanged".into(), Box::new(|i, _| i ^ 1));
     }
     for block in BLOCKS.into_iter().filter(|block| *block < size) {
@@ -98,7 +98,7 @@ pub(super) fn places(size: usize) -> Vec<Places> {
             );
             push(
                 format!("with their number taken as blocks of {block}"),
-                Box::new(move |i, n| i % (n / block) * block + i / (n / block)),
+                Box::new(move |i, n| i % (n / block).max(1) * block + i / (n / block).max(1)),
             );
         }
     }
@@ -120,6 +120,9 @@ mod tests {
 
     #[test]
     fn places_lie_within_the_axis_and_are_all_different() {
+        // A small case may be asked for what was made for a larger one.
+        let larger: Vec<_> = orders(40).into_iter().chain(places(40)).collect();
+        assert!((1..40).all(|n| larger.iter().all(|p| (0..n).map(|i| (p.from)(i, n)).count() == n)));
         for size in 2..40 {
             let list: Vec<_> = orders(size).into_iter().chain(places(size)).collect();
             assert!(list.iter().all(|p| (0..size).all(|i| (p.from)(i, size) < size)));

@@ -107,8 +107,9 @@ pub(super) fn parts(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
             let found: Option<Vec<_>> = lab.failing().map(|sample| factors(sample, output, axis)).collect();
             let Some(found) = found else { continue };
             let factors: Vec<f64> = found.into_iter().flatten().collect();
-            let off = |c: &f64| (c - 1.0).abs() > OFF;
-            if factors.iter().filter(|c| off(c)).count() < 2 {
+            // One factor for some parts and none for others is no factor of their own.
+            let off: Vec<f64> = factors.iter().copied().filter(|c| (c - 1.0).abs() > OFF).collect();
+            if !off.iter().any(|c| (c - off[0]).abs() > OFF * off[0].abs()) {
                 continue;
             }
             let (least, most) = factors.iter().fold((f64::MAX, f64::MIN), |(a, b), c| (a.min(*c), b.max(*c)));
