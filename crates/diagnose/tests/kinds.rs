@@ -516,6 +516,83 @@ fn structures() -> Vec<Way> {
             y[0].data.iter_mut().zip(more).for_each(|(y, x)| *y += x);
         }),
     );
+    way(
+        "the values of the head before",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Attention(_)),
+        on(|_, o| (o[2].sizes[1] > 1).then(|| taken(o, (2, 1), |g, _| g.saturating_sub(1)))),
+    );
+    way(
+        "the last tile of 8 terms twice",
+        &[WrongOperand, WrongFactor],
+        |o| sums(o) && !matches!(o, Operator::ScatterAdd(_)),
+        on(|op, o| {
+            let place = summed(op)?;
+            let size = o[place.0].sizes[place.1];
+            let stride: usize = o[place.0].sizes[place.1 + 1..].iter().product();
+            let mut o = o.to_vec();
+            let twice = |i: usize| i / stride.max(1) % size >= (size - 1) / 8 * 8;
+            o[place.0] = mapped(&o[place.0], |i, x| if twice(i) { 2.0 * x } else { x });
+            Some(o)
+        }),
+    );
+    way(
+        "the first eight terms left out",
+        &[MissingTerms],
+        |o| sums(o) && !matches!(o, Operator::ScatterAdd(_)),
+        on(|op, o| {
+            let place = summed(op)?;
+            (o[place.0].sizes[place.1] > 8).then(|| masked(o, place, |i| i >= 8))
+        }),
+    );
+    way(
+        "the terms of one operand a place on",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Matmul(_) | Operator::Dot(_)),
+        on(|op, o| summed(op).map(|place| taken(o, place, |i, n| (i + 1).min(n - 1)))),
+    );
+    way(
+        "columns in blocks of eight exchanged",
+        &[Layout],
+        |o| matches!(o, Operator::Matmul(_) | Operator::RmsNorm(_) | Operator::Swiglu(_)),
+        Arc::new(|_, _, y, _| {
+            let n = *y[0].sizes.last().unwrap_or(&1);
+            let old = y[0].data.clone();
+            let from = |i: usize| if (i % n) ^ 8 < n { i - i % n + ((i % n) ^ 8) } else { i };
+            y[0].data.iter_mut().enumerate().for_each(|(i, x)| *x = old[from(i)]);
+        }),
+    );
+    way(
+        "the last expert's rows are zero",
+        &[MissingTerms, DroppedTail, EmptyGroup, Capacity],
+        |o| matches!(o, Operator::GroupedMatmul(_)),
+        Arc::new(|_, o, y, _| {
+            let from = o[2].data[o[2].data.len() - 2].max(0.0) as usize;
+            let width = *y[0].sizes.last().unwrap_or(&1);
+            y[0].data.iter_mut().skip(from * width).for_each(|x| *x = 0.0);
+        }),
+    );
+    way(
+        "the scale of another temperature",
+        &[WrongFactor, WrongAttribute],
+        |o| matches!(o, Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)),
+        on(|_, o| {
+            let mut o = o.to_vec();
+            o[0] = mapped(&o[0], |_, x| 1.3 * x);
+            Some(o)
+        }),
+    );
+    way(
+        "the first row's statistics for all rows",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::RmsNorm(_)),
+        Arc::new(|_, o, y, _| {
+            let (width, first) = (*o[0].sizes.last().unwrap_or(&1), y[1].data[0]);
+            for (i, (y, x)) in y[0].data.iter_mut().zip(&o[0].data).enumerate() {
+                *y = x * first * o[1].data[i % width];
+            }
+        }),
+    );
     list
 }
 

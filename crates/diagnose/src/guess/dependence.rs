@@ -6,6 +6,7 @@ use super::lab::{Lab, Sample, flops, flops_of};
 use super::{Conclusion, Kind};
 use crate::probe::{Exact, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 use toprope_program::{Operator, Tensor};
@@ -69,6 +70,12 @@ impl Followed {
             [one] => Some(*one),
             _ => None,
         }
+    }
+
+    /// Whether one of these elements follows a part that it should.
+    fn is_heard(&self, part: usize, mut elements: Range<usize>) -> bool {
+        let at = self.parts.iter().position(|p| *p == part);
+        at.is_some_and(|at| elements.any(|e| self.answers[e][at] == Answer::Follows))
     }
 
     /// Elements that follow another part than their own.
@@ -200,12 +207,17 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
         let keys = is_of_keys(&operator, f);
         if lost.len() >= LEAST && gained.is_empty() && lost.iter().all(|e| f.has(*e, Answer::Follows)) {
             let parts: BTreeSet<usize> = lost.iter().flat_map(|e| f.of(*e, &[Answer::Deaf])).collect();
-            let heard = |part: &usize| {
-                let at = f.parts.iter().position(|p| p == part);
-                at.is_some_and(|at| f.answers.iter().any(|answers| answers[at] == Answer::Follows))
-            };
-            let some_hear = parts.iter().any(heard);
-            let (kind, which) = match keys && some_hear {
+            let some_hear = parts.iter().any(|part| f.is_heard(*part, 0..f.answers.len()));
+            // What is deaf here and there is a steep function: a part that does not count counts for nobody, or for whole rows.
+            let width = base.exact.want[0].sizes.last().copied().unwrap_or(1).max(1);
+            let in_rows = lost.iter().all(|e| {
+                let row = e / width * width..((e / width + 1) * width).min(f.answers.len());
+                f.of(*e, &[Answer::Deaf]).into_iter().all(|part| !f.is_heard(part, row.clone()))
+            });
+            if some_hear && !(keys && in_rows) {
+                continue;
+            }
+            let (kind, which) = match some_hear {
                 true => (Kind::Mask, "Some do not see what they must"),
                 false => (Kind::MissingTerms, "Parts of a sum do not count"),
             };

@@ -157,7 +157,8 @@ pub(super) fn step(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if !lab.base.fails() || lab.failing().count() < 2 {
         return Ok(None);
     }
-    let base = lab.small()?;
+    let small = lab.small()?;
+    let base = if small.elements() < LEAST { lab.base.clone() } else { small };
     if base.elements() < LEAST || flops(&base) > STEP_FLOPS_MAX {
         return Ok(None);
     }

@@ -26,7 +26,7 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     let in_place = lab.base.probe.operator().writes_in_place().is_some();
     let mut over = Vec::new();
     if !in_place {
-        for before in [7.25, -3.5] {
+        for before in [FILLED, FILLED - APART] {
             over.push(opened.run_over(lab.subject, &probe, Some(before))?);
         }
     }
@@ -69,12 +69,25 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         ));
     }
     if let [first, second] = over.as_slice() {
+        // What stood there before is added to: the results are as far apart as what stood there.
+        let added = |(output, element): &(usize, usize)| {
+            let (a, b) = (first.outputs[*output].data[*element], second.outputs[*output].data[*element]);
+            let unit = first.outputs[*output].dtype.unit_roundoff();
+            let room = 4.0 * unit * (a.abs() + b.abs() + APART);
+            room < 1.0 && (a - b - APART).abs() <= room
+        };
+        let lost = probe.judge(&lab.base.exact, first).wrong;
+        if lost.len() >= KEPT_LEAST && lost.iter().all(added) {
+            let sentence = "It adds to what stood in its output before, in place of writing over it.";
+            let ran = "outputs filled with two different numbers before";
+            return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the results are as far apart"));
+        }
         let unwritten = judged
             .wrong
             .iter()
             .filter(|(o, e)| {
                 let (a, b) = (&first.outputs[*o], &second.outputs[*o]);
-                a.dtype.is_float() && a.data[*e] == 7.25 && b.data[*e] == -3.5
+                a.dtype.is_float() && a.data[*e] == FILLED && b.data[*e] == FILLED - APART
             })
             .count();
         if unwritten > 0 {
@@ -126,6 +139,10 @@ fn kept_operand(
     }
     Ok(None)
 }
+
+/// What outputs are filled with before a run, and how far the second number lies below the first.
+const FILLED: f64 = 7.25;
+const APART: f64 = 10.75;
 
 /// Numbers of an operand that could be kept; fewer may make no difference.
 const KEPT_LEAST: usize = 16;

@@ -246,6 +246,11 @@ fn masks(sample: &Sample) -> Vec<Mask> {
             Box::new(move |_, start, end| (start, all(end - step))),
         );
     }
+    push(
+        Kind::Mask,
+        "their own key alone".into(),
+        Box::new(move |_, start, end| (start.max(end - 1), all(end))),
+    );
     push(Kind::Mask, "every key behind them".into(), Box::new(move |_, start, _| (start, length)));
     push(Kind::Mask, "every key of every document".into(), Box::new(move |_, _, _| (0, length)));
     if length < n {

@@ -1,9 +1,11 @@
 //! An operand that is read through a wrong index, or an output that is written through one.
 
+use super::axes::axes;
 use super::alteration::{explains, holds_on, moved};
 use super::lab::{Lab, Sample, flops};
 use super::places::{Places, places};
 use super::{Conclusion, Kind};
+use crate::probe::Probe;
 use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::{Operator, Tensor};
@@ -53,7 +55,12 @@ pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
                 let alter =
                     |sample: &Sample| sample.probe.altered(&operator, read(sample.probe.operands())).ok();
                 if (!shows || holds_on(lab, &small, &alter)?) && explains(lab, &alter)? {
-                    let kind = Places { what: what.clone(), from }.kind(size);
+                    // Rows of an output that are other rows: what else they are made of has none.
+                    let alone = set.iter().all(|at| gives_rows(&lab.base.probe, *at, axis));
+                    let kind = match Places { what: what.clone(), from }.kind(size) {
+                        Kind::WrongOperand if alone => Kind::Layout,
+                        kind => kind,
+                    };
                     let read: Vec<String> = set.iter().map(|at| format!("`{}`", name(*at))).collect();
                     let what = format!("axis {axis} of {} {what}", read.join(" and "));
                     let ran = format!("the exact result with {what}, on {} draws", lab.failing().count());
@@ -67,6 +74,16 @@ pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         "is not what was given",
     );
     Ok(None)
+}
+
+/// Whether an axis of an operand is one of an output, and of no other operand.
+fn gives_rows(probe: &Probe, at: usize, axis: usize) -> bool {
+    let operands = &probe.instruction().operands;
+    let Some(value) = operands.get(at).map(|operand| operand.value.0 as usize) else { return false };
+    let own = axes(probe).into_iter().find(|own| own.stands_alone_at(value, axis));
+    own.is_some_and(|own| {
+        own.in_outputs && (0..operands.len()).all(|other| other == at || !own.in_operand(probe, other))
+    })
 }
 
 /// The least width of a part of an output that is recognized by its numbers.

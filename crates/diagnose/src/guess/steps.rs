@@ -56,6 +56,10 @@ pub(super) enum How {
     FirstTwice,
     /// The last counts twice.
     LastTwice,
+    /// The first tile counts twice.
+    FirstTileTwice(usize),
+    /// The last tile, whole or not, counts twice.
+    LastTileTwice(usize),
     /// Equals come from the highest place to the lowest.
     TiesBackwards,
     /// The argument of an exponential is kept within bounds; what is hidden, minus infinity, is as well.
@@ -80,6 +84,8 @@ impl How {
             How::EvenTiles(tile) => i / tile % 2 == 0,
             How::FirstTwice if i == 0 => return 2.0,
             How::LastTwice if i + 1 == length => return 2.0,
+            How::FirstTileTwice(tile) if i < tile => return 2.0,
+            How::LastTileTwice(tile) if i >= length.saturating_sub(1) / tile * tile => return 2.0,
             _ => true,
         };
         f64::from(u8::from(counts))
@@ -88,8 +94,8 @@ impl How {
     /// Whether it says how often terms count.
     fn weighs(self) -> bool {
         use How::{
-            EvenTiles, FirstTwice, LastOnly, LastTile, LastTwice, LongTail, Only, Tail, WithoutFirst,
-            WithoutFirstOf, WithoutLast, WithoutLastOf,
+            EvenTiles, FirstTileTwice, FirstTwice, LastOnly, LastTile, LastTileTwice, LastTwice, LongTail,
+            Only, Tail, WithoutFirst, WithoutFirstOf, WithoutLast, WithoutLastOf,
         };
         matches!(
             self,
@@ -105,6 +111,8 @@ impl How {
                 | EvenTiles(_)
                 | FirstTwice
                 | LastTwice
+                | FirstTileTwice(_)
+                | LastTileTwice(_)
         )
     }
 }
@@ -224,6 +232,7 @@ impl Steps {
     pub fn exponential(&self, step: &'static str, x: Option<f64>) -> f64 {
         let x = match self.how(step, Sort::Exponent) {
             Some(How::Within(least, most)) => Some(x.unwrap_or(f64::NEG_INFINITY).max(least).min(most)),
+            Some(How::Times(c)) => x.map(|x| c * x),
             Some(How::SeenWithin(least, most)) => x.map(|x| x.max(least).min(most)),
             Some(How::Rounded(bits)) => x.map(|x| nearest(bits, x)),
             Some(How::Cut(bits)) => x.map(|x| cut(bits, x)),
@@ -413,6 +422,12 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
                     push(How::FirstTwice, Kind::WrongOperand, format!("with the first of {step} twice"));
                     push(How::LastTwice, Kind::WrongOperand, format!("with the last of {step} twice"));
                 }
+                for tile in TILES.into_iter().filter(|tile| *tile < length) {
+                    let what = format!("with the first tile of {tile} of {step} twice");
+                    push(How::FirstTileTwice(tile), Kind::WrongOperand, what);
+                    let what = format!("with the last tile of {tile} of {step} twice");
+                    push(How::LastTileTwice(tile), Kind::WrongOperand, what);
+                }
                 push(How::Times(0.0), Kind::MissingTerms, format!("without {step}"));
                 push(How::Times(2.0), Kind::WrongFactor, format!("with {step} twice"));
                 push(How::Times(-1.0), Kind::WrongFactor, format!("with the other sign of {step}"));
@@ -446,7 +461,7 @@ fn rounded(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             Sort::Sum(length) => {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));
-                for width in [1, 8, 16, 32, 64].into_iter().filter(|width| length > *width) {
+                for width in [1, 4, 8, 16, 32, 64].into_iter().filter(|width| length > *width) {
                     push(
                         How::Kept(width, bits),
                         format!("{step} kept to {bits} bits from {width} to {width} terms"),
@@ -530,7 +545,7 @@ pub(super) fn lost_term(lab: &Lab<'_>) -> Option<&'static str> {
 
 /// The steps of a formula that may be times a factor; none where there is no formula that fits.
 pub(super) fn times(sample: &Sample) -> Option<Vec<&'static str>> {
-    let may = |sort: &Sort| !matches!(sort, Sort::Rows(_) | Sort::Choice(_) | Sort::Exponent);
+    let may = |sort: &Sort| !matches!(sort, Sort::Rows(_) | Sort::Choice(_));
     Some(steps_of(sample)?.into_iter().filter(|(_, sort)| may(sort)).map(|(step, _)| step).collect())
 }
 
