@@ -1,7 +1,7 @@
 //! An operand that is read through a wrong index, or an output that is written through one.
 
-use super::axes::axes;
 use super::alteration::{explains, holds_on, moved};
+use super::axes::axes;
 use super::lab::{Lab, Sample, flops};
 use super::places::{Places, places};
 use super::{Conclusion, Kind};
@@ -57,7 +57,7 @@ pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
                 if (!shows || holds_on(lab, &small, &alter)?) && explains(lab, &alter)? {
                     // Rows of an output that are other rows: what else they are made of has none.
                     let alone = set.iter().all(|at| gives_rows(&lab.base.probe, *at, axis));
-                    let kind = match Places { what: what.clone(), from }.kind(size) {
+                    let kind = match (Places { what: what.clone(), from }).kind(size) {
                         Kind::WrongOperand if alone => Kind::Layout,
                         kind => kind,
                     };
