@@ -204,7 +204,7 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
     let chooses = matches!(operator, Operator::Router(_));
     for f in followed.iter().filter(|_| !chooses) {
         let (lost, gained) = (f.lost(), f.gained());
-        let keys = is_of_keys(&operator, f);
+        let masked = is_masked(&operator, f);
         if lost.len() >= LEAST && gained.is_empty() && lost.iter().all(|e| f.has(*e, Answer::Follows)) {
             let parts: BTreeSet<usize> = lost.iter().flat_map(|e| f.of(*e, &[Answer::Deaf])).collect();
             let some_hear = parts.iter().any(|part| f.is_heard(*part, 0..f.answers.len()));
@@ -214,7 +214,7 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
                 let row = e / width * width..((e / width + 1) * width).min(f.answers.len());
                 f.of(*e, &[Answer::Deaf]).into_iter().all(|part| !f.is_heard(part, row.clone()))
             });
-            if some_hear && !(keys && in_rows) {
+            if some_hear && !(masked && in_rows) {
                 continue;
             }
             let (kind, which) = match some_hear {
@@ -228,7 +228,7 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
             return Ok(lab.conclude(kind, sentence, ran(f), showed));
         }
         if gained.len() >= LEAST && lost.is_empty() {
-            let (kind, which) = match keys {
+            let (kind, which) = match masked {
                 true => (Kind::Mask, "Some see what must be hidden from them"),
                 false => (Kind::WrongOperand, "Elements follow what is not theirs"),
             };
@@ -251,11 +251,9 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
     Ok(None)
 }
 
-/// Whether an axis is that of attention's keys.
-fn is_of_keys(operator: &Operator, f: &Followed) -> bool {
-    matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_))
-        && [1, 2].contains(&f.operand)
-        && f.axis == 0
+/// Whether an axis is that of attention's rows or keys: which of them has to do with which is the mask's matter.
+fn is_masked(operator: &Operator, f: &Followed) -> bool {
+    matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_)) && f.axis == 0
 }
 
 /// An operand that nothing follows along any of its axes, where others are followed.

@@ -150,7 +150,7 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
 const SCALARS: usize = 4;
 
 /// Operations of a case that the factors of steps are fitted on.
-const STEP_FLOPS_MAX: u64 = 60_000;
+const STEP_FLOPS_MAX: u64 = 300_000;
 
 /// A step of the formula times a factor.
 pub(super) fn step(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
