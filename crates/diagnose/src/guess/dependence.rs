@@ -133,7 +133,8 @@ impl Followed {
 
 pub(super) fn dependence(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let operator = lab.base.probe.operator().clone();
-    if !lab.base.fails() || lab.base.probe.has_views() || operator.writes_in_place().is_some() {
+    let in_place = operator.writes_in_place().is_some();
+    if !lab.base.fails() || lab.base.probe.has_views() || in_place || !lab.is_far_off() {
         return Ok(None);
     }
     let small = lab.small()?;

@@ -26,6 +26,9 @@ const TELLING: usize = 400;
 /// Elements of all operands and outputs that it may have then.
 const TELLING_MOST: usize = 6000;
 
+/// The error of a result that is far off, in units of its magnitude.
+const FAR: f64 = 1.0 / 32.0;
+
 /// Operations of a case that is small enough to run many times.
 const SMALL: u64 = 20_000;
 
@@ -320,6 +323,11 @@ impl<'a> Lab<'a> {
             );
         }
         Ok(())
+    }
+
+    /// Whether some result is far off: what is read through a wrong index is another number altogether, and no rounding.
+    pub fn is_far_off(&self) -> bool {
+        self.failing().any(|sample| sample.largest_error() > FAR)
     }
 
     /// A case that fails and is as small as may be, for what runs many times; the base where no smaller one fails.

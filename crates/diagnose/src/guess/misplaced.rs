@@ -15,7 +15,7 @@ const BUDGET: u64 = 8_000_000;
 
 /// The exact result with an operand read through a wrong index.
 pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if !lab.base.fails() || lab.base.probe.has_views() {
+    if !lab.base.fails() || lab.base.probe.has_views() || !lab.is_far_off() {
         return Ok(None);
     }
     let operator = lab.base.probe.operator().clone();
@@ -91,7 +91,7 @@ const WIDTH: usize = 4;
 
 /// Parts of an output that hold what belongs in other parts of it.
 pub(super) fn output(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    if !lab.base.fails() || lab.failing().count() < 2 {
+    if !lab.base.fails() || lab.failing().count() < 2 || !lab.is_far_off() {
         return Ok(None);
     }
     let ran = "each wrong part of the output, looked for among the right result's parts";
