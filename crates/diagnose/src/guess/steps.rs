@@ -81,7 +81,7 @@ impl How {
             How::LastTile(tile) => i >= length.saturating_sub(1) / tile * tile,
             How::WithoutFirstOf(count) => i >= count,
             How::WithoutLastOf(count) => i + count < length,
-            How::EvenTiles(tile) => i / tile % 2 == 0,
+            How::EvenTiles(tile) => (i / tile).is_multiple_of(2),
             How::FirstTwice if i == 0 => return 2.0,
             How::LastTwice if i + 1 == length => return 2.0,
             How::FirstTileTwice(tile) if i < tile => return 2.0,
