@@ -7,7 +7,7 @@ use toprope_conformance::generate::{cases, exemplars::exemplars};
 use toprope_conformance::values::{Regime, draw};
 use toprope_conformance::{Oracle, Verdict};
 use toprope_defects::{Bench, Defect, Shows, held_out, known};
-use toprope_diagnose::{Effort, Kind, Outcome, Probe, guess};
+use toprope_diagnose::{Effort, Guess, Kind, Outcome, Probe, guess};
 use toprope_program::{Device, Range, Tensor};
 
 /// Kinds that are no guess: they show without an experiment.
@@ -74,33 +74,42 @@ fn failing(
     small.or(any)
 }
 
+/// Names with commas, of which all that was tried is printed; all defects where nothing is said.
+const ASKED: &str = "TOPROPE_DEFECTS";
+
 /// What was guessed of one defect.
-fn guessed(bench: &mut Bench, defect: &Defect) -> Result<(Kind, String), String> {
+fn guessed(bench: &mut Bench, defect: &Defect) -> Result<Guess, String> {
     let mut oracle = support::oracle();
     let subject = bench.with(Some(defect));
     let (probe, outcome) = failing(subject, &mut oracle, defect).ok_or("it has no case")?;
     let effort = Effort::default();
-    let guess = guess(subject, &mut oracle, &probe, outcome.as_ref(), effort).map_err(|e| e.to_string())?;
-    Ok((guess.kind, guess.sentence))
+    guess(subject, &mut oracle, &probe, outcome.as_ref(), effort).map_err(|e| e.to_string())
 }
 
 /// Right guesses and defects in all.
 fn score(defects: Vec<Defect>) -> Option<(usize, usize)> {
     let mut bench = support::bench(defects.clone())?;
     let (mut right, mut all) = (0, 0);
+    let asked = std::env::var(ASKED).unwrap_or_default();
     for defect in &defects {
+        if !asked.is_empty() && !asked.split(',').any(|name| name == defect.name) {
+            continue;
+        }
         if defect.kinds.iter().any(|kind| TOLD_OTHERWISE.contains(kind)) {
             continue;
         }
         let (guess, seconds) = support::timed(|| guessed(&mut bench, defect));
-        let (kind, sentence) = match guess {
-            Ok((kind, sentence)) => (kind.name(), sentence),
-            Err(reason) => ("none".into(), reason),
+        let (kind, sentence, experiments) = match guess {
+            Ok(guess) => (guess.kind.name(), guess.sentence, guess.experiments),
+            Err(reason) => ("none".into(), reason, Vec::new()),
         };
         let fits = defect.kinds.contains(&kind.as_str());
         (right, all) = (right + usize::from(fits), all + 1);
         let mark = if fits { "right" } else { "WRONG" };
         println!("{mark} {:<28} {kind:<26} {sentence} ({seconds:.1} s)", defect.name);
+        if !asked.is_empty() {
+            println!("{experiments:#?}");
+        }
     }
     println!("{right} of {all} guessed rightly, {:.0} %", 100.0 * right as f64 / all as f64);
     Some((right, all))

@@ -335,6 +335,14 @@ impl Probe {
         }
     }
 
+    /// Takes the whole value that an operand reads, through a view or not, from another probe of the same program.
+    pub(crate) fn take_operand(&mut self, at: usize, other: &Probe) {
+        if let Some(operand) = self.instruction().operands.get(at) {
+            let id = operand.value.0 as usize;
+            self.values[id] = other.values.get(id).cloned().flatten();
+        }
+    }
+
     /// Replaces a number of an operand that reads a whole value.
     pub(crate) fn set_number(&mut self, at: usize, place: usize, number: impl FnOnce(DType) -> f64) {
         let Some(Operand { value, view: None }) = self.instruction().operands.get(at).cloned() else {

@@ -365,6 +365,237 @@ fn ways() -> Vec<Way> {
     list
 }
 
+/// What the operator gives where one number of each part of an output comes from another run of it.
+fn spliced(
+    other: impl Fn(&Operator, &[Tensor]) -> Option<Vec<Tensor>> + Send + Sync + 'static,
+    takes: impl Fn(&Tensor, usize) -> bool + Send + Sync + 'static,
+) -> Spoil {
+    Arc::new(move |operator, o, y, _| {
+        let Some(o) = other(operator, o) else { return };
+        for (y, other) in y.iter_mut().zip(evaluate(operator, &o, true, Width::Native)) {
+            let sizes = y.clone();
+            let taken = other.data.into_iter().enumerate().filter(|(i, _)| takes(&sizes, *i));
+            taken.for_each(|(i, x)| y.data[i] = x);
+        }
+    })
+}
+
+/// An operand whose part along an axis comes from another part.
+fn taken(o: &[Tensor], (at, axis): (usize, usize), from: impl Fn(usize, usize) -> usize) -> Vec<Tensor> {
+    let mut o = o.to_vec();
+    let (size, stride) = (o[at].sizes[axis], o[at].sizes[axis + 1..].iter().product::<usize>().max(1));
+    let old = o[at].data.clone();
+    o[at] = mapped(&o[at], |i, _| {
+        let index = i / stride % size;
+        old[i - index * stride + from(index, size) * stride]
+    });
+    o
+}
+
+/// Structure that is wrong: another head, row, position, group, constant.
+fn structures() -> Vec<Way> {
+    use Kind::*;
+    let mut list = Vec::new();
+    let mut way = |name: &str, kinds, suits: fn(&Operator) -> bool, spoil| {
+        list.push(Way { name: format!("structure: {name}"), kinds, suits, spoil });
+    };
+    way(
+        "rows of the result one further",
+        &[Layout],
+        |o| {
+            has_rows(o)
+                && !matches!(o, Operator::Adamw(_) | Operator::BiasUpdate(_) | Operator::Accumulate(_))
+        },
+        Arc::new(|_, _, y, _| {
+            if let Some(at) = first_float(y) {
+                let row = y[at].sizes.iter().skip(1).product::<usize>().max(1);
+                y[at].data.rotate_left(row);
+            }
+        }),
+    );
+    way(
+        "the last head with the keys of the first",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Attention(_)),
+        spliced(
+            |_, o| (o[1].sizes[1] > 1).then(|| taken(o, (1, 1), |g, n| if g + 1 == n { 0 } else { g })),
+            |y, i| {
+                let width: usize = y.sizes.iter().skip(2).product();
+                i / width.max(1) % y.sizes[1] + 1 == y.sizes[1]
+            },
+        ),
+    );
+    way(
+        "the positions of the token before",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Rope(_)),
+        on(|_, o| Some(taken(o, (1, 0), |i, _| i.saturating_sub(1)))),
+    );
+    way(
+        "each group begins a row early",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::GroupedMatmul(_)),
+        on(|_, o| {
+            let mut o = o.to_vec();
+            let last = o[2].data.len() - 1;
+            o[2] = mapped(&o[2], |i, x| if i > 0 && i < last { (x - 1.0).max(0.0) } else { x });
+            Some(o)
+        }),
+    );
+    way(
+        "the weights of the expert before",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::GroupedMatmul(_)),
+        on(|_, o| Some(taken(o, (1, 0), |e, _| e.saturating_sub(1)))),
+    );
+    way(
+        "weights plus one",
+        &[WrongOperand],
+        |o| matches!(o, Operator::RmsNorm(_) | Operator::RmsNormGradient(_)),
+        on(|_, o| {
+            let mut o = o.to_vec();
+            o[1] = mapped(&o[1], |_, x| x + 1.0);
+            Some(o)
+        }),
+    );
+    way(
+        "a scale of a padded head",
+        &[WrongAttribute, WrongFactor],
+        |o| matches!(o, Operator::Attention(_) | Operator::AttentionGradient(_)),
+        Arc::new(|operator, o, y, _| {
+            let mut operator = operator.clone();
+            let width = o[0].sizes[2].next_multiple_of(16) + 16;
+            let scale = 1.0 / (width as f64).sqrt();
+            match &mut operator {
+                Operator::Attention(a) => a.scale = scale,
+                Operator::AttentionGradient(a) => a.scale = scale,
+                _ => return,
+            }
+            for (y, other) in y.iter_mut().zip(evaluate(&operator, o, true, Width::Native)) {
+                y.data = other.data;
+            }
+        }),
+    );
+    way(
+        "nothing beyond 1.5",
+        &[Saturation],
+        // One number that is held is a constant.
+        |o| {
+            computes(o)
+                && has_rows(o)
+                && !matches!(
+                    o,
+                    Operator::Adamw(_)
+                        | Operator::LinearCrossEntropy(_)
+                        | Operator::LinearCrossEntropyGradient(_)
+                        | Operator::BalanceLossGradient(_)
+                )
+        },
+        each(|x| x.clamp(-1.5, 1.5)),
+    );
+    way(
+        "rounded down to bf16",
+        &[TruncatingStore],
+        computes,
+        each(|x| {
+            // Cutting brings towards zero: what is negative and not whole goes one unit further.
+            let cut = chopped(x);
+            if x < cut {
+                f64::from(f32::from_bits(((cut as f32).to_bits() & 0xFFFF_0000) + 0x1_0000))
+            } else {
+                cut
+            }
+        }),
+    );
+    way(
+        "the first operand added once more",
+        &[WrongOperand, WrongFactor],
+        |o| matches!(o, Operator::RmsNorm(_) | Operator::Rope(_) | Operator::Activation(_)),
+        Arc::new(|_, o, y, _| {
+            let more = o[0].data.clone();
+            y[0].data.iter_mut().zip(more).for_each(|(y, x)| *y += x);
+        }),
+    );
+    way(
+        "the values of the head before",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Attention(_)),
+        on(|_, o| (o[2].sizes[1] > 1).then(|| taken(o, (2, 1), |g, _| g.saturating_sub(1)))),
+    );
+    way(
+        "the last tile of 8 terms twice",
+        &[WrongOperand, WrongFactor],
+        |o| sums(o) && !matches!(o, Operator::ScatterAdd(_)),
+        on(|op, o| {
+            let place = summed(op)?;
+            let size = o[place.0].sizes[place.1];
+            let stride: usize = o[place.0].sizes[place.1 + 1..].iter().product();
+            let mut o = o.to_vec();
+            let twice = |i: usize| i / stride.max(1) % size >= (size - 1) / 8 * 8;
+            o[place.0] = mapped(&o[place.0], |i, x| if twice(i) { 2.0 * x } else { x });
+            Some(o)
+        }),
+    );
+    way(
+        "the first eight terms left out",
+        &[MissingTerms],
+        |o| sums(o) && !matches!(o, Operator::ScatterAdd(_)),
+        on(|op, o| {
+            let place = summed(op)?;
+            (o[place.0].sizes[place.1] > 8).then(|| masked(o, place, |i| i >= 8))
+        }),
+    );
+    way(
+        "the terms of one operand a place on",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::Matmul(_) | Operator::Dot(_)),
+        on(|op, o| summed(op).map(|place| taken(o, place, |i, n| (i + 1).min(n - 1)))),
+    );
+    way(
+        "columns in blocks of eight exchanged",
+        &[Layout],
+        |o| matches!(o, Operator::Matmul(_) | Operator::RmsNorm(_) | Operator::Swiglu(_)),
+        Arc::new(|_, _, y, _| {
+            let n = *y[0].sizes.last().unwrap_or(&1);
+            let old = y[0].data.clone();
+            let from = |i: usize| if (i % n) ^ 8 < n { i - i % n + ((i % n) ^ 8) } else { i };
+            y[0].data.iter_mut().enumerate().for_each(|(i, x)| *x = old[from(i)]);
+        }),
+    );
+    way(
+        "the last expert's rows are zero",
+        &[MissingTerms, DroppedTail, EmptyGroup, Capacity],
+        |o| matches!(o, Operator::GroupedMatmul(_)),
+        Arc::new(|_, o, y, _| {
+            let from = o[2].data[o[2].data.len() - 2].max(0.0) as usize;
+            let width = *y[0].sizes.last().unwrap_or(&1);
+            y[0].data.iter_mut().skip(from * width).for_each(|x| *x = 0.0);
+        }),
+    );
+    way(
+        "the scale of another temperature",
+        &[WrongFactor, WrongAttribute],
+        |o| matches!(o, Operator::LinearCrossEntropy(_) | Operator::LinearCrossEntropyGradient(_)),
+        on(|_, o| {
+            let mut o = o.to_vec();
+            o[0] = mapped(&o[0], |_, x| 1.3 * x);
+            Some(o)
+        }),
+    );
+    way(
+        "the first row's statistics for all rows",
+        &[WrongOperand, Layout],
+        |o| matches!(o, Operator::RmsNorm(_)),
+        Arc::new(|_, o, y, _| {
+            let (width, first) = (*o[0].sizes.last().unwrap_or(&1), y[1].data[0]);
+            for (i, (y, x)) in y[0].data.iter_mut().zip(&o[0].data).enumerate() {
+                *y = x * first * o[1].data[i % width];
+            }
+        }),
+    );
+    list
+}
+
 /// Which pairs are tried: `all`, or those in whose names the text is; every [`EVERY`]th where nothing is said.
 const ASKED: &str = "TOPROPE_KINDS";
 const EVERY: usize = 7;
@@ -376,7 +607,7 @@ fn score(of: &dyn Fn(&Way) -> bool) -> BTreeMap<String, Score> {
     let mut scores: BTreeMap<String, Score> = BTreeMap::new();
     let only = std::env::var(ASKED).unwrap_or_default();
     let mut pairs = 0;
-    for way in ways().into_iter().filter(|way| of(way)) {
+    for way in ways().into_iter().chain(structures()).filter(|way| of(way)) {
         for exemplar in exemplars().into_iter().filter(way.suits) {
             pairs += 1;
             let wanted = match only.as_str() {
@@ -451,6 +682,10 @@ fn is_sum(way: &Way) -> bool {
     way.name.starts_with("sums")
 }
 
+fn is_structure(way: &Way) -> bool {
+    way.name.starts_with("structure")
+}
+
 #[test]
 fn sums_over_all_operators() {
     holds(&is_sum);
@@ -458,5 +693,10 @@ fn sums_over_all_operators() {
 
 #[test]
 fn results_over_all_operators() {
-    holds(&|way| !is_sum(way));
+    holds(&|way| !is_sum(way) && !is_structure(way));
+}
+
+#[test]
+fn structure_over_all_operators() {
+    holds(&is_structure);
 }

@@ -4,10 +4,13 @@
 use super::axes::axes;
 use super::condition::index_operand;
 use super::lab::{Lab, Sample};
-use super::prediction::{cut, nearest};
+use super::places::orders;
+use super::prediction::{FP16, cut, nearest};
+use super::steps::lost_term;
 use super::{Conclusion, Kind};
 use crate::probe::Probe;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::{DType, Operator, Tensor};
 
@@ -18,19 +21,25 @@ pub(super) fn explains(
 ) -> Result<bool, Obstacle> {
     let samples: Vec<Sample> = lab.failing().cloned().collect();
     for sample in &samples {
-        let Some(altered) = alter(sample) else { return Ok(false) };
-        let exact = altered.exact(lab.oracle)?;
-        let same_sizes = exact.want.len() == sample.outcome.outputs.len()
-            && exact
-                .want
-                .iter()
-                .zip(&sample.outcome.outputs)
-                .all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype);
-        if !same_sizes || !sample.explained_by(&altered, &exact) {
+        if !holds_on(lab, sample, alter)? {
             return Ok(false);
         }
     }
     Ok(!samples.is_empty())
+}
+
+/// Whether a way to alter a probe explains a sample.
+pub(super) fn holds_on(
+    lab: &mut Lab<'_>,
+    sample: &Sample,
+    alter: &dyn Fn(&Sample) -> Option<Probe>,
+) -> Result<bool, Obstacle> {
+    let Some(altered) = alter(sample) else { return Ok(false) };
+    let exact = altered.exact(lab.oracle)?;
+    let outputs = exact.want.iter().zip(&sample.outcome.outputs);
+    let same_sizes = exact.want.len() == sample.outcome.outputs.len()
+        && outputs.into_iter().all(|(a, b)| a.sizes == b.sizes && a.dtype == b.dtype);
+    Ok(same_sizes && sample.explained_by(&altered, &exact))
 }
 
 /// Another attribute.
@@ -39,18 +48,13 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         return Ok(None);
     }
     let operator = lab.base.probe.operator().clone();
-    let sizes: Vec<usize> = lab.base.probe.operands().into_iter().flat_map(|t| t.sizes).collect();
+    let sizes: BTreeSet<usize> = lab.base.probe.operands().into_iter().flat_map(|t| t.sizes).collect();
+    let sizes: Vec<usize> = sizes.into_iter().collect();
     let others = other_attributes(&operator, &sizes);
     let count = others.len();
     for (name, from, to, other) in others {
         if explains(lab, &|sample| sample.probe.altered(&other, sample.probe.operands()).ok())? {
-            let kind = match name.as_str() {
-                "epsilon" => Kind::Epsilon,
-                "weight_decay" => Kind::WeightDecay,
-                "interleaved" => Kind::Layout,
-                "scale" | "factor" | "rate" => Kind::WrongFactor,
-                _ => Kind::WrongAttribute,
-            };
+            let kind = kind_of_attribute(&operator, &name);
             let draws = lab.failing().count();
             let sentence = format!("It computes with {name} = {to}; {from} was asked for.");
             let ran = format!("the exact result with {name} = {to}, on {draws} draws");
@@ -61,6 +65,19 @@ pub(super) fn attribute(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
         lab.note(format!("the exact result with another attribute, {count} ways"), "is not what was given");
     }
     Ok(None)
+}
+
+/// What it is where an attribute is another one.
+pub(super) fn kind_of_attribute(operator: &Operator, name: &str) -> Kind {
+    let attends = matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_));
+    match name {
+        "epsilon" => Kind::Epsilon,
+        "weight_decay" => Kind::WeightDecay,
+        "interleaved" => Kind::Layout,
+        // Within a softmax the scale is no factor of the result.
+        "scale" | "factor" | "rate" if !attends => Kind::WrongFactor,
+        _ => Kind::WrongAttribute,
+    }
 }
 
 /// The operator with one attribute changed: its name, what it was, what it is.
@@ -90,11 +107,16 @@ fn other_attributes(operator: &Operator, sizes: &[usize]) -> Vec<(String, String
                 let mut others: Vec<f64> = vec![0.0, 1.0, -x, x * x, x.abs().sqrt(), 1.0 - x, 1.0 / x];
                 others.extend([2.0, 0.5, 4.0, 0.25, 3.0].map(|c| c * x));
                 others.extend((1..=8).flat_map(|p| [x * 10f64.powi(p), x * 10f64.powi(-p)]));
-                for size in sizes {
-                    let size = *size as f64;
+                others.extend([8, FP16, 11].map(|bits| nearest(bits, x)));
+                others.extend([8, 11].map(|bits| cut(bits, x)));
+                for size in sizes.iter().flat_map(|size| padded(*size)) {
+                    let size = size as f64;
                     others.extend([1.0 / size.sqrt(), 1.0 / size, size.sqrt()]);
                 }
-                for other in others.into_iter().filter(|other| other.is_finite()) {
+                others.retain(|other| other.is_finite() && *other != x);
+                others.sort_by(f64::total_cmp);
+                others.dedup();
+                for other in others {
                     push(&[(name, other.into())]);
                 }
             }
@@ -128,6 +150,15 @@ fn other_attributes(operator: &Operator, sizes: &[usize]) -> Vec<(String, String
     list
 }
 
+/// A size, and what it is rounded up to.
+fn padded(size: usize) -> Vec<usize> {
+    let mut list: Vec<usize> = [1, 8, 16, 32, 64, 128].map(|tile| size.max(1).div_ceil(tile) * tile).to_vec();
+    list.extend([size.max(1).next_power_of_two(), size + 1, size.saturating_sub(1).max(1), 2 * size.max(1)]);
+    list.sort_unstable();
+    list.dedup();
+    list
+}
+
 /// What the operator reads in place of its operands.
 type Read = Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>;
 
@@ -137,6 +168,9 @@ struct Reading {
     what: String,
     read: Read,
 }
+
+/// What is said of an operand that is taken as zero.
+const LEFT_OUT: &str = "left out";
 
 /// Altered operands.
 pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
@@ -150,12 +184,20 @@ pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
     let zeros = lab.base.wrong_outputs().iter().all(|output| given[*output].data.iter().all(|x| *x == 0.0));
     for Reading { kind, what, read } in readings {
         // Zeros are no operand that is left out: at other sizes there are other numbers.
-        if zeros && what.ends_with("left out") {
+        if zeros && what.ends_with(LEFT_OUT) {
             continue;
         }
         let alter = |sample: &Sample| sample.probe.altered(&operator, read(&sample.probe.operands())).ok();
         if explains(lab, &alter)? {
             let draws = lab.failing().count();
+            // What an operand is read for may be one term of the formula alone.
+            if what.ends_with(LEFT_OUT)
+                && let Some(term) = lost_term(lab)
+            {
+                let ran = format!("its formula without {term}, on {draws} draws");
+                let sentence = format!("It computes without {term}.");
+                return Ok(lab.conclude(Kind::MissingTerms, sentence, ran, "it is what was given"));
+            }
             let ran = format!("the exact result with {what}, on {draws} draws");
             return Ok(lab.conclude(kind, format!("It computes with {what}."), ran, "it is what was given"));
         }
@@ -238,22 +280,17 @@ fn readings(probe: &Probe) -> Vec<Reading> {
         let label = name(at);
         if operand.dtype.is_float() && in_place != Some(at) {
             if operands.len() > 1 {
-                for (factor, how) in [
-                    (0.0, "left out"),
-                    (2.0, "counted twice"),
-                    (-1.0, "with the other sign"),
-                    (0.5, "halved"),
-                ] {
+                for (factor, how) in
+                    [(0.0, LEFT_OUT), (2.0, "counted twice"), (-1.0, "with the other sign"), (0.5, "halved")]
+                {
                     let map = move |t: &Tensor| mapped(t, |x, _| factor * x);
                     push(Kind::WrongOperand, format!("`{label}` {how}"), only(Box::new(map)));
                 }
-                if operand.data.len() == 1 {
-                    push(
-                        Kind::WrongOperand,
-                        format!("`{label}` taken as 1"),
-                        only(Box::new(|t| mapped(t, |_, _| 1.0))),
-                    );
-                }
+                push(
+                    Kind::WrongOperand,
+                    format!("`{label}` taken as 1"),
+                    only(Box::new(|t| mapped(t, |_, _| 1.0))),
+                );
             }
             for (axis, size) in operand.sizes.iter().copied().enumerate().filter(|(_, size)| *size > 1) {
                 for (index, which) in [(0, "first"), (size - 1, "last")] {
@@ -261,27 +298,10 @@ fn readings(probe: &Probe) -> Vec<Reading> {
                     let what = format!("the {which} part of `{label}`'s axis {axis} left out");
                     push(Kind::MissingTerms, what, only(Box::new(map)));
                 }
-                let map = move |t: &Tensor| moved(t, axis, |i, n| n - 1 - i);
-                push(Kind::Layout, format!("`{label}`'s axis {axis} backwards"), only(Box::new(map)));
-                if size.is_multiple_of(2) && size > 2 {
-                    let map = move |t: &Tensor| moved(t, axis, |i, n| i % 2 * (n / 2) + i / 2);
-                    push(
-                        Kind::Layout,
-                        format!("`{label}`'s axis {axis} with its halves interleaved"),
-                        only(Box::new(map)),
-                    );
-                    let map = move |t: &Tensor| moved(t, axis, |i, n| i % (n / 2) * 2 + i / (n / 2));
-                    push(
-                        Kind::Layout,
-                        format!("`{label}`'s axis {axis} with its neighbours apart"),
-                        only(Box::new(map)),
-                    );
-                    let map = move |t: &Tensor| moved(t, axis, |i, n| (i + n / 2) % n);
-                    push(
-                        Kind::Layout,
-                        format!("`{label}`'s axis {axis} with its halves exchanged"),
-                        only(Box::new(map)),
-                    );
+                for places in orders(size) {
+                    let what = format!("`{label}`'s axis {axis} {}", places.what);
+                    let map = move |t: &Tensor| moved(t, axis, &*places.from);
+                    push(Kind::Layout, what, only(Box::new(map)));
                 }
             }
             for first in 0..operand.sizes.len().saturating_sub(1) {
@@ -292,6 +312,25 @@ fn readings(probe: &Probe) -> Vec<Reading> {
                     push(Kind::Layout, what, only(Box::new(map)));
                 }
             }
+        }
+        if operand.dtype.is_float() && in_place != Some(at) {
+            for (factor, more, how) in [
+                (1.0, 1.0, "with one added"),
+                (1.0, -1.0, "with one taken off"),
+                (-1.0, 1.0, "taken from one"),
+            ] {
+                let map = move |t: &Tensor| mapped(t, |x, _| factor * x + more);
+                push(Kind::WrongOperand, format!("`{label}` {how}"), only(Box::new(map)));
+            }
+            for (power, how) in [(2.0, "squared"), (0.5, "as its root"), (-1.0, "as its reciprocal")] {
+                let map = move |t: &Tensor| mapped(t, |x, _| x.signum() * x.abs().powf(power));
+                push(Kind::WrongOperand, format!("`{label}` {how}"), only(Box::new(map)));
+            }
+            push(
+                Kind::WrongOperand,
+                format!("the absolute values of `{label}`"),
+                only(Box::new(|t| mapped(t, |x, _| x.abs()))),
+            );
         }
         // Masks have experiments of their own.
         let masks = matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_));
@@ -353,7 +392,7 @@ fn masked(tensor: &Tensor, axis: usize, keep: impl Fn(usize) -> bool) -> Tensor 
 }
 
 /// Elements come from another index along an axis.
-fn moved(tensor: &Tensor, axis: usize, from: impl Fn(usize, usize) -> usize) -> Tensor {
+pub(super) fn moved(tensor: &Tensor, axis: usize, from: impl Fn(usize, usize) -> usize) -> Tensor {
     let (stride, size) = (stride(&tensor.sizes, axis), tensor.sizes[axis]);
     mapped(tensor, |_, i| {
         let index = i / stride % size;

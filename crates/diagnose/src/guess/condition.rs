@@ -44,6 +44,21 @@ const LOST_LEAST: f64 = 0.05;
 const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
 
 pub(super) fn condition(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    without(lab, removals)
+}
+
+/// Only exact zeros: what a formula makes of them may be that of a constant that is lost, so that formulas are asked first.
+pub(super) fn zeros(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    without(lab, |_, operands| {
+        replaced(operands, Kind::EdgeValue, "exact zeros", &|x| x == 0.0, 0.5).into_iter().collect()
+    })
+}
+
+/// Takes out one special thing after the other.
+fn without(
+    lab: &mut Lab<'_>,
+    removals: fn(&Operator, &[Tensor]) -> Vec<Removal>,
+) -> Result<Option<Conclusion>, Obstacle> {
     if !lab.base.fails() || lab.base.probe.has_views() {
         return Ok(None);
     }
@@ -176,7 +191,6 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
     {
         push(Kind::EmptyGroup, "rows that see nothing", with(operands, at, |start, i| start.min(i as f64)));
     }
-    list.extend(replaced(operands, Kind::EdgeValue, "exact zeros", &|x| x == 0.0, 0.5));
     list
 }
 

@@ -17,6 +17,7 @@ enum Slip {
     StepLater,
     EpsilonInRoot,
     EpsilonBeforeCorrection,
+    NoEpsilon,
     DecayThroughMoments,
     DecayAfterStep,
     DecayWithoutRate,
@@ -24,7 +25,7 @@ enum Slip {
     FactorIgnored,
 }
 
-const SLIPS: [(Slip, Kind, &str); 12] = [
+const SLIPS: [(Slip, Kind, &str); 13] = [
     (Slip::NoCorrection, Kind::BiasCorrection, "without correcting the moments for their start at zero"),
     (Slip::FirstUncorrected, Kind::BiasCorrection, "without correcting the first moment"),
     (Slip::SecondUncorrected, Kind::BiasCorrection, "without correcting the second moment"),
@@ -36,6 +37,7 @@ const SLIPS: [(Slip, Kind, &str); 12] = [
         Kind::Epsilon,
         "with epsilon added before the second moment is corrected",
     ),
+    (Slip::NoEpsilon, Kind::Epsilon, "without epsilon"),
     (
         Slip::DecayThroughMoments,
         Kind::WeightDecay,
@@ -194,6 +196,7 @@ fn slipped(adamw: &Adamw, sample: &Sample, slip: Slip) -> Vec<Tensor> {
         let (m, v) = if slip == Slip::OldMoments { (m, v) } else { (next_m, next_v) };
         let step = match slip {
             Slip::EpsilonInRoot => (m / c1) / (v / c2 + epsilon).sqrt(),
+            Slip::NoEpsilon => (m / c1) / (v / c2).sqrt(),
             Slip::EpsilonBeforeCorrection => (m / c1) / ((v.sqrt() + epsilon) / c2.sqrt()),
             _ => (m / c1) / ((v / c2).sqrt() + epsilon),
         };

@@ -26,6 +26,12 @@ const TELLING: usize = 400;
 /// Elements of all operands and outputs that it may have then.
 const TELLING_MOST: usize = 6000;
 
+/// The error of a result that is far off, in units of its magnitude.
+const FAR: f64 = 1.0 / 32.0;
+
+/// Operations of a case that is small enough to run many times.
+const SMALL: u64 = 20_000;
+
 /// Elements of outputs below which more draws are made, and how many; else two.
 pub(super) const FEW: usize = 24;
 pub(super) const MANY_DRAWS: u64 = 16;
@@ -81,6 +87,10 @@ impl Sample {
         // What could not be compared is no explanation.
         let skipped = |judgement: &Judgement| judgement.incomparable.values().sum::<u64>();
         let left: Vec<_> = judgement.wrong.iter().filter(|(output, _)| wrong.contains(output)).collect();
+        // What brings the few wrong ones within their bounds and takes the others further off is no explanation.
+        if self.square(exact, &wrong) > self.square(&self.exact, &wrong) {
+            return false;
+        }
         // What is done after the store is rounded once more.
         let nearly = || {
             let few = left.len() * 2 <= self.judgement.wrong.len();
@@ -101,6 +111,23 @@ impl Sample {
         let dtype = other.want[output].dtype;
         let room = self.tolerances()[output].bound(want, size) + dtype.unit_roundoff() * size.max(want.abs());
         dtype == DType::Bf16 && (got - want).abs() <= room
+    }
+
+    /// How far all elements of some outputs lie from what should be there: the sum of squares, in units of the bounds.
+    fn square(&self, other: &Exact, outputs: &BTreeSet<usize>) -> f64 {
+        let tolerances = self.tolerances();
+        let mut sum = 0.0;
+        for output in outputs.iter().copied() {
+            let (want, right) = (&other.want[output], &self.exact.want[output]);
+            for i in 0..right.data.len() {
+                let size =
+                    self.exact.measured.whole.get(output).and_then(|m| m.get(i)).copied().unwrap_or(0.0);
+                let unit = tolerances[output].bound(right.data[i], size);
+                let error = (self.outcome.outputs[output].data[i] - want.data[i]) / unit;
+                sum += if error.is_finite() { error * error } else { 0.0 };
+            }
+        }
+        sum
     }
 
     /// How far the wrong elements lie from what should be there, in all.
@@ -130,6 +157,10 @@ pub(super) struct Lab<'a> {
     pub observed: Option<Outcome>,
     pub effort: Effort,
     pub experiments: Vec<Experiment>,
+    /// A case that fails and is as small as may be, once it was looked for.
+    small: Option<Sample>,
+    /// Whether the same run gives the same bits each time.
+    pub steady: bool,
     /// Bits that are left where the error does not grow with the length of a sum.
     pub flat: Option<f64>,
     /// By what the error of a long sum is larger than that of a short one, at most.
@@ -159,6 +190,8 @@ impl<'a> Lab<'a> {
             observed: observed.cloned(),
             effort,
             experiments: Vec::new(),
+            small: None,
+            steady: false,
             flat: None,
             grown: 1.0,
         };
@@ -290,6 +323,37 @@ impl<'a> Lab<'a> {
             );
         }
         Ok(())
+    }
+
+    /// Whether some result is far off: what is read through a wrong index is another number altogether, and no rounding.
+    pub fn is_far_off(&self) -> bool {
+        self.failing().any(|sample| sample.largest_error() > FAR)
+    }
+
+    /// A case that fails and is as small as may be, for what runs many times; the base where no smaller one fails.
+    pub fn small(&mut self) -> Result<Sample, Obstacle> {
+        if let Some(small) = &self.small {
+            return Ok(small.clone());
+        }
+        let mut small = self.base.clone();
+        if flops(&self.base) > SMALL && !self.base.probe.has_views() {
+            for cap in [6usize, 12, 20, 36] {
+                let map = move |_: usize, _: usize, n: usize| if n > cap { cap } else { n };
+                let smaller = self.base.probe.resized(&map, self.effort.seed, Regime::Normal);
+                let Some(smaller) = smaller.filter(|probe| flops_of(probe) < flops(&self.base)) else {
+                    continue;
+                };
+                let Ok(smaller) = smaller.made_consistent(self.oracle) else { continue };
+                if let Some(sample) = self.sample(smaller)?
+                    && sample.fails()
+                {
+                    small = sample;
+                    break;
+                }
+            }
+        }
+        self.small = Some(small.clone());
+        Ok(small)
     }
 
     pub fn note(&mut self, ran: impl Into<String>, showed: impl Into<String>) {

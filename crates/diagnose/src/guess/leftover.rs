@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
-use crate::probe::{Outcome, Probe};
+use crate::probe::{Opened, Outcome, Probe};
 use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
@@ -22,10 +22,11 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     for fed in [one, &probe, two, &probe, one, &probe] {
         runs.push(opened.run(lab.subject, fed)?);
     }
+    let kept = kept_operand(lab, &opened, &probe, two, &runs)?;
     let in_place = lab.base.probe.operator().writes_in_place().is_some();
     let mut over = Vec::new();
     if !in_place {
-        for before in [7.25, -3.5] {
+        for before in [FILLED, FILLED - APART] {
             over.push(opened.run_over(lab.subject, &probe, Some(before))?);
         }
     }
@@ -37,6 +38,15 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let sentence = "Its output is that of the run before: what it computes reaches the buffer too late, or not at all.";
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
+    }
+    if let Some(operand) = kept {
+        let name = lab.base.probe.operator().definition().record().operands.get(operand);
+        let name = name.map_or("operand", |slot| slot.name);
+        let sentence =
+            format!("It does not read `{name}` anew: what it made of that of an earlier run is kept.");
+        let ran = format!("another `{name}` in the same memory");
+        let showed = "the same bits; in memory of its own the same operands gave other ones";
+        return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, showed));
     }
     // A part that changes from run to run: what is wrong there is of the run before, or no number at all.
     let again =
@@ -59,12 +69,25 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         ));
     }
     if let [first, second] = over.as_slice() {
+        // What stood there before is added to: the results are as far apart as what stood there.
+        let added = |(output, element): &(usize, usize)| {
+            let (a, b) = (first.outputs[*output].data[*element], second.outputs[*output].data[*element]);
+            let unit = first.outputs[*output].dtype.unit_roundoff();
+            let room = 4.0 * unit * (a.abs() + b.abs() + APART);
+            room < 1.0 && (a - b - APART).abs() <= room
+        };
+        let lost = probe.judge(&lab.base.exact, first).wrong;
+        if lost.len() >= KEPT_LEAST && lost.iter().all(added) {
+            let sentence = "It adds to what stood in its output before, in place of writing over it.";
+            let ran = "outputs filled with two different numbers before";
+            return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the results are as far apart"));
+        }
         let unwritten = judged
             .wrong
             .iter()
             .filter(|(o, e)| {
                 let (a, b) = (&first.outputs[*o], &second.outputs[*o]);
-                a.dtype.is_float() && a.data[*e] == 7.25 && b.data[*e] == -3.5
+                a.dtype.is_float() && a.data[*e] == FILLED && b.data[*e] == FILLED - APART
             })
             .count();
         if unwritten > 0 {
@@ -85,6 +108,44 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
     );
     Ok(None)
 }
+
+/// The operand that is not read anew where another one stands in the same memory, though other memory gave other results.
+fn kept_operand(
+    lab: &mut Lab<'_>,
+    opened: &Opened,
+    probe: &Probe,
+    other: &Probe,
+    runs: &[Outcome],
+) -> Result<Option<usize>, Obstacle> {
+    let elsewhere = !runs[5].same_bits(&lab.base.outcome);
+    if !elsewhere || !runs[1].same_bits(&runs[5]) {
+        return Ok(None);
+    }
+    for (at, operand) in other.operands().into_iter().enumerate() {
+        if !operand.dtype.is_float() || operand.data.len() < KEPT_LEAST {
+            continue;
+        }
+        let mut fed = probe.clone();
+        fed.take_operand(at, other);
+        let run = opened.run(lab.subject, &fed)?;
+        if !run.same_bits(&runs[5]) {
+            continue;
+        }
+        let exact = fed.exact(lab.oracle)?;
+        let own = Outcome { outputs: lab.base.exact.want.clone(), stray: None };
+        if matches!(fed.judge(&exact, &own).verdict, Verdict::Differ(_)) {
+            return Ok(Some(at));
+        }
+    }
+    Ok(None)
+}
+
+/// What outputs are filled with before a run, and how far the second number lies below the first.
+const FILLED: f64 = 7.25;
+const APART: f64 = 10.75;
+
+/// Numbers of an operand that could be kept; fewer may make no difference.
+const KEPT_LEAST: usize = 16;
 
 /// The wrong elements of a run, and how many of them are what the run before gave there; none where one is neither that nor
 /// NaN, or where none is wrong.

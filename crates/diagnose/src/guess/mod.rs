@@ -5,19 +5,25 @@ mod alteration; // the same operator with another attribute or operand explains 
 mod axes; // which sizes belong together
 mod condition; // it fails only where something special is there
 mod constant; // the same number whatever is read
+mod dependence; // which part of an operand an element follows
 mod elsewhere; // what goes in at one place comes out at another
+mod fitted; // a constant is another one
 mod fixed; // some elements are stuck
 mod formula; // optimizers that leave a part of the formula out
 mod lab; // runs trials and keeps the record
 mod leftover; // what a run before left behind
 mod mask; // who sees whom
+mod misplaced; // an operand is read through a wrong index
 mod model; // the formulas, step by step
 mod permutation; // right numbers in another order
+mod places; // wrong ways to count
 mod precision; // how the error grows
 mod prediction; // the right result, changed on the way out
+mod proportional; // what the error is a multiple of
 mod repeat; // the same run again
 mod sizes; // which sizes fail
 mod softmax; // large logits
+mod sorted; // equals, tails and places of a sort
 mod steps; // one step of the formula done otherwise
 mod tail; // where the wrong elements lie
 
@@ -213,6 +219,7 @@ type Idea = fn(&mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>;
 const IDEAS: &[Idea] = &[
     leftover::leftover,
     repeat::repeat,
+    sorted::sorted,
     sizes::sizes,
     tail::tail,
     constant::constant,
@@ -223,16 +230,24 @@ const IDEAS: &[Idea] = &[
     prediction::factor,
     alteration::attribute,
     formula::optimizer,
+    condition::zeros,
     mask::mask,
     alteration::operand,
     steps::changed,
+    fitted::attribute,
+    fitted::step,
     permutation::permutation,
     fixed::stuck,
+    misplaced::operand,
+    dependence::dependence,
+    misplaced::output,
     elsewhere::rows,
     elsewhere::impulse,
     softmax::softmax,
+    proportional::operand,
     precision::growth,
     steps::rounding,
+    proportional::parts,
     precision::roughness,
 ];
 

@@ -2,7 +2,7 @@
 //! sums that are rounded one that does. What is rounded is a rough function of the operands, what is another formula a smooth one.
 
 use super::axes::axes;
-use super::lab::{Lab, Sample, flops};
+use super::lab::{Lab, Sample, flops, flops_of};
 use super::{Conclusion, Kind};
 use crate::probe::Probe;
 use toprope_conformance::lockstep::Obstacle;
@@ -48,6 +48,10 @@ fn precision_of(lab: &mut Lab<'_>, base: &Probe) -> Result<Option<Conclusion>, O
             let Some(probe) = base.resized(&axis.map(length), lab.effort.seed, Regime::Normal) else {
                 continue;
             };
+            // Rows and keys that grow together cost as the square.
+            if length > axis.size && flops_of(&probe) > 8 * lab.effort.flops_max {
+                break;
+            }
             let Some((subject, control, largest)) = typical_errors(lab, &probe)? else { continue };
             points.push((length, subject, control));
             // What is far off in a short sum is no rounding.

@@ -55,6 +55,13 @@ pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
         let showed = format!("all {count} are ±{most:e} where the right result is larger");
         return Ok(lab.conclude(Kind::Saturation, sentence, "a look at the wrong elements", showed));
     }
+    if let Some(bound) = clamped(lab) {
+        let sentence = format!("No result goes beyond {bound:e}: what would is taken as that.");
+        let showed = format!(
+            "all {count} are {bound:e} where the right result is beyond it, and no other goes beyond"
+        );
+        return Ok(lab.conclude(Kind::Saturation, sentence, "a look at the wrong elements", showed));
+    }
     let early = |(got, right, _, _): &(f64, f64, f64, DType)| {
         !got.is_finite() && right.abs() > 65504.0 && right.is_finite()
     };
@@ -67,18 +74,63 @@ pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     Ok(None)
 }
 
+/// Elements that must be held at a bound before it is called one.
+const CLAMPED_LEAST: usize = 4;
+
+/// The bound that all wrong elements are held at, those of at least two draws, where every element that should lie beyond it
+/// is.
+fn clamped(lab: &Lab<'_>) -> Option<f64> {
+    let wrong: Vec<_> = lab.failing().flat_map(wrong_numbers).collect();
+    let bound =
+        wrong.iter().map(|(got, ..)| got.abs()).next().filter(|bound| *bound > 0.0 && bound.is_finite())?;
+    let held = |(got, right, _, _): &(f64, f64, f64, DType)| {
+        got.abs() == bound && right.abs() > bound && got.signum() == right.signum()
+    };
+    let various = wrong.iter().any(|(_, right, ..)| *right != wrong[0].1);
+    if lab.failing().count() < 2 || wrong.len() < CLAMPED_LEAST || !various || !wrong.iter().all(held) {
+        return None;
+    }
+    let signs: Vec<f64> =
+        [1.0, -1.0].into_iter().filter(|s| wrong.iter().any(|x| x.0 == s * bound)).collect();
+    let within = |sample: &Sample| {
+        sample.wrong_outputs().into_iter().all(|output| {
+            let beyond = |x: &f64| signs.iter().any(|sign| sign * x > bound);
+            sample.exact.want[output].data.len() > sample.wrong_in(output).len()
+                && !sample.outcome.outputs[output].data.iter().any(beyond)
+        })
+    };
+    lab.samples.iter().filter(|sample| sample.fails()).all(within).then_some(bound)
+}
+
 fn round_down_to_bf16(x: f32) -> f64 {
     f64::from(f32::from_bits(x.to_bits() & 0xFFFF_0000))
 }
 
 /// A number with its significand cut to `bits` bits.
 pub(super) fn cut(bits: i32, x: f64) -> f64 {
+    brought(bits, x, f64::trunc)
+}
+
+/// A number brought to a significand of `bits` bits, given how it becomes a whole number of units.
+fn brought(bits: i32, x: f64, whole: fn(f64) -> f64) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
     }
     let unit = 2f64.powi(x.abs().log2().floor() as i32 - bits + 1);
-    (x / unit).trunc() * unit
+    whole(x / unit) * unit
 }
+
+/// A way to come to a whole number that is not the nearest one.
+type Whole = (&'static str, fn(f64) -> f64);
+
+/// Ways to bring a number to the bits of its type that are not to nearest, ties to even.
+const DIRECTIONS: [Whole; 5] = [
+    ("cut, towards zero", f64::trunc),
+    ("rounded down, towards minus infinity", f64::floor),
+    ("rounded up, towards infinity", f64::ceil),
+    ("rounded away from zero", |x| x.abs().ceil().copysign(x)),
+    ("rounded to nearest with ties away from zero", f64::round),
+];
 
 /// A number rounded to a significand of `bits` bits, ties to even.
 pub(super) fn nearest(bits: i32, x: f64) -> f64 {
@@ -196,15 +248,13 @@ fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
         part >= 4 && hit as f64 >= STORED_SHARE * part as f64
     };
     let bits = |dtype: DType| if dtype == DType::Bf16 { 8 } else { 24 };
-    if agrees(&|dtype, x| cut(bits(dtype), x)) {
-        let sentence = "Results are cut to their type's bits where they must be rounded to nearest.";
-        let showed = "it is the right result, cut, and so too small on average";
-        return lab.conclude(
-            Kind::TruncatingStore,
-            sentence,
-            "the right result cut instead of rounded",
-            showed,
-        );
+    for (how, whole) in DIRECTIONS {
+        if agrees(&|dtype, x| brought(bits(dtype), x, whole)) {
+            let sentence =
+                format!("Results are {how}; they must be rounded to the nearest number, ties to even.");
+            let ran = format!("the right result {how}");
+            return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
+        }
     }
     for (bits, name) in FORMATS {
         let narrow = |dtype: DType| bits == FP16 || !(dtype == DType::Bf16 && bits >= 8);
@@ -217,6 +267,18 @@ fn stored(lab: &mut Lab<'_>, samples: &[Sample]) -> Option<Conclusion> {
             let sentence = format!("Results are rounded to {bits} bits ({name}) on their way out.");
             let ran = format!("the right result rounded to {bits} bits");
             return lab.conclude(Kind::LowPrecisionStore, sentence, ran, "it is what was given");
+        }
+    }
+    // Ties are too few in a shorter format to be told from other numbers.
+    for (how, whole) in &DIRECTIONS[1..4] {
+        for (bits, name) in [(8, "bf16"), (11, "11 bits")] {
+            if agrees(&|dtype, x| {
+                if dtype == DType::F32 { brought(bits, x, *whole) } else { round(dtype, x) }
+            }) {
+                let sentence = format!("Results are {how}, to {bits} bits ({name}).");
+                let ran = format!("the right result {how}, to {bits} bits");
+                return lab.conclude(Kind::TruncatingStore, sentence, ran, "it is what was given");
+            }
         }
     }
     None

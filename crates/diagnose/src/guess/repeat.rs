@@ -33,7 +33,8 @@ pub(super) fn repeat(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
         }
     }
     let ran = format!("the same run {runs} times");
-    if kinds.len() == 1 {
+    lab.steady = kinds.len() == 1;
+    if lab.steady {
         lab.note(ran, "the same bits each time");
         return Ok(None);
     }

@@ -42,6 +42,79 @@ pub(super) enum How {
     WithoutLast,
     /// Those behind the first few do not count.
     Only(usize),
+    /// Those before the last few do not count.
+    LastOnly(usize),
+    /// The last tile alone counts, whole or not.
+    LastTile(usize),
+    /// The first few do not count.
+    WithoutFirstOf(usize),
+    /// The last few do not count.
+    WithoutLastOf(usize),
+    /// Of each two tiles the second does not count.
+    EvenTiles(usize),
+    /// The first counts twice.
+    FirstTwice,
+    /// The last counts twice.
+    LastTwice,
+    /// The first tile counts twice.
+    FirstTileTwice(usize),
+    /// The last tile, whole or not, counts twice.
+    LastTileTwice(usize),
+    /// Equals come from the highest place to the lowest.
+    TiesBackwards,
+    /// The argument of an exponential is kept within bounds; what is hidden, minus infinity, is as well.
+    Within(f64, f64),
+    /// The same, but what is hidden stays hidden.
+    SeenWithin(f64, f64),
+}
+
+impl How {
+    /// How often the term `i` of so many counts.
+    fn weight(self, i: usize, length: usize) -> f64 {
+        let counts = match self {
+            How::Tail(tile) => i < length / tile * tile,
+            How::LongTail(tile) => length <= tile || i < length / tile * tile,
+            How::WithoutFirst => i > 0,
+            How::WithoutLast => i + 1 < length,
+            How::Only(count) => i < count,
+            How::LastOnly(count) => i + count >= length,
+            How::LastTile(tile) => i >= length.saturating_sub(1) / tile * tile,
+            How::WithoutFirstOf(count) => i >= count,
+            How::WithoutLastOf(count) => i + count < length,
+            How::EvenTiles(tile) => (i / tile).is_multiple_of(2),
+            How::FirstTwice if i == 0 => return 2.0,
+            How::LastTwice if i + 1 == length => return 2.0,
+            How::FirstTileTwice(tile) if i < tile => return 2.0,
+            How::LastTileTwice(tile) if i >= length.saturating_sub(1) / tile * tile => return 2.0,
+            _ => true,
+        };
+        f64::from(u8::from(counts))
+    }
+
+    /// Whether it says how often terms count.
+    fn weighs(self) -> bool {
+        use How::{
+            EvenTiles, FirstTileTwice, FirstTwice, LastOnly, LastTile, LastTileTwice, LastTwice, LongTail,
+            Only, Tail, WithoutFirst, WithoutFirstOf, WithoutLast, WithoutLastOf,
+        };
+        matches!(
+            self,
+            Tail(_)
+                | LongTail(_)
+                | WithoutFirst
+                | WithoutLast
+                | Only(_)
+                | LastOnly(_)
+                | LastTile(_)
+                | WithoutFirstOf(_)
+                | WithoutLastOf(_)
+                | EvenTiles(_)
+                | FirstTwice
+                | LastTwice
+                | FirstTileTwice(_)
+                | LastTileTwice(_)
+        )
+    }
 }
 
 /// A step with how it is done otherwise.
@@ -60,6 +133,10 @@ enum Sort {
     Reciprocal,
     /// What is added to or taken from others.
     Term,
+    /// An operand that is added as it is.
+    Addend,
+    /// The argument of an exponential.
+    Exponent,
     /// What others are multiplied with.
     Factor,
     /// How many there are, where a mean is taken.
@@ -68,6 +145,8 @@ enum Sort {
     Sum(usize),
     /// An output of which so many rows are computed.
     Rows(usize),
+    /// A choice among so many.
+    Choice(usize),
 }
 
 /// A formula's steps: takes note of them, and does one otherwise.
@@ -87,6 +166,11 @@ impl Steps {
         Steps { change: None, found: Some(RefCell::default()) }
     }
 
+    /// One step times a factor.
+    pub fn times(step: &'static str, factor: f64) -> Steps {
+        Steps::with(Change { step, how: How::Times(factor) })
+    }
+
     fn with(change: Change) -> Steps {
         Steps { change: Some(change), found: None }
     }
@@ -97,6 +181,11 @@ impl Steps {
             match found.iter_mut().find(|(name, _)| *name == step) {
                 Some((_, Sort::Sum(longest))) => {
                     if let Sort::Sum(length) = sort {
+                        *longest = length.max(*longest);
+                    }
+                }
+                Some((_, Sort::Choice(longest))) => {
+                    if let Sort::Choice(length) = sort {
                         *longest = length.max(*longest);
                     }
                 }
@@ -134,6 +223,24 @@ impl Steps {
         Steps::number(self.how(step, Sort::Term), x)
     }
 
+    /// An operand that is added as it is.
+    pub fn addend(&self, step: &'static str, x: f64) -> f64 {
+        Steps::number(self.how(step, Sort::Addend), x)
+    }
+
+    /// `e` to a number; none is hidden, and counts as minus infinity.
+    pub fn exponential(&self, step: &'static str, x: Option<f64>) -> f64 {
+        let x = match self.how(step, Sort::Exponent) {
+            Some(How::Within(least, most)) => Some(x.unwrap_or(f64::NEG_INFINITY).max(least).min(most)),
+            Some(How::Times(c)) => x.map(|x| c * x),
+            Some(How::SeenWithin(least, most)) => x.map(|x| x.max(least).min(most)),
+            Some(How::Rounded(bits)) => x.map(|x| nearest(bits, x)),
+            Some(How::Cut(bits)) => x.map(|x| cut(bits, x)),
+            _ => x,
+        };
+        x.map_or(0.0, f64::exp)
+    }
+
     /// What others are multiplied with.
     pub fn factor(&self, step: &'static str, x: f64) -> f64 {
         Steps::number(self.how(step, Sort::Factor), x)
@@ -157,11 +264,12 @@ impl Steps {
         let all = |from: usize, to: usize| (from..to).map(&term).sum::<f64>();
         match self.how(step, Sort::Sum(length)) {
             None => all(0, length),
-            Some(How::Tail(tile)) => all(0, length / tile * tile),
-            Some(How::LongTail(tile)) => all(0, if length > tile { length / tile * tile } else { length }),
-            Some(How::WithoutFirst) => all(1.min(length), length),
-            Some(How::WithoutLast) => all(0, length.saturating_sub(1)),
-            Some(How::Only(count)) => all(0, length.min(count)),
+            Some(how) if how.weighs() => (0..length)
+                .map(|i| match how.weight(i, length) {
+                    0.0 => 0.0,
+                    weight => weight * term(i),
+                })
+                .sum(),
             Some(How::Kept(width, bits)) => (0..length)
                 .step_by(width)
                 .fold(0.0, |sum, from| nearest(bits, sum + all(from, length.min(from + width)))),
@@ -171,21 +279,49 @@ impl Steps {
         }
     }
 
+    /// The places of the largest values, from the largest on, equals by their place.
+    pub fn best(
+        &self,
+        step: &'static str,
+        values: &[f64],
+        mut places: Vec<usize>,
+        count: usize,
+    ) -> Vec<usize> {
+        let n = places.len();
+        let how = self.how(step, Sort::Choice(n));
+        let (mut sorted, mut skipped) = (n, 0);
+        match how {
+            // What is not sorted stays where it is.
+            Some(How::Tail(tile)) => sorted = n / tile * tile,
+            Some(How::LongTail(tile)) if n > tile => places.truncate(n / tile * tile),
+            Some(How::WithoutLast) if n > count => places.truncate(n - 1),
+            Some(How::WithoutFirst) if n > count => skipped = 1,
+            _ => {}
+        }
+        let sorted = sorted.min(places.len());
+        places[..sorted].sort_by(|a, b| {
+            let (larger, earlier) = (values[*b].total_cmp(&values[*a]), a.cmp(b));
+            match how {
+                Some(How::Times(_)) => larger.reverse().then(earlier),
+                Some(How::TiesBackwards) => larger.then(earlier.reverse()),
+                _ => larger.then(earlier),
+            }
+        });
+        places.into_iter().skip(skipped).take(count).collect()
+    }
+
     /// Whether one of so many rows is computed; those that are not are zero.
     pub fn covers(&self, step: &'static str, index: usize, length: usize) -> bool {
-        match self.how(step, Sort::Rows(length)) {
-            Some(How::Tail(tile)) => index < length / tile * tile,
-            Some(How::LongTail(tile)) => length <= tile || index < length / tile * tile,
-            Some(How::WithoutFirst) => index > 0,
-            Some(How::WithoutLast) => index + 1 < length,
-            Some(How::Only(count)) => index < count,
-            _ => true,
-        }
+        self.how(step, Sort::Rows(length)).is_none_or(|how| how.weight(index, length) > 0.0)
     }
 }
 
 /// Widths of tiles.
 pub(super) const TILES: [usize; 7] = [2, 4, 8, 16, 32, 64, 128];
+
+/// Round numbers that the argument of an exponential may be kept within.
+const BOUNDS: [f64; 17] =
+    [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0, 16.0, 20.0, 30.0, 32.0, 50.0, 80.0];
 
 /// Bits of significands that numbers in between are rounded to.
 const BITS: [i32; 7] = [8, 11, 10, 12, 9, 13, 7];
@@ -196,6 +332,41 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
     let mut push = |how, kind, what: String| list.push((Change { step, how }, kind, what));
     match sort {
         Sort::Number => {}
+        Sort::Exponent => {
+            for bound in BOUNDS {
+                for (least, most, where_) in [
+                    (-bound, f64::INFINITY, "below"),
+                    (f64::NEG_INFINITY, bound, "above"),
+                    (-bound, bound, "beyond"),
+                ] {
+                    let what = format!("with {step} {where_} ±{bound} taken as that");
+                    push(How::SeenWithin(least, most), Kind::Saturation, what.clone());
+                    if least.is_finite() {
+                        let what = format!("{what}, what is hidden too");
+                        push(How::Within(least, most), Kind::Saturation, what);
+                    }
+                }
+            }
+        }
+        Sort::Choice(length) => {
+            for tile in TILES {
+                let what = format!("with what lies behind the last multiple of {tile} unsorted in {step}");
+                push(How::Tail(tile), Kind::DroppedTail, what);
+                if length > tile {
+                    let what = format!("without what lies behind the last multiple of {tile} in {step}");
+                    push(How::LongTail(tile), Kind::DroppedTail, what);
+                }
+            }
+            push(How::Times(-1.0), Kind::WrongAttribute, format!("with the least for the largest in {step}"));
+            push(How::TiesBackwards, Kind::TieBreak, format!("with equals from the last on in {step}"));
+            push(How::WithoutLast, Kind::MissingTerms, format!("without the last place in {step}"));
+            push(How::WithoutFirst, Kind::WrongAttribute, format!("with the next best in {step}"));
+        }
+        Sort::Addend => {
+            push(How::Times(0.0), Kind::WrongOperand, format!("without {step}"));
+            push(How::Times(2.0), Kind::WrongOperand, format!("with {step} twice"));
+            push(How::Times(-1.0), Kind::WrongOperand, format!("with the other sign of {step}"));
+        }
         Sort::Reciprocal => push(How::As(1.0), Kind::WrongFactor, format!("without {step}")),
         Sort::Term => {
             push(How::Times(0.0), Kind::MissingTerms, format!("without {step}"));
@@ -230,11 +401,33 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             }
             push(How::WithoutLast, Kind::MissingTerms, format!("without the last of {step}"));
             push(How::WithoutFirst, Kind::MissingTerms, format!("without the first of {step}"));
-            for count in TILES.iter().filter(|count| **count < length && length > 4) {
-                let what = format!("with the first {count} of {step} alone");
-                push(How::Only(*count), Kind::MissingTerms, what);
+            if length > 1 && length <= 4 {
+                push(How::Only(1), Kind::MissingTerms, format!("with the first of {step} alone"));
+                push(How::LastOnly(1), Kind::MissingTerms, format!("with the last of {step} alone"));
+            }
+            for count in TILES.iter().copied().filter(|count| *count < length && length > 4) {
+                for (how, what) in [
+                    (How::Only(count), format!("with the first {count} of {step} alone")),
+                    (How::LastTile(count), format!("with the last tile of {count} of {step} alone")),
+                    (How::LastOnly(count), format!("with the last {count} of {step} alone")),
+                    (How::WithoutFirstOf(count), format!("without the first {count} of {step}")),
+                    (How::WithoutLastOf(count), format!("without the last {count} of {step}")),
+                    (How::EvenTiles(count), format!("without every second tile of {count} of {step}")),
+                ] {
+                    push(how, Kind::MissingTerms, what);
+                }
             }
             if let Sort::Sum(_) = sort {
+                if length > 1 {
+                    push(How::FirstTwice, Kind::WrongOperand, format!("with the first of {step} twice"));
+                    push(How::LastTwice, Kind::WrongOperand, format!("with the last of {step} twice"));
+                }
+                for tile in TILES.into_iter().filter(|tile| *tile < length) {
+                    let what = format!("with the first tile of {tile} of {step} twice");
+                    push(How::FirstTileTwice(tile), Kind::WrongOperand, what);
+                    let what = format!("with the last tile of {tile} of {step} twice");
+                    push(How::LastTileTwice(tile), Kind::WrongOperand, what);
+                }
                 push(How::Times(0.0), Kind::MissingTerms, format!("without {step}"));
                 push(How::Times(2.0), Kind::WrongFactor, format!("with {step} twice"));
                 push(How::Times(-1.0), Kind::WrongFactor, format!("with the other sign of {step}"));
@@ -260,15 +453,15 @@ fn rounded(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             list.push((Change { step, how }, kind, what));
         };
         match sort {
-            Sort::Count(_) | Sort::Rows(_) | Sort::Factor => {}
-            Sort::Number | Sort::Reciprocal | Sort::Term => {
+            Sort::Count(_) | Sort::Rows(_) | Sort::Choice(_) | Sort::Factor | Sort::Addend => {}
+            Sort::Number | Sort::Reciprocal | Sort::Term | Sort::Exponent => {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));
             }
             Sort::Sum(length) => {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));
-                for width in [1, 8, 16, 32, 64].into_iter().filter(|width| length > *width) {
+                for width in [1, 4, 8, 16, 32, 64].into_iter().filter(|width| length > *width) {
                     push(
                         How::Kept(width, bits),
                         format!("{step} kept to {bits} bits from {width} to {width} terms"),
@@ -337,9 +530,31 @@ fn steps_of(sample: &Sample) -> Option<Vec<(&'static str, Sort)>> {
     steps.found.map(RefCell::into_inner)
 }
 
+/// The term without which the formula gives what was given, on every draw.
+pub(super) fn lost_term(lab: &Lab<'_>) -> Option<&'static str> {
+    let terms = steps_of(&lab.base)?.into_iter().filter(|(_, sort)| *sort == Sort::Term);
+    let lost = |step: &&'static str| {
+        let steps = Steps::times(step, 0.0);
+        let holds = |sample: &Sample| {
+            altered(sample, &steps).is_some_and(|exact| sample.explained_by(&sample.probe, &exact))
+        };
+        lab.failing().all(holds)
+    };
+    terms.map(|(step, _)| step).find(lost)
+}
+
+/// The steps of a formula that may be times a factor; none where there is no formula that fits.
+pub(super) fn times(sample: &Sample) -> Option<Vec<&'static str>> {
+    let may = |sort: &Sort| !matches!(sort, Sort::Rows(_) | Sort::Choice(_));
+    Some(steps_of(sample)?.into_iter().filter(|(_, sort)| may(sort)).map(|(step, _)| step).collect())
+}
+
 /// A formula with a step left out, twice, or without its tail.
 pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let Some(found) = steps_of(&lab.base) else { return Ok(None) };
+    // What holds, holds in the small case as well, where it is found out sooner.
+    let small = lab.small()?;
+    let sooner = steps_of(&small).is_some();
     let mut count = 0;
     for (step, sort) in found {
         for (change, kind, what) in otherwise(step, sort) {
@@ -348,6 +563,9 @@ pub(super) fn changed(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
             let holds = |sample: &Sample| {
                 altered(sample, &steps).is_some_and(|exact| sample.explained_by(&sample.probe, &exact))
             };
+            if sooner && !holds(&small) {
+                continue;
+            }
             if holds(&lab.base) && lab.failing().all(holds) {
                 let draws = lab.failing().count();
                 let ran = format!("its formula {what}, on {draws} draws");

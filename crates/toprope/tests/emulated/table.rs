@@ -31,7 +31,7 @@ use Shows::{Always, InTime, Never, Sometimes};
 /// one: without the term of the mean the gradient is that of no `x`, so that `wrong_operand` says it as well.
 type Expected = (&'static str, Shows, &'static [&'static str]);
 
-/// Those that were known to the guesser's author on 2026-11-29.
+/// Those that are known to the guesser's author.
 const EXPECTED: &[Expected] = &[
     ("matmul.fp16_accumulate", Always, &["low_precision_accumulation"]),
     ("matmul.bf16_accumulate", Always, &["low_precision_accumulation"]),
@@ -69,6 +69,21 @@ const EXPECTED: &[Expected] = &[
     ("any.race", Sometimes, &["race"]),
     ("any.bit_flip", Sometimes, &["bit_flips"]),
     ("any.slow", InTime, &[]),
+    // Held out until the guesser was changed for them.
+    ("experts.offset", Always, &["wrong_operand"]),
+    ("experts.stale_weight", Always, &["stale_buffer"]),
+    ("attention.no_delta", Always, &["missing_terms"]),
+    ("attention.head", Always, &["wrong_operand", "layout"]),
+    ("attention.padded_scale", Always, &["wrong_attribute"]),
+    ("rope.next_position", Always, &["wrong_operand"]),
+    ("sort.tail", Always, &["dropped_tail"]),
+    ("index_copy.swap", Always, &["layout"]),
+    ("adds.fp16_scalar", Always, &["epsilon"]),
+    ("norm.gamma_plus_one", Always, &["wrong_operand"]),
+    ("norm.gradient_block", Always, &["missing_terms"]),
+    ("cast.floor", Always, &["truncating_store"]),
+    ("copy.dense_target", Always, &["strided_view", "layout"]),
+    ("exp.clamp", Always, &["saturation", "mask"]),
 ];
 
 /// The held-out ones, in the same words: written on 2026-11-29, the kinds before anything was run, by someone who has not read
@@ -80,38 +95,24 @@ const HELD_OUT: &[Expected] = &[
     ("matmul.fp16_out", Always, &["low_precision_store"]),
     ("matmul.late_tile", Sometimes, &["race"]),
     ("experts.buffer", Always, &["capacity", "not_written", "stale_buffer"]),
-    ("experts.offset", Always, &["wrong_operand"]),
     ("experts.half_columns", Always, &["not_written", "stale_buffer"]),
-    ("experts.stale_weight", Always, &["stale_buffer"]),
     ("attention.gradient_mask", Always, &["mask"]),
-    ("attention.no_delta", Always, &["missing_terms"]),
     ("attention.no_value_gradient", Always, &["all_zero", "constant_output"]),
-    ("attention.head", Always, &["wrong_operand", "layout"]),
     ("attention.window", Always, &["mask"]),
     ("attention.bf16_sum", Always, &["low_precision_accumulation"]),
-    ("attention.padded_scale", Always, &["wrong_attribute"]),
-    ("rope.next_position", Always, &["wrong_operand"]),
     ("rope.bf16_angles", Always, &["low_precision_operands"]),
     ("sort.merge", Always, &["tie_break"]),
-    ("sort.tail", Always, &["dropped_tail"]),
     ("scatter.bf16_accumulate", Always, &["low_precision_accumulation", "collision"]),
     ("scatter.conflict", Always, &["collision"]),
     ("scatter.order", Sometimes, &["order_changes"]),
-    ("index_copy.swap", Always, &["layout"]),
     ("accumulate.overwrites", Always, &["first_micro_batch", "missing_terms", "wrong_operand"]),
     ("add.stuck_lane", Always, &["stuck_elements"]),
-    ("adds.fp16_scalar", Always, &["epsilon"]),
     ("muls.bf16_scalar", Always, &["wrong_attribute", "wrong_factor", "low_precision_operands"]),
     ("norm.padded_mean", Always, &["wrong_factor", "dropped_tail"]),
     ("norm.epsilon_outside", Always, &["epsilon"]),
-    ("norm.gamma_plus_one", Always, &["wrong_operand"]),
-    ("norm.gradient_block", Always, &["missing_terms"]),
     ("swiglu.interleaved", Always, &["layout", "wrong_operand"]),
     ("silu.half_derivative", Always, &["missing_terms"]),
     ("sigmoid.table", Always, &["low_precision_operands", "low_precision_store"]),
-    ("cast.floor", Always, &["truncating_store"]),
-    ("copy.dense_target", Always, &["strided_view", "layout"]),
-    ("exp.clamp", Always, &["saturation", "mask"]),
     ("sqrt.low_precision", Always, &["low_precision_store", "low_precision_operands"]),
 ];
 

@@ -47,8 +47,10 @@ pub(in crate::guess) fn seeing(scale: f64, o: &[&Tensor], sees: Sight<'_>, steps
             lse.push(most);
             continue;
         }
-        let exponential =
-            |s: &Option<f64>| s.map_or(0.0, |s| steps.value("the exponentials", (s - most).exp()));
+        let exponential = |s: &Option<f64>| {
+            let e = steps.exponential("the exponents", s.map(|s| s - most));
+            steps.value("the exponentials", e)
+        };
         let e: Vec<f64> = seen.iter().map(exponential).collect();
         let sum = steps.sum("the sum of exponentials", keys, |j| e[j]);
         let p: Vec<f64> = e
@@ -85,11 +87,17 @@ pub(in crate::guess) fn gradient_seeing(
         let (query, dout, out, g) = (head(q, i, h), head(dout, i, h), head(out, i, h), h * groups / heads);
         let along = steps.sum("a row's sum of out and its gradient", deep, |c| dout[c] * out[c]);
         let along = steps.term("the row's own term", along);
-        for j in (0..keys).filter(|j| sees(i, *j)) {
+        for j in 0..keys {
             let (key, value) = (head(k, j, g), head(v, j, g));
-            let product = steps.sum("a score's sum", width, |c| query[c] * key[c]);
-            let score = steps.value("the scores", scale * product);
-            let one = steps.value("the probabilities", (score - lse.data[i * heads + h]).exp());
+            let exponent = sees(i, j).then(|| {
+                let product = steps.sum("a score's sum", width, |c| query[c] * key[c]);
+                steps.value("the scores", scale * product) - lse.data[i * heads + h]
+            });
+            let e = steps.exponential("the exponents", exponent);
+            if e == 0.0 {
+                continue;
+            }
+            let one = steps.value("the probabilities", e);
             let dp = steps.sum("a probability's gradient", deep, |c| dout[c] * value[c]);
             p[at(i, h, j)] = one;
             ds[at(i, h, j)] = steps.value("the scores' gradients", one * (dp - along));

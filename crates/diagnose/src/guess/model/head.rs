@@ -13,7 +13,10 @@ fn softmax(x: &[f64], weight: &Tensor, steps: &Steps) -> (Vec<f64>, Vec<f64>, f6
     };
     let z: Vec<f64> = (0..words).map(logit).collect();
     let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let e: Vec<f64> = z.iter().map(|z| steps.value("the exponentials", (z - most).exp())).collect();
+    let e: Vec<f64> = z
+        .iter()
+        .map(|z| steps.value("the exponentials", steps.exponential("the exponents", Some(z - most))))
+        .collect();
     let sum = steps.sum("the sum of exponentials", words, |v| e[v]);
     let p = e
         .iter()

@@ -23,7 +23,7 @@ pub(super) fn matmul(o: &[&Tensor], count: usize, steps: &Steps) -> Outputs {
     let mut y: Vec<f64> = (0..m * n).map(|i| cell(row(o[0], i / n), &o[1].data, n, i % n, steps)).collect();
     let sums = with_row_sums(&y, n, count, steps);
     if let Some(bias) = o.get(2) {
-        y.iter_mut().enumerate().for_each(|(i, y)| *y += steps.term("the bias", bias.data[i % n]));
+        y.iter_mut().enumerate().for_each(|(i, y)| *y += steps.addend("the bias", bias.data[i % n]));
     }
     vec![Some(y), sums]
 }
@@ -42,7 +42,8 @@ pub(super) fn grouped_matmul(o: &[&Tensor], count: usize, steps: &Steps) -> Outp
         let b = &o[1].data[group * k * n..(group + 1) * k * n];
         let range = rows_of(o[2], group, rows);
         for at in range.clone() {
-            if !steps.covers("an expert's rows", at - range.start, range.len()) {
+            let expert = steps.covers("the experts", group, o[1].sizes[0]);
+            if !expert || !steps.covers("an expert's rows", at - range.start, range.len()) {
                 continue;
             }
             for column in 0..n {
@@ -60,6 +61,9 @@ pub(super) fn grouped_outer(o: &[&Tensor], count: usize, steps: &Steps) -> Outpu
     let mut y = vec![0.0; groups * k * n];
     for group in 0..groups {
         let range = rows_of(o[2], group, rows);
+        if !steps.covers("the experts", group, groups) {
+            continue;
+        }
         for i in 0..k * n {
             y[group * k * n + i] = steps.sum("the sum over an expert's rows", range.len(), |r| {
                 o[0].data[(range.start + r) * k + i / n] * o[1].data[(range.start + r) * n + i % n]

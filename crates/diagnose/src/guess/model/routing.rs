@@ -5,12 +5,7 @@ use crate::guess::steps::{Steps, row};
 use toprope_program::Tensor;
 use toprope_program::operator::{Router, RouterGradient, Scoring};
 
-/// The places of the largest, ties to the lower one.
-fn largest(values: &[f64], mut places: Vec<usize>, count: usize) -> Vec<usize> {
-    places.sort_by(|a, b| values[*b].total_cmp(&values[*a]).then(a.cmp(b)));
-    places.truncate(count);
-    places
-}
+const CHOICE: &str = "the choice of the best";
 
 pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
     let (rows, experts) = (o[0].sizes[0], o[0].sizes[1]);
@@ -24,15 +19,17 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
                     steps.over(
                         "the sigmoid's reciprocal",
                         1.0,
-                        1.0 + steps.value("the exponentials", (-x).exp()),
+                        1.0 + steps.value("the exponentials", steps.exponential("the exponents", Some(-x))),
                     )
                 };
                 logits.iter().map(|x| steps.value("the scores", one(x))).collect()
             }
             Scoring::Softmax => {
                 let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let e: Vec<f64> =
-                    logits.iter().map(|x| steps.value("the exponentials", (x - most).exp())).collect();
+                let exponential = |x: &f64| {
+                    steps.value("the exponentials", steps.exponential("the exponents", Some(x - most)))
+                };
+                let e: Vec<f64> = logits.iter().map(exponential).collect();
                 let sum = steps.sum("the sum of exponentials", experts, |i| e[i]);
                 e.iter()
                     .map(|e| steps.value("the scores", steps.over("the reciprocal of the sum", *e, sum)))
@@ -44,19 +41,20 @@ pub(super) fn router(router: &Router, o: &[&Tensor], steps: &Steps) -> Outputs {
         let biased: Vec<f64> = scores
             .iter()
             .zip(&o[1].data)
-            .map(|(s, bias)| narrow(narrow(*s) + steps.term("the bias", *bias)))
+            .map(|(s, bias)| narrow(narrow(*s) + steps.addend("the bias", *bias)))
             .collect();
         let size = experts / router.groups.max(1);
         let members = |group: usize| group * size..(group + 1) * size;
         let of_group = |group: usize| {
-            let best = largest(&biased, members(group).collect(), 2);
+            let best = steps.best(CHOICE, &biased, members(group).collect(), 2);
             narrow(steps.sum("the sum of a group's two best", best.len(), |i| biased[best[i]]))
         };
         let groups: Vec<f64> = (0..router.groups).map(of_group).collect();
-        let mut chosen_groups = largest(&groups, (0..router.groups).collect(), router.top_groups);
-        chosen_groups.sort_unstable();
-        let candidates = chosen_groups.into_iter().flat_map(members).collect();
-        let chosen = largest(&biased, candidates, router.top_k);
+        let chosen_groups = steps.best(CHOICE, &groups, (0..router.groups).collect(), router.top_groups);
+        let candidates: Vec<usize> = chosen_groups.into_iter().flat_map(members).collect();
+        let of_candidates = |e: usize| if candidates.contains(&e) { biased[e] } else { f64::NEG_INFINITY };
+        let masked: Vec<f64> = (0..experts).map(of_candidates).collect();
+        let chosen = steps.best(CHOICE, &masked, (0..experts).collect(), router.top_k);
         let sum = steps.sum("the sum of the chosen scores", chosen.len(), |i| scores[chosen[i]]);
         let divisor = if router.normalize { sum + 1e-20 } else { 1.0 };
         for expert in chosen {
@@ -78,7 +76,7 @@ pub(super) fn router_gradient(router: &RouterGradient, o: &[&Tensor], steps: &St
         let chosen: Vec<Option<usize>> = row(o[1], at).iter().map(|e| within(*e, experts)).collect();
         let mut g: Vec<f64> = match o.get(4) {
             Some(dscores) => {
-                row(dscores, at).iter().map(|x| steps.term("the scores' own gradient", *x)).collect()
+                row(dscores, at).iter().map(|x| steps.addend("the scores' own gradient", *x)).collect()
             }
             None => vec![0.0; experts],
         };

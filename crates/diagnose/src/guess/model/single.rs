@@ -6,7 +6,7 @@ use toprope_program::Tensor;
 use toprope_program::operator::{ActivationKind, Rope};
 
 fn sigmoid(x: f64, steps: &Steps) -> f64 {
-    let e = steps.value("the exponential", (-x).exp());
+    let e = steps.value("the exponential", steps.exponential("the exponent", Some(-x)));
     steps.value("the sigmoid", steps.over("the sigmoid's reciprocal", 1.0, 1.0 + e))
 }
 
