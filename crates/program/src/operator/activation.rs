@@ -44,7 +44,7 @@ pub(super) const RECORD: Record = Record {
     source: "Hendrycks and Gimpel, arXiv 1606.08415; Elfwing et al., arXiv 1702.03118",
     operands: &[slot("x", "[...]", Accepts::Float)],
     outputs: &[slot("y", "[...]", Accepts::Float)],
-    numerics: "f32 inside, each library function within 4 ulp, one rounding on store to x's dtype; magnitude |f(x)| + |x·f'(x)|, for silu and gelu |x| at least.",
+    numerics: "f32 inside, each library function within 4 ulp, one rounding on store to x's dtype; magnitude |f(x)| + |x·f'(x)|, for silu and gelu |x| at least, for sigmoid 2^-104: where e^-x overflows an f32 it is 0, and 2^-128 off.",
     gradient: "dx = activation_gradient(x, dy; kind)",
     invariant: Invariant::Recompute,
 };

@@ -15,12 +15,14 @@ pub(super) fn sum(a: &Tensor, b: &Tensor) -> Vec<f64> {
     a.data.iter().zip(&b.data).map(|(a, b)| a.abs() + b.abs()).collect()
 }
 
-/// `|f(x)| + |x·f'(x)|`, for silu and gelu `|x|` at least.
+/// `|f(x)| + |x·f'(x)|`, for silu and gelu `|x|` at least, and for sigmoid 2^-104: where e^-x overflows an f32, a device gives 0
+/// and is off by 2^-128.
 pub(super) fn activation(attributes: &Activation, operands: &[Tensor]) -> Vec<Vec<f64>> {
     let kind = attributes.kind;
     let floor = |x: f64| match kind {
         ActivationKind::Silu | ActivationKind::Gelu => x.abs(),
-        ActivationKind::Relu | ActivationKind::Sigmoid | ActivationKind::Tanh => 0.0,
+        ActivationKind::Sigmoid => 2f64.powi(-104),
+        ActivationKind::Relu | ActivationKind::Tanh => 0.0,
     };
     let size = |x: &f64| (function(kind, *x).abs() + (x * derivative(kind, *x)).abs()).max(floor(*x));
     vec![operands[0].data.iter().map(size).collect()]
