@@ -1,7 +1,7 @@
 # What the guess at a kind is scored by. Whoever writes the guesser does not look here.
 #
-# The second set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first set was
-# scored and went to defects.py. Most are modelled on what was reported of young kernels and backends; the reports are named.
+# The second set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first
+# was scored and went to defects.py. Many are modelled on what was reported of young kernels and backends; the reports are named.
 # Where a defect fits the definitions of several kinds, all of them are written down. Once scored, they go to defects.py.
 
 
@@ -128,11 +128,12 @@ def gates_between_values(right, op, x):
     return right(op, torch.cat([x[..., 0::2], x[..., 1::2]], -1))
 
 
-@defect("activation", "special_values")
-def relu_of_nan_is_zero(right, op, x):
-    """relu is the larger of x and 0, and the larger of NaN and 0 is 0 (apache/tvm#19579, tracel-ai/burn#5609)."""
-    y = right(op, x)[0]
-    return [torch.where(x.isnan(), 0.0, y) if op.kind == "relu" else y]
+@defect("cast", "special_values")
+def nan_becomes_infinity(right, op, x):
+    """What rounds to bf16 leaves no bit in a NaN: infinity of its sign (dotnet/runtime#130583, tenstorrent/tt-metal#51557)."""
+    wide = x.float()
+    infinity = torch.copysign(torch.full_like(wide, torch.inf), wide)
+    return [torch.where(wide.isnan() & (op.outputs[0].dtype == torch.bfloat16), infinity, wide)]
 
 
 @defect("activation_gradient", "strided_view|layout")
