@@ -1,7 +1,7 @@
 # What the guess at a kind is scored by. Whoever writes the guesser does not look here.
 #
 # The second set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first
-# was scored and went to defects.py. Many are modelled on what was reported of young kernels and backends; the reports are named.
+# was scored and went to defects.py. Many are modelled on what was reported of young kernels and backends; those are named.
 # Where a defect fits the definitions of several kinds, all of them are written down. Once scored, they go to defects.py.
 
 
@@ -65,7 +65,7 @@ def maximum_starts_at_zero(right, op, *operands):
     def attend_from_zero(op, q, k, v, mask):
         scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
         weights = (scores - scores.amax(-1, keepdim=True).clamp_min(0.0)).exp()
-        return torch.where(mask.any(-1)[:, None, :, None], weights @ v / weights.sum(-1, keepdim=True), 0.0)
+        return torch.where(mask.any(-1)[:, None, :, None], (weights / weights.sum(-1, keepdim=True)) @ v, 0.0)
 
     with replaced(attend=attend_from_zero):
         out, lse = right(op, *operands)
