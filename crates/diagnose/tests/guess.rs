@@ -26,7 +26,8 @@ fn right(mutant: Mutant) -> &'static [Kind] {
         Mutant::DroppedTailColumns | Mutant::DroppedLastTerms => &[Kind::DroppedTail],
         Mutant::BiasTwice => &[Kind::WrongOperand],
         Mutant::MaskOffByOne | Mutant::SegmentStartIgnored | Mutant::CacheLengthIgnored => &[Kind::Mask],
-        Mutant::ScaleSwapped => &[Kind::WrongFactor],
+        // Within a softmax the scale is no factor of the result.
+        Mutant::ScaleSwapped => &[Kind::WrongAttribute],
         Mutant::HeadsInterleaved | Mutant::RopePairsSwapped => &[Kind::Layout],
         Mutant::BlindRowsNotZeroed | Mutant::EmptyExpertNotZeroed => &[Kind::EmptyGroup],
         // The mutant takes the term off after rounding: where that shows, no other operand explains it.

@@ -235,7 +235,7 @@ fn kinds_that_no_mutant_has() {
                     attend(1.0, o, y, |i, start| (start, i + 1), false)
                 }
             },
-            &[Kind::WrongFactor],
+            &[Kind::WrongAttribute],
         ),
     ];
     let others: &[(&'static str, &str, Spoil, &[Kind])] = &[

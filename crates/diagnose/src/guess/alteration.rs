@@ -209,6 +209,7 @@ pub(super) fn operand(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
 fn readings(probe: &Probe) -> Vec<Reading> {
     let operands = probe.operands();
     let operator = probe.operator().clone();
+    let shared = shared_heads(&operator, &operands);
     let record = operator.definition().record();
     let name = |at: usize| record.operands[at.min(record.operands.len() - 1)].name;
     let mut list: Vec<Reading> = Vec::new();
@@ -231,6 +232,17 @@ fn readings(probe: &Probe) -> Vec<Reading> {
                     operands.iter().map(narrow).collect()
                 }),
             );
+        }
+    }
+    if let Some((dout, group)) = shared {
+        for (place, which) in [(group - 1, "last"), (0, "first")] {
+            let what = format!("the {which} of the query heads that share a key head alone");
+            let read = move |operands: &[Tensor]| {
+                let mut operands = operands.to_vec();
+                operands[dout] = masked(&operands[dout], 1, |head| head % group == place);
+                operands
+            };
+            push(Kind::MissingTerms, what, Box::new(read));
         }
     }
     const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
@@ -389,6 +401,14 @@ fn stride(sizes: &[usize], axis: usize) -> usize {
 fn masked(tensor: &Tensor, axis: usize, keep: impl Fn(usize) -> bool) -> Tensor {
     let (stride, size) = (stride(&tensor.sizes, axis), tensor.sizes[axis]);
     mapped(tensor, |x, i| if keep(i / stride % size) { x } else { 0.0 })
+}
+
+/// Where several query heads share a key head, whose gradient is the sum of theirs: the operand that the gradient comes in by,
+/// and how many share one.
+fn shared_heads(operator: &Operator, operands: &[Tensor]) -> Option<(usize, usize)> {
+    let Operator::AttentionGradient(_) = operator else { return None };
+    let group = operands[0].sizes[1] / operands[1].sizes[1].max(1);
+    (group > 1).then_some((5, group))
 }
 
 /// Elements come from another index along an axis.

@@ -3,6 +3,7 @@
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
+use toprope_program::operator::Router;
 use toprope_program::{Operator, Tensor};
 
 /// The other micro-batch.
@@ -45,6 +46,90 @@ const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
 
 pub(super) fn condition(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     without(lab, removals)
+}
+
+/// A router that is right where no group of experts is closed.
+pub(super) fn closed_groups(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    let Operator::Router(router) = lab.base.probe.operator().clone() else { return Ok(None) };
+    if !lab.base.fails() || lab.base.probe.has_views() || router.top_groups >= router.groups {
+        return Ok(None);
+    }
+    let open = Operator::Router(Router { top_groups: router.groups, ..router });
+    let Ok(probe) = lab.base.probe.altered(&open, lab.base.probe.operands()) else { return Ok(None) };
+    let ran = "the same operands with every group of experts open";
+    match lab.fails(probe)? {
+        Some(false) => {
+            let sentence = "It is wrong only where groups of experts are closed: one of them is chosen all the same, or an open one is not.";
+            Ok(lab.conclude(Kind::Mask, sentence, ran, "agrees"))
+        }
+        _ => {
+            lab.note(ran, "fails all the same");
+            Ok(None)
+        }
+    }
+}
+
+/// Windows of parts that meet: what is there must be their sum.
+pub(super) fn overlap(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if !matches!(lab.base.probe.operator(), Operator::Assemble(_)) || lab.base.probe.has_views() {
+        return Ok(None);
+    }
+    let samples: Vec<Sample> = lab.failing().cloned().collect();
+    for later in [true, false] {
+        let mut all = !samples.is_empty();
+        for sample in &samples {
+            let Some(want) = without_sums(lab, sample, later)? else { return Ok(None) };
+            all = all && sample.explained_by_outputs(vec![want]);
+        }
+        if all {
+            let which = if later { "the last" } else { "the first" };
+            let sentence = format!(
+                "Where windows of several parts meet {which} of them counts alone; they must be added."
+            );
+            let ran = "the result with one part alone in each place";
+            return Ok(lab.conclude(Kind::Collision, sentence, ran, "it is what was given"));
+        }
+    }
+    lab.note("the result with one part alone in each place", "is not what was given");
+    Ok(None)
+}
+
+/// What is assembled where of all parts that reach a place the last, or the first, counts alone.
+fn without_sums(lab: &mut Lab<'_>, sample: &Sample, later: bool) -> Result<Option<Tensor>, Obstacle> {
+    let operands = sample.probe.operands();
+    let operator = sample.probe.operator();
+    let mut want = sample.exact.want[0].clone();
+    want.data.fill(0.0);
+    let mut taken = vec![false; want.data.len()];
+    for at in 0..operands.len() {
+        let alone = |ones: bool| -> Vec<Tensor> {
+            let part = |(other, t): (usize, &Tensor)| {
+                let data = t.data.iter().map(|x| {
+                    if other != at {
+                        0.0
+                    } else if ones {
+                        1.0
+                    } else {
+                        *x
+                    }
+                });
+                Tensor { data: data.collect(), ..t.clone() }
+            };
+            operands.iter().enumerate().map(part).collect()
+        };
+        let mut results = Vec::new();
+        for ones in [true, false] {
+            let Ok(probe) = sample.probe.altered(operator, alone(ones)) else { return Ok(None) };
+            results.push(probe.exact(lab.oracle)?.want[0].data.clone());
+        }
+        for place in 0..taken.len() {
+            if results[0][place] != 0.0 && (later || !taken[place]) {
+                want.data[place] = results[1][place];
+                taken[place] = true;
+            }
+        }
+    }
+    Ok(Some(want))
 }
 
 /// Only exact zeros: what a formula makes of them may be that of a constant that is lost, so that formulas are asked first.
@@ -137,6 +222,13 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
                 with(operands, at, |x, _| x.rem_euclid(bound as f64)),
             );
         }
+        if bound > 1 && operands[at].data.contains(&0.0) {
+            push(
+                Kind::EdgeValue,
+                "indices that are 0",
+                with(operands, at, |x, _| if x == 0.0 { 1.0 } else { x }),
+            );
+        }
         if let Operator::ScatterAdd(_) = operator {
             let rows = operands[at].data.len().min(bound);
             let fewer = vec![leading(&operands[0], rows), leading(&operands[1], rows)];
@@ -173,7 +265,8 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
             let even = |i: usize| (i.min(shared) * rows / shared) as f64;
             push(Kind::Capacity, "groups that are larger than the others", with(operands, 2, |_, i| even(i)));
         }
-        if rows >= groups && operands[2].data.windows(2).any(|w| w[0] >= w[1]) {
+        // Of a product no row belongs to a group without rows.
+        if rows >= groups && empty && matches!(operator, Operator::GroupedOuter(_)) {
             push(
                 Kind::EmptyGroup,
                 "groups without rows",

@@ -69,19 +69,6 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         ));
     }
     if let [first, second] = over.as_slice() {
-        // What stood there before is added to: the results are as far apart as what stood there.
-        let added = |(output, element): &(usize, usize)| {
-            let (a, b) = (first.outputs[*output].data[*element], second.outputs[*output].data[*element]);
-            let unit = first.outputs[*output].dtype.unit_roundoff();
-            let room = 4.0 * unit * (a.abs() + b.abs() + APART);
-            room < 1.0 && (a - b - APART).abs() <= room
-        };
-        let lost = probe.judge(&lab.base.exact, first).wrong;
-        if lost.len() >= KEPT_LEAST && lost.iter().all(added) {
-            let sentence = "It adds to what stood in its output before, in place of writing over it.";
-            let ran = "outputs filled with two different numbers before";
-            return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the results are as far apart"));
-        }
         let unwritten = judged
             .wrong
             .iter()
@@ -100,6 +87,19 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
                 "outputs filled with two different numbers before",
                 showed,
             ));
+        }
+        // What stood there before is added to: the results are as far apart as what stood there.
+        let added = |(output, element): &(usize, usize)| {
+            let (a, b) = (first.outputs[*output].data[*element], second.outputs[*output].data[*element]);
+            let unit = first.outputs[*output].dtype.unit_roundoff();
+            let room = 4.0 * unit * (a.abs() + b.abs() + APART);
+            room < 1.0 && (a - b - APART).abs() <= room
+        };
+        let lost = probe.judge(&lab.base.exact, first).wrong;
+        if lost.len() >= KEPT_LEAST && lost.iter().all(added) {
+            let sentence = "It adds to what stood in its output before, in place of writing over it.";
+            let ran = "outputs filled with two different numbers before";
+            return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the results are as far apart"));
         }
     }
     lab.note(

@@ -14,10 +14,15 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// The place that is read for each of so many.
+    fn map(&self, size: usize) -> Vec<usize> {
+        (0..size).map(|i| (self.from)(i, size)).collect()
+    }
+
     /// Places that are only taken in another order are another layout; where some are read twice and others never it is
     /// another part of the operand.
     pub fn kind(&self, size: usize) -> Kind {
-        let mut read: Vec<usize> = (0..size).map(|i| (self.from)(i, size)).collect();
+        let mut read = self.map(size);
         read.sort_unstable();
         read.dedup();
         if read.len() == size { Kind::Layout } else { Kind::WrongOperand }
@@ -37,7 +42,7 @@ pub(super) fn orders(size: usize) -> Vec<Places> {
         push("with its neighbours apart", Box::new(|i, n| i % (n / 2).max(1) * 2 + i / (n / 2).max(1)));
         push("with its halves exchanged", Box::new(|i, n| (i + n / 2) % n));
     }
-    list
+    distinct(list, size, Vec::new())
 }
 
 /// Other wrong ways to count to `size`, each of which takes at least one place for another.
@@ -102,11 +107,15 @@ pub(super) fn places(size: usize) -> Vec<Places> {
             );
         }
     }
-    list.retain(|places| (0..size).any(|i| (places.from)(i, size) != i));
-    let map = |places: &Places| (0..size).map(|i| (places.from)(i, size)).collect::<Vec<usize>>();
-    let mut seen: Vec<Vec<usize>> = orders(size).iter().map(map).collect();
+    let known = orders(size).iter().map(|places| places.map(size)).collect();
+    distinct(list, size, known)
+}
+
+/// Those that take a place for another, each but once.
+fn distinct(mut list: Vec<Places>, size: usize, mut seen: Vec<Vec<usize>>) -> Vec<Places> {
+    seen.push((0..size).collect());
     list.retain(|places| {
-        let map = map(places);
+        let map = places.map(size);
         let new = !seen.contains(&map) && map.iter().all(|place| *place < size);
         seen.push(map);
         new

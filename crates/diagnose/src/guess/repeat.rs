@@ -1,9 +1,11 @@
 //! The same run again: bits that differ from run to run.
 
-use super::lab::Lab;
+use super::axes::axes;
+use super::lab::{Lab, flops_of};
 use super::{Conclusion, Kind};
 use crate::probe::Outcome;
 use toprope_conformance::lockstep::Obstacle;
+use toprope_conformance::values::Regime;
 use toprope_conformance::verdict::Verdict;
 use toprope_program::tensor::round;
 use toprope_program::{DType, Tensor};
@@ -36,7 +38,7 @@ pub(super) fn repeat(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
     lab.steady = kinds.len() == 1;
     if lab.steady {
         lab.note(ran, "the same bits each time");
-        return Ok(None);
+        return if lab.base.fails() { Ok(None) } else { longer_sums(lab) };
     }
     let distinct = kinds.len();
     let flips = flipped(&outcomes, &lab.base.exact.want);
@@ -61,6 +63,43 @@ pub(super) fn repeat(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
         "{wrong} of {runs} runs of the same operands are wrong: a race, or memory that somebody else writes."
     );
     Ok(lab.conclude(Kind::Race, sentence, ran, showed))
+}
+
+/// Terms of a sum that several workers share.
+const LONG: usize = 320;
+
+/// What is not wrong and gives the same bits may have sums that nobody shares: the same run again with longer ones.
+fn longer_sums(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if lab.base.probe.has_views() {
+        return Ok(None);
+    }
+    let mut probe = lab.base.probe.clone();
+    for axis in axes(&probe).into_iter().filter(|axis| !axis.in_outputs && axis.size < LONG) {
+        let longer = probe.resized(&axis.map(LONG), lab.effort.seed, Regime::Normal);
+        if let Some(longer) = longer.filter(|longer| flops_of(longer) <= 4 * lab.effort.flops_max) {
+            probe = longer;
+        }
+    }
+    // One that was found to fail once may fail at its own size alone.
+    let Ok(opened) = probe.open(lab.subject) else { return Ok(None) };
+    let first = opened.run(lab.subject, &probe)?;
+    let mut others = 0;
+    for _ in 0..lab.effort.repeats {
+        others += usize::from(!opened.run(lab.subject, &probe)?.same_bits(&first));
+    }
+    opened.close(lab.subject).map_err(Obstacle::Subject)?;
+    let ran = format!("sums of up to {LONG} terms, the same run {} times", 1 + lab.effort.repeats);
+    if others == 0 {
+        lab.note(ran, "the same bits each time");
+        return Ok(None);
+    }
+    let exact = probe.exact(lab.oracle)?;
+    if matches!(probe.judge(&exact, &first).verdict, Verdict::Differ(_)) {
+        lab.note(ran, "other bits, and wrong ones");
+        return Ok(None);
+    }
+    let sentence = "Bits differ from run to run, within the tolerance: the order of additions changes.";
+    Ok(lab.conclude(Kind::OrderChanges, sentence, ran, format!("other bits in {others} of them")))
 }
 
 /// The number of elements that differ between runs, where each wrong one is what most runs gave with one bit flipped; none

@@ -14,7 +14,10 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         | Operator::AttentionGradient(_)
         | Operator::LinearCrossEntropy(_)
         | Operator::LinearCrossEntropyGradient(_)
-        | Operator::Router(_) => 0,
+        | Operator::Router(_)
+        // A sigmoid is a softmax of two.
+        | Operator::Swiglu(_)
+        | Operator::SwigluGradient(_) => 0,
         _ => return Ok(None),
     };
     if !lab.base.fails() || lab.base.probe.has_views() {
