@@ -1,374 +1,302 @@
 # What the guess at a kind is scored by. Whoever writes the guesser does not look here.
 #
-# Written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run. Most are modelled on what was
-# reported of young kernels and backends; the reports are named. One that the guesser is changed for goes to defects.py.
+# The second set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first
+# was scored and went to defects.py. Many are modelled on what was reported of young kernels and backends; those are named.
+# Where a defect fits the definitions of several kinds, all of them are written down. Once scored, they go to defects.py.
 
 
-@defect("matmul", "low_precision_operands")
-def two_bf16_for_f32(right, op, *operands):
-    """f32 operands are taken apart into two bf16 each, and the product of the two lower parts is left out."""
-
-    def parts(x):
-        high = truncated(x)
-        return high, torch.where(x.isfinite(), in_bf16(x.float() - high), 0.0)
-
-    def multiply(op, a, b):
-        (a_high, a_low), (b_high, b_low) = parts(a), parts(b)
-        return a_high @ b_high + (a_high @ b_low + a_low @ b_high)
-
-    with replaced(product=multiply):
-        return right(op, *operands)
-
-
-@defect("matmul", "dropped_tail|not_written")
-def grid_rounded_down(right, op, *operands):
-    """The grid has rows/16 blocks rounded down, one at least: the rows behind them are not written."""
-    results = right(op, *operands)
-    written = max(results[0].shape[0] // 16, 1) * 16
-    kept = [output.float().clone() for output in op.outputs]
-    for old, new in zip(kept, results):
-        old[:written] = new[:written]
-    return kept
-
-
-@defect("matmul", "special_values|edge_value")
-def zero_terms_skipped(right, op, *operands):
-    """Terms whose left factor is 0 are left out: 0 times infinity is 0."""
+@defect("matmul", "low_precision_accumulation")
+def slices_meet_in_bf16(right, op, *operands):
+    """The sum is split into slices of 8 terms, and each slice's part waits for the others in a workspace of bf16."""
 
     def multiply(op, a, b):
         a, b = floats(a, b)
-        if bool(b.isfinite().all()):
+        if a.shape[1] <= 8:
             return a @ b
-        return torch.stack([torch.where(row == 0.0, 0.0, row * b).sum(0) for row in a[:, :, None]])
+        return sum(in_bf16(a[:, k : k + 8] @ b[k : k + 8]) for k in range(0, a.shape[1], 8))
 
     with replaced(product=multiply):
         return right(op, *operands)
 
 
-@defect("grouped_matmul", "capacity|not_written")
-def grid_for_mean_load(right, op, a, b, offsets):
-    """The grid has room for 1.25 times the mean rows of an expert; rows beyond are not written."""
-    results = right(op, a, b, offsets)
-    room = -(-5 * a.shape[0] // (4 * b.shape[0]))
-    kept = [output.float().clone() for output in op.outputs]
-    for start, end in rows_of(offsets, a.shape[0]):
-        end = min(end, start + room)
-        for old, new in zip(kept, results):
-            old[start:end] = new[start:end]
-    return kept
-
-
 @defect("grouped_matmul", "layout")
-def matrices_without_gaps(right, op, a, b, offsets):
-    """Experts without rows have no tiles, and the list of tiles counts matrices as if there were none of them."""
-    busy = [expert for expert, (start, end) in enumerate(rows_of(offsets, a.shape[0])) if start < end]
-    taken = b.clone()
-    for place, expert in enumerate(busy):
-        taken[expert] = b[place]
-    return right(op, a, taken, offsets)
+def expert_of_first_row(right, op, a, b, offsets):
+    """A tile of 8 rows that crosses the border of two experts takes the matrix of its first row's (tile-ai/TileOPs#1952)."""
+    return right(op, a, b, ((offsets + 7) // 8 * 8).clamp_max(a.shape[0]))
 
 
-@defect("grouped_matmul", "truncating_store")
-def tiles_truncated(right, op, *operands):
-    """A bf16 result is stored without rounding (ROCm/composable_kernel#1812)."""
-    results = right(op, *operands)
-    return [truncated(results[0]) if op.outputs[0].dtype == torch.bfloat16 else results[0]] + list(results[1:])
+@defect("grouped_matmul", "race")
+def stage_overwritten(right, op, a, b, offsets):
+    """Once in 200 runs a stage of the pipeline is read before it is filled: the last terms' a is that of the first ones."""
+    count = max(1, a.shape[1] // 4)
+    if CHANCE.random() < 1.0 / 200:
+        a = torch.cat([a[:, :-count], a[:, :count]], 1)
+    return right(op, a, b, offsets)
 
 
-@defect("grouped_outer", "low_precision_store")
-def gradient_through_bf16(right, op, *operands):
-    """The product's result is bf16, and an f32 gradient is made of it by a cast."""
-    results = right(op, *operands)
-    return [in_bf16(results[0])] + list(results[1:])
+def in_tf32(x):
+    """f32 with 10 bits behind the point."""
+    wide = x.float().contiguous()
+    cut = (wide.view(torch.int32) & -0x2000).view(torch.float32)
+    return torch.where(wide.isnan(), wide, cut)
 
 
-@defect("attention", "mask|wrong_operand")
-def triangle_at_top_left(right, op, q, k, v, segment_start, query_offset=None, cache_length=None):
-    """The triangle of a few queries over a long cache begins at the first key (Dao-AILab/flash-attention#282)."""
-    offset = None if query_offset is None else torch.zeros_like(query_offset)
-    return right(op, q, k, v, segment_start, offset, cache_length)
-
-
-@defect("attention", "mask")
-def documents_begin_a_row_early(right, op, q, k, v, segment_start, *rest):
-    """Each document sees the last key of the one before."""
-    return right(op, q, k, v, (segment_start - 1).clamp_min(0), *rest)
-
-
-@defect("attention", "low_precision_accumulation")
-def output_summed_in_fp16(right, op, *operands):
-    """The output so far is kept in fp16 from one tile of 8 keys to the next."""
-
-    def tiled(op, q, k, v, mask):
-        seen = mask.any(-1)[:, None, :, None]
-        scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
-        weights = torch.where(seen, torch.softmax(torch.where(seen, scores, 0.0), -1), 0.0)
-        total = torch.zeros(q.shape[:-1] + v.shape[-1:], device=q.device)
-        for key in range(0, k.shape[-2], 8):
-            total = in_fp16(total + weights[..., key : key + 8] @ v[..., key : key + 8, :])
-        return total
-
-    with replaced(attend=tiled):
+@defect("grouped_outer", "low_precision_operands")
+def tf32_for_f32(right, op, *operands):
+    """f32 operands go through units that keep 10 bits of them, whatever the switch says."""
+    with replaced(product=lambda op, a, b: in_tf32(a) @ in_tf32(b)):
         return right(op, *operands)
 
 
-def by_query_head(right, op, q, k, v, *rest):
-    """The gradient with a key head of its own for each query head, and how many of them share one."""
-    group = q.shape[1] // k.shape[1]
-    wide = [x.repeat_interleave(group, 1) for x in (k, v)]
-    return list(right(op, q, *wide, *rest)), group
+@defect("attention", "mask|empty_group")
+def hidden_score_is_finite(right, op, q, k, v, *rest):
+    """Hidden scores are -10000, not minus infinity: a row that sees no key gives the mean of all values."""
+    out, lse = right(op, q, k, v, *rest)
+    mean = v.float().mean(0).repeat_interleave(q.shape[1] // v.shape[1], 0)
+    blind = lse == -torch.inf
+    count = torch.tensor(float(k.shape[0]), device=q.device)
+    return [torch.where(blind[..., None], mean, out.float()), torch.where(blind, count.log() - 1e4, lse)]
 
 
-@defect("attention_gradient", "missing_terms|collision")
-def last_head_of_group_wins(right, op, q, k, v, *rest):
-    """Of the query heads that share a key head the last one's gradient is stored over the others'
-    (marin-community/levanter#449)."""
-    results, group = by_query_head(right, op, q, k, v, *rest)
-    for index in (1, 2):
-        results[index] = results[index].unflatten(1, (-1, group))[:, :, -1]
-    return results
+@defect("attention", "softmax_overflow")
+def maximum_starts_at_zero(right, op, *operands):
+    """The running maximum starts at 0: a row whose scores are all below -104 has no weights, and divides 0 by 0."""
+
+    def attend_from_zero(op, q, k, v, mask):
+        scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
+        weights = (scores - scores.amax(-1, keepdim=True).clamp_min(0.0)).exp()
+        return torch.where(mask.any(-1)[:, None, :, None], (weights / weights.sum(-1, keepdim=True)) @ v, 0.0)
+
+    with replaced(attend=attend_from_zero):
+        out, lse = right(op, *operands)
+    return [out, torch.where(lse < 0.0, lse.exp().log(), lse)]
 
 
-@defect("attention_gradient", "layout")
-def key_heads_in_turn(right, op, q, k, v, *rest):
-    """The gradients of keys and values go to head h % Hk instead of h / group
-    (XunhaoLai/native-sparse-attention-triton#27)."""
-    results, group = by_query_head(right, op, q, k, v, *rest)
-    for index in (1, 2):
-        results[index] = results[index].unflatten(1, (group, -1)).sum(1)
-    return results
+@defect("attention", "dropped_tail|missing_terms|mask")
+def last_split_of_cache_lost(right, op, q, k, v, segment_start, query_offset=None, cache_length=None):
+    """A decoding call shares the cache out in splits of 8 keys, their number rounded down, one at least."""
+    keys = k.shape[0] // 8 * 8
+    if query_offset is not None and keys:
+        whole = torch.full_like(query_offset, keys)
+        cache_length = whole if cache_length is None else torch.minimum(cache_length, whole)
+    return right(op, q, k, v, segment_start, query_offset, cache_length)
 
 
-@defect("rms_norm", "epsilon")
-def epsilon_of_the_type(right, op, *operands):
-    """Epsilon is the spacing of f32 at 1, as where none is given."""
-    return right(with_attributes(op, epsilon=2.0**-23), *operands)
+@defect("attention_gradient", "wrong_operand|missing_terms")
+def output_does_not_enter(right, op, *operands):
+    """ds is p·dp: the rows' sums of dout·out are never taken off, as where their kernel has not run
+    (Dao-AILab/flash-attention#2481)."""
+
+    def attend_without_sums(op, q, k, v, mask):
+        seen = mask.any(-1)[:, None, :, None]
+        scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
+        scores = torch.where(seen, scores, 0.0)
+        # What is divided by has no gradient: it is what the sums come from.
+        weights = (scores - torch.logsumexp(scores, -1, keepdim=True).detach()).exp()
+        return torch.where(seen, weights @ v, 0.0)
+
+    with replaced(attend=attend_without_sums):
+        return right(op, *operands)
 
 
-@defect("rms_norm", "low_precision_operands")
-def inverse_root_in_bf16(right, op, x, weight):
-    """Rows are multiplied by 1/rms rounded to bf16 (amd/IRON#139)."""
-    rstd = right(op, x, weight)[1]
-    return [x.float() * in_bf16(rstd)[..., None] * weight.float(), rstd]
+@defect("rms_norm", "wrong_factor")
+def mean_over_block(right, op, x, weight):
+    """The sum of squares is divided by the width of the block, the next power of two, not by that of the row."""
+    block = 1 << (x.shape[-1] - 1).bit_length()
+    rstd = torch.rsqrt(x.float().square().sum(-1, keepdim=True) / block + op.epsilon)
+    return [x.float() * rstd * weight.float(), rstd.squeeze(-1)]
 
 
-@defect("rms_norm_gradient", "low_precision_accumulation")
-def weight_gradient_in_bf16(right, op, x, weight, rstd, dy):
-    """Blocks of 4 rows add their part of the weight's gradient to a buffer of bf16."""
+@defect("rms_norm", "constant_output")
+def mean_square_is_zero(right, op, x, weight):
+    """Rows of whole vectors of 16 go through a kernel whose mean square is compiled to 0 (vllm-project/vllm-ascend#12642)."""
+    if x.shape[-1] % 16:
+        return right(op, x, weight)
+    rstd = torch.full(x.shape[:-1], op.epsilon, device=x.device).rsqrt()
+    return [x.float() * rstd[..., None] * weight.float(), rstd]
+
+
+@defect("rope", "low_precision_operands")
+def table_in_bf16(right, op, x, positions, table):
+    """Cosines and sines are kept in the model's bf16."""
+    return right(op, x, positions, in_bf16(table))
+
+
+@defect("swiglu", "layout")
+def gates_between_values(right, op, x):
+    """Gates and values are taken in turn, column by column, as other models store them."""
+    return right(op, torch.cat([x[..., 0::2], x[..., 1::2]], -1))
+
+
+@defect("cast", "special_values")
+def nan_becomes_infinity(right, op, x):
+    """What rounds to bf16 leaves no bit in a NaN: infinity of its sign (dotnet/runtime#130583, tenstorrent/tt-metal#51557)."""
+    wide = x.float()
+    infinity = torch.copysign(torch.full_like(wide, torch.inf), wide)
+    return [torch.where(wide.isnan() & (op.outputs[0].dtype == torch.bfloat16), infinity, wide)]
+
+
+@defect("activation_gradient", "strided_view|layout")
+def strides_of_x_for_dy(right, op, x, dy):
+    """One set of strides, that of x, is handed to the kernel for both operands (flagos-ai/FlagAttention#1)."""
+    behind = dy.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())) + 1
+    if behind <= dy.untyped_storage().nbytes() // dy.element_size():
+        dy = dy.as_strided(x.shape, x.stride(), dy.storage_offset())
+    return right(op, x, dy)
+
+
+@defect("linear_cross_entropy", "not_written|stray_index")
+def rows_without_target_return_early(right, op, x, weight, targets):
+    """The kernel's program of a row that has no target writes its loss of 0 and ends: lse keeps what was there."""
+    loss, lse = right(op, x, weight, targets)
+    return [loss, torch.where(within(targets, weight.shape[0])[1], lse, op.outputs[1].float())]
+
+
+@defect("linear_cross_entropy", "low_precision_store")
+def loss_in_dtype_of_x(right, op, x, *rest):
+    """The loss is stored in x's dtype and widened for who asks for f32."""
+    loss, lse = right(op, x, *rest)
+    return [loss.to(x.dtype).float(), lse]
+
+
+@defect("linear_cross_entropy_gradient", "low_precision_accumulation|low_precision_store")
+def chunks_added_in_bf16(right, op, x, weight, targets, dloss):
+    """The head's gradient is added up over chunks of 4 rows in a buffer of bf16."""
+    results = list(right(op, x, weight, targets, dloss))
     total = torch.zeros(weight.shape, device=weight.device)
     for start in range(0, x.shape[0], 4):
-        block = slice(start, start + 4)
-        total = in_bf16(total + right(op, x[block], weight, rstd[block], dy[block])[1].float())
-    return [right(op, x, weight, rstd, dy)[0], total]
-
-
-@defect("rope", "wrong_operand")
-def positions_counted_from_zero(right, op, x, positions, table):
-    """The angles are those of rows 0, 1, 2, whatever positions say (lucidrains/rotary-embedding-torch#11)."""
-    return right(op, x, torch.arange(x.shape[0], device=x.device), table)
-
-
-@defect("rope", "wrong_attribute|layout")
-def rotated_part_in_front(right, op, x, positions, table):
-    """The columns that stay as they are stand behind the rotated ones, as in partial rotary embeddings of other models."""
-    turned = x.shape[-1] - op.start
-    y = right(op, torch.cat([x[..., turned:], x[..., :turned]], -1), positions, table)[0]
-    return [torch.cat([y[..., op.start :], y[..., : op.start]], -1)]
-
-
-@defect("swiglu", "softmax_overflow")
-def sigmoid_of_large_overflows(right, op, x):
-    """The sigmoid is e^x / (e^x + 1): infinity over infinity from 89 on (NervanaSystems/ngraph#3118)."""
-    gate, up = x.float().chunk(2, -1)
-    raised = gate.exp()
-    return [gate * (raised / (raised + 1.0)) * up]
-
-
-@defect("swiglu_gradient", "race")
-def gate_overwritten(right, op, x, dy):
-    """Gradients are written over the operands; once in 200 runs the first rows' gate is read when its gradient stands
-    there."""
-    dx = right(op, x, dy)[0].clone()
-    if CHANCE.random() < 1.0 / 200:
-        gate = dx[:4].chunk(2, -1)[0]
-        dx[:4, gate.shape[-1] :] = dy[:4].float() * torch.nn.functional.silu(gate)
-    return [dx]
-
-
-@defect("router", "mask")
-def hidden_experts_score_zero(right, op, logits, bias):
-    """Experts of groups that are out score 0, not minus infinity: more than one with a negative score
-    (vllm-project/vllm#13474)."""
-    exact = largest
-
-    def zeroed(values, eligible, count):
-        return exact(torch.where(eligible, values, 0.0), torch.ones_like(eligible), count)
-
-    with replaced(largest=zeroed):
-        return right(op, logits, bias)
+        chunk = slice(start, start + 4)
+        total = in_bf16(total + right(op, x[chunk], weight, targets[chunk], dloss[chunk])[2].float())
+    results[2] = total
+    return results
 
 
 @defect("router", "wrong_attribute")
-def always_normalized(right, op, logits, bias):
-    """The weights of the chosen always sum to one (lablup/mlxcel#391)."""
-    return right(with_attributes(op, normalize=True), logits, bias)
+def weights_of_softmax(right, op, logits, bias):
+    """The chosen are right, and their weights those of a softmax whatever the scoring is (MetaX-MACA/vLLM-metax#270)."""
+    plain = weigh
+    with replaced(weigh=lambda op, scores, *rest: plain(op, torch.softmax(logits, -1), *rest)):
+        return right(op, logits, bias)
 
 
-@defect("router_gradient", "missing_terms|wrong_operand")
-def sum_held_constant(right, op, *operands):
-    """No gradient goes through the sum that weights are divided by."""
+@defect("router", "stale_buffer|empty_group")
+def histogram_not_cleared(right, op, *operands):
+    """The experts are counted in a workspace that no run clears: the runs before count too."""
+    results = list(right(op, *operands))
+    workspaces, experts = histogram_not_cleared.__dict__, str(results[3].shape[0])
+    results[3] = workspaces[experts] = results[3] + workspaces.get(experts, 0)
+    return results
 
-    def detached(op, scores, indices, there):
+
+@defect("router", "epsilon")
+def sum_without_epsilon(right, op, *operands):
+    """The chosen scores are divided by their sum alone: 0 by 0 where all of them vanish (flashinfer-ai/flashinfer#3803)."""
+
+    def bare(op, scores, indices, there):
         chosen = torch.where(there, scores.gather(1, indices), 0.0)
-        total = chosen.sum(1, keepdim=True).detach() + 1e-20 if op.normalize else 1.0
-        return op.scale * chosen / total
+        return op.scale * chosen / (chosen.sum(1, keepdim=True) if op.normalize else 1.0)
 
-    with replaced(weigh=detached):
+    with replaced(weigh=bare):
         return right(op, *operands)
 
 
-@defect("linear_cross_entropy", "dropped_tail|mask")
-def padding_scores_zero(right, op, x, weight, targets):
-    """Behind the vocabulary, up to the next multiple of 32, logits of 0 enter the sum instead of minus infinity."""
-    loss, lse = right(op, x, weight, targets)
-    padding = -weight.shape[0] % 32
-    wrong = torch.logaddexp(lse, torch.full_like(lse, padding).log()) if padding else lse
-    there = within(targets, weight.shape[0])[1]
-    return [torch.where(there, loss + (wrong - lse), loss), wrong]
+@defect("router_gradient", "wrong_operand")
+def gradient_of_balance_dropped(right, op, scores, indices, weights, dweights, dscores=None):
+    """What the balance loss asks of the scores is not added to what the weights ask of them."""
+    return right(op, scores, indices, weights, dweights)
 
 
-@defect("linear_cross_entropy_gradient", "wrong_operand|wrong_factor")
-def first_upstream_for_all(right, op, x, weight, targets, dloss):
-    """The upstream gradient of the first row stands for that of every row (linkedin/Liger-Kernel#1298)."""
-    return right(op, x, weight, targets, dloss[:1].expand_as(dloss) if dloss.numel() else dloss)
+@defect("expert_sort", "tie_break|layout")
+def choices_before_tokens(right, op, indices):
+    """Pairs of one expert come by choice first and by token then: all first choices stand before all second ones."""
+    rows, choices = indices.shape
+    order = torch.sort(indices.t().flatten().long().clamp(0, op.experts - 1), stable=True).indices
+    slot = torch.empty_like(order)
+    slot[order] = torch.arange(order.numel(), device=order.device)
+    return [order % rows, slot.reshape(choices, rows).t(), right(op, indices)[2]]
 
 
-@defect("gather", "edge_value")
-def word_zero_is_padding(right, op, table, indices):
-    """Index 0 is taken for padding and gives a row of zeros."""
-    return [torch.where((indices == 0)[:, None], 0.0, right(op, table, indices)[0].float())]
+@defect("expert_sort", "capacity")
+def experts_have_room(right, op, indices):
+    """An expert takes 1.25 times the mean number of pairs; later ones are dropped: they get the slot -1."""
+    token, slot, offsets = right(op, indices)
+    room = -(-5 * indices.numel() // (4 * op.experts))
+    first = offsets[indices.long().clamp(0, op.experts - 1)]
+    return [token, torch.where(slot - first < room, slot, -1), offsets]
 
 
-@defect("scatter_add", "low_precision_accumulation")
-def rows_added_in_bf16(right, op, x, indices):
-    """The table that rows are added to lies in bf16 (flagos-ai/FlagGems#309, tenstorrent/tt-metal#53386)."""
-    y = op.zeros(op.sizes[0])
-    for at, row in enumerate(indices.tolist()):
-        if 0 <= row < y.shape[0]:
-            y[row] = in_bf16(y[row] + x[at].float())
-    return [y]
+@defect("combine", "layout")
+def weights_in_order_of_slots(right, op, y, slot, weights):
+    """The weight of a sorted row is looked for at the row's place among the weights, which are in the tokens' order."""
+    place = slot.long().clamp(0, weights.numel() - 1)
+    return right(op, y, slot, weights.flatten()[place])
 
 
-@defect("scatter_add", "empty_group|not_written")
-def table_not_cleared(right, op, x, indices):
-    """Rows that nothing is added to keep what the memory held (tgale96/grouped_gemm#36)."""
-    rows, there = within(indices, op.sizes[0][0])
-    y = op.outputs[0].float().clone()
-    reached = rows[there].unique()
-    y[reached] = right(op, x, indices)[0][reached]
-    return [y]
-
-
-@defect("multiply", "strided_view|layout")
-def strides_dropped(right, op, *operands):
-    """An operand that is not dense is read as if it were (pytorch/pytorch#118115)."""
-
-    def dense(x):
-        fits = x.storage_offset() + x.numel() <= x.untyped_storage().nbytes() // x.element_size()
-        if x.is_contiguous() or 0 in x.stride() or not fits:
-            return x
-        return x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride(), x.storage_offset())
-
-    return right(op, *(dense(x) for x in operands))
-
-
-@defect("combine", "low_precision_operands")
-def weights_in_bf16(right, op, y, slot, weights):
-    """Weights are rounded to the rows' bf16 before they are used (sgl-project/sglang#39351)."""
-    return right(op, y, slot, in_bf16(weights))
-
-
-@defect("combine", "dropped_tail|missing_terms")
-def choices_in_pairs(right, op, y, slot, weights):
-    """The loop over a token's choices is unrolled by two: of three the last is left out."""
-    if slot.shape[1] > 1 and slot.shape[1] % 2:
-        slot = slot.clone()
-        slot[:, -1] = -1
-    return right(op, y, slot, weights)
-
-
-@defect("column_sum", "order_changes")
-def blocks_added_by_atomics(right, op, x):
-    """Blocks of 4 rows add their part to the sum as they come."""
-    blocks = list(x.float().split(4))
-    CHANCE.shuffle(blocks)
-    total = torch.zeros(x.shape[1:], device=x.device)
-    for block in blocks:
-        total = total + block.sum(0)
-    return [total]
-
-
-def updated(op, weight, m, v, rates):
-    """The next weight from the next moments."""
-    root = (v / rates[2:3]).to(op.chip.wide).sqrt().float()
-    decayed = weight - (rates[0:1] * op.weight_decay) * weight
-    return decayed - rates[0:1] * ((m / rates[1:2]) / (root + op.epsilon))
+@defect("combine_gradient", "edge_value|special_values")
+def weight_divided_out(right, op, y, slot, weights, dout):
+    """Only weighted rows were kept: a weight's gradient is theirs divided by the weight, 0 by 0 where it is 0."""
+    dy, dweights = right(op, y, slot, weights, dout)
+    return [dy, dweights * weights.float() / weights.float()]
 
 
 @defect("adamw", "weight_decay")
-def decay_without_rate(right, op, weight, *rest):
-    """Weights shrink by the decay itself, not by the rate times the decay (modern-fortran/neural-fortran#152)."""
-    results = list(right(with_attributes(op, weight_decay=0.0), weight, *rest))
-    results[0] = results[0] - op.weight_decay * weight
+def decay_behind_update(right, op, weight, gradient, m, v, factor, rates):
+    """The decay is taken of the weight that the step has changed already (huggingface/transformers#14539)."""
+    results = list(right(with_attributes(op, weight_decay=0.0), weight, gradient, m, v, factor, rates))
+    results[0] = results[0] - (rates[0:1] * op.weight_decay) * results[0]
     if op.digests:
         results[3] = digest_of(results[:3])
     return results
 
 
 @defect("adamw", "bias_correction")
-def root_over_whole_correction(right, op, weight, gradient, m, v, factor, rates):
-    """The root of the second moment is divided by its correction, not by the root of that."""
-    wrong = rates.clone()
-    wrong[2] = rates[2] * rates[2]
-    return right(op, weight, gradient, m, v, factor, wrong)
+def correction_of_first_step(right, op, weight, gradient, m, v, factor, rates):
+    """The kernel's own count of steps never moves: each step is corrected as the first (allenai/OLMo-core#317)."""
+    first = rates.clone()
+    first[1], first[2] = 1.0 - op.beta1, 1.0 - op.beta2
+    return right(op, weight, gradient, m, v, factor, first)
 
 
-@defect("adamw", "wrong_operand")
-def second_moment_not_clipped(right, op, weight, gradient, m, v, factor, rates):
-    """The clipping factor does not enter the second moment."""
-    results = list(right(op, weight, gradient, m, v, factor, rates))
-    results[2] = right(op, weight, gradient, m, v, torch.ones_like(factor), rates)[2]
-    results[0] = updated(op, weight, results[1], results[2], rates)
-    if op.digests:
-        results[3] = digest_of(results[:3])
-    return results
-
-
-@defect("cast", "subnormals_flushed")
-def subnormals_become_zero(right, op, x):
-    """A conversion in software gives 0 for what is below 2^-126 (iree-org/iree#14392)."""
-    wide = x.float()
-    return [torch.where(wide.abs() < 2.0**-126, 0.0, wide)]
-
-
-@defect("assemble", "collision")
-def later_part_wins(right, op, *parts):
-    """Where windows of two parts meet the later is stored over the earlier."""
-    y = op.zeros(op.sizes[0])
-    for view, part in zip(op.views, parts):
-        one = with_attributes(op, views=[view])
-        reached = right(one, torch.ones_like(part))[0] > 0.0
-        y = torch.where(reached, right(one, part)[0], y)
+@defect("scatter_add", "collision")
+def conflicts_within_vector(right, op, x, indices):
+    """Rows are added in vectors of 8: of those in one vector that go to the same place the last counts."""
+    y, rows = op.zeros(op.sizes[0]), indices.tolist()
+    for start in range(0, len(rows), 8):
+        before = y.clone()
+        for at, row in enumerate(rows[start : start + 8], start):
+            if 0 <= row < y.shape[0]:
+                y[row] = before[row] + x[at].float()
     return [y]
 
 
-@defect("balance_loss", "wrong_factor")
-def load_not_over_choices(right, op, scores, indices):
-    """The load is not divided by how many experts a token has."""
-    return [indices.shape[1] * right(op, scores, indices)[0]]
+@defect("column_sum", "saturation|special_values")
+def saturation_mode(right, op, x):
+    """The chip runs in a mode without infinity and NaN: sums end at the largest number, and NaN is 0."""
+    most = torch.finfo(op.outputs[0].dtype).max
+    return [torch.nan_to_num(right(op, x)[0], nan=0.0, posinf=most, neginf=-most)]
 
 
-@defect("accumulate", "first_micro_batch|wrong_operand")
-def later_gradients_overwrite(right, op, *operands):
-    """The product that makes a gradient stores over what the micro-batches before left, with beta at 0."""
-    return right(with_attributes(op, first=True), *operands)
+@defect("multiply", "writes_outside")
+def store_without_mask(right, op, *operands):
+    """The last block of 256 elements is stored whole: zeros behind the output."""
+    results, out = [y.clone() for y in right(op, *operands)], op.outputs[0]
+    start = out.storage_offset() + out.numel()
+    room = out.untyped_storage().nbytes() // out.element_size() - start
+    out.as_strided((min(-out.numel() % 256, room),), (1,), start).fill_(0.0)
+    return results
+
+
+@defect("dot", "missing_terms|dropped_tail")
+def odd_partial_lost(right, op, a, b):
+    """Partial sums of 16 terms meet in a tree that halves their number: of an odd number the last is lost."""
+    partials = [terms.sum() for terms in (a * b).split(16)]
+    while len(partials) > 1:
+        half = len(partials) // 2
+        partials = [partials[at] + partials[at + half] for at in range(half)]
+    return [partials[0].reshape(1)]
+
+
+@defect("append", "stray_index")
+def start_moved_to_fit(right, op, cache, rows, position):
+    """A position from which the rows do not all fit is moved to the last from which they do, as in XLA's slices."""
+    return right(op, cache, rows, position.clamp_max(max(cache.shape[0] - rows.shape[0], 0)))
