@@ -111,7 +111,7 @@ fn other_attributes(operator: &Operator, sizes: &[usize]) -> Vec<(String, String
                 others.extend([8, 11].map(|bits| cut(bits, x)));
                 for size in sizes.iter().flat_map(|size| padded(*size)) {
                     let size = size as f64;
-                    others.extend([1.0 / size.sqrt(), 1.0 / size, size.sqrt()]);
+                    others.extend([1.0 / size.sqrt(), 1.0 / size, size.sqrt(), x / size, x * size]);
                 }
                 others.retain(|other| other.is_finite() && *other != x);
                 others.sort_by(f64::total_cmp);

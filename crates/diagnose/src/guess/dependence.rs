@@ -181,7 +181,11 @@ fn told_by(lab: &mut Lab<'_>, base: &Sample) -> Result<Option<Conclusion>, Obsta
         if moved.len() < LEAST || 4 * moved.len() < f.lost().len() + f.gained().len() {
             continue;
         }
-        let copies = matches!(operator, Operator::Gather(_) | Operator::Assemble(_) | Operator::Cast(_));
+        // Whose rows or matrices are taken is what these are for: another one is another order.
+        let copies = matches!(
+            operator,
+            Operator::Gather(_) | Operator::Assemble(_) | Operator::Cast(_) | Operator::GroupedMatmul(_)
+        );
         let told = followed.iter().any(|other| other.operand != f.operand && other.tells(f, &moved));
         // Another column is another stride; another row, head or group is another part of the operand.
         let kind = if copies || !told || f.columns || f.is_rearranged(&moved) {

@@ -4,7 +4,7 @@
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
-use toprope_program::operator::{Adamw, Router};
+use toprope_program::operator::{Adamw, Router, Scoring};
 use toprope_program::{Operator, Tensor};
 
 /// Ways to differ from AdamW: Loshchilov and Hutter, arXiv 1711.05101; what other implementations do.
@@ -19,6 +19,7 @@ enum Slip {
     EpsilonBeforeCorrection,
     NoEpsilon,
     RootOverWhole,
+    AlwaysFirst,
     FirstUnclipped,
     SecondUnclipped,
     DecayThroughMoments,
@@ -28,7 +29,7 @@ enum Slip {
     FactorIgnored,
 }
 
-const SLIPS: [(Slip, Kind, &str); 16] = [
+const SLIPS: [(Slip, Kind, &str); 17] = [
     (Slip::NoCorrection, Kind::BiasCorrection, "without correcting the moments for their start at zero"),
     (Slip::FirstUncorrected, Kind::BiasCorrection, "without correcting the first moment"),
     (Slip::SecondUncorrected, Kind::BiasCorrection, "without correcting the second moment"),
@@ -46,6 +47,7 @@ const SLIPS: [(Slip, Kind, &str); 16] = [
         Kind::BiasCorrection,
         "with the second moment's root over its correction, not over the root of that",
     ),
+    (Slip::AlwaysFirst, Kind::BiasCorrection, "with the correction of the first step in each"),
     (Slip::FirstUnclipped, Kind::WrongOperand, "with a first moment that the clipping factor does not enter"),
     (
         Slip::SecondUnclipped,
@@ -111,6 +113,19 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                     "Its weights are those of the scores with the bias; the bias is for the choice alone.";
                 let ran = "the weights from scores with the bias";
                 return Ok(lab.conclude(Kind::WrongOperand, sentence, ran, "they are what was given"));
+            }
+            let holds = |sample: &Sample| sample.explained_by_outputs(weighted_otherwise(router, sample));
+            if lab.failing().count() > 0 && lab.failing().all(holds) {
+                let sentence =
+                    "Its weights are those of the other scoring; the choice is that of the one asked for.";
+                let ran = "the weights from a softmax in place of sigmoids, or the other way round";
+                return Ok(lab.conclude(Kind::WrongAttribute, sentence, ran, "they are what was given"));
+            }
+            let holds = |sample: &Sample| sample.explained_by_outputs(weighted_alone(router, sample));
+            if lab.failing().count() > 0 && lab.failing().all(holds) {
+                let sentence = "Chosen scores are divided by their sum without its epsilon.";
+                let ran = "the weights without epsilon";
+                return Ok(lab.conclude(Kind::Epsilon, sentence, ran, "they are what was given"));
             }
         }
         Operator::LinearCrossEntropyGradient(_) => {
@@ -182,6 +197,54 @@ fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {
     want
 }
 
+/// The weights of the chosen, from the scores that `score` gives a row's experts; `epsilon` keeps their sum from zero.
+fn weights(
+    router: &Router,
+    sample: &Sample,
+    epsilon: f64,
+    score: &dyn Fn(&[f64], usize) -> f64,
+) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    let (experts, k) = (operands[1].data.len().max(1), router.top_k.max(1));
+    for (row, logits) in operands[0].data.chunks(experts).enumerate() {
+        let scores: Vec<f64> = (0..k)
+            .map(|at| score(logits, (want[1].data[row * k + at].max(0.0) as usize).min(experts - 1)))
+            .collect();
+        let sum = if router.normalize { scores.iter().sum::<f64>() + epsilon } else { 1.0 };
+        for (at, score) in scores.into_iter().enumerate() {
+            want[2].data[row * k + at] = router.scale * score / sum;
+        }
+    }
+    want
+}
+
+fn sigmoid(logits: &[f64], expert: usize) -> f64 {
+    1.0 / (1.0 + (-logits[expert]).exp())
+}
+
+fn softmax(logits: &[f64], expert: usize) -> f64 {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|x| (x - largest).exp()).sum();
+    (logits[expert] - largest).exp() / sum
+}
+
+/// The weights of the scoring that was not asked for.
+fn weighted_otherwise(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    match router.scoring {
+        Scoring::Sigmoid => weights(router, sample, 1e-20, &softmax),
+        Scoring::Softmax => weights(router, sample, 1e-20, &sigmoid),
+    }
+}
+
+/// The weights of the scores as they are stored, divided by their sum alone: where all vanish there that is 0 by 0.
+fn weighted_alone(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    let stored = |score: f64| f64::from(score as f32);
+    match router.scoring {
+        Scoring::Sigmoid => weights(router, sample, 0.0, &|logits, expert| stored(sigmoid(logits, expert))),
+        Scoring::Softmax => weights(router, sample, 0.0, &|logits, expert| stored(softmax(logits, expert))),
+    }
+}
+
 fn normed(sample: &Sample, rstd: &dyn Fn(f64) -> f64) -> Vec<Tensor> {
     let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
     let columns = operands[0].sizes.last().copied().unwrap_or(1).max(1);
@@ -209,6 +272,7 @@ fn slipped(adamw: &Adamw, sample: &Sample, slip: Slip) -> Vec<Tensor> {
         Slip::NoCorrection => (c1, c2) = (1.0, 1.0),
         Slip::FirstUncorrected => c1 = 1.0,
         Slip::SecondUncorrected => c2 = 1.0,
+        Slip::AlwaysFirst => (c1, c2) = (1.0 - adamw.beta1, 1.0 - adamw.beta2),
         Slip::StepEarlier => (c1, c2) = (at(c1, adamw.beta1, false), at(c2, adamw.beta2, false)),
         Slip::StepLater => (c1, c2) = (at(c1, adamw.beta1, true), at(c2, adamw.beta2, true)),
         _ => {}

@@ -23,6 +23,10 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         runs.push(opened.run(lab.subject, fed)?);
     }
     let kept = kept_operand(lab, &opened, &probe, two, &runs)?;
+    let mut rising = Vec::new();
+    for _ in 0..3 {
+        rising.push(opened.run(lab.subject, &probe)?);
+    }
     let in_place = lab.base.probe.operator().writes_in_place().is_some();
     let mut over = Vec::new();
     if !in_place {
@@ -38,6 +42,16 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let sentence = "Its output is that of the run before: what it computes reaches the buffer too late, or not at all.";
         let ran = "the same operands after two different runs, in turn";
         return Ok(lab.conclude(Kind::StaleBuffer, sentence, ran, "the result follows the run before"));
+    }
+    if rises(&lab.base, &rising) {
+        let sentence = "What the runs before gave counts too: a workspace is not cleared.";
+        let ran = "the same operands three times in turn";
+        return Ok(lab.conclude(
+            Kind::StaleBuffer,
+            sentence,
+            ran,
+            "each time the right result is added to the last",
+        ));
     }
     if let Some(operand) = kept {
         let name = lab.base.probe.operator().definition().record().operands.get(operand);
@@ -107,6 +121,24 @@ pub(super) fn leftover(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         "nothing of either is left in the result",
     );
     Ok(None)
+}
+
+/// Whether the wrong outputs grow by the right result from run to run.
+fn rises(base: &Sample, runs: &[Outcome]) -> bool {
+    let wrong = base.wrong_outputs();
+    let grows = |output: usize| {
+        let (want, tolerance) = (&base.exact.want[output], base.tolerances()[output]);
+        let moved = want.data.iter().filter(|x| **x != 0.0).count();
+        moved >= KEPT_LEAST.min(want.data.len())
+            && (0..want.data.len()).all(|i| {
+                runs.windows(2).all(|pair| {
+                    let (a, b) = (pair[0].outputs[output].data[i], pair[1].outputs[output].data[i]);
+                    let unit = want.dtype.unit_roundoff() * (a.abs() + b.abs());
+                    (b - a - want.data[i]).abs() <= tolerance.bound(want.data[i], want.data[i].abs()) + unit
+                })
+            })
+    };
+    !wrong.is_empty() && wrong.into_iter().all(grows)
 }
 
 /// The operand that is not read anew where another one stands in the same memory, though other memory gave other results.

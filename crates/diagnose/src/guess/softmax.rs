@@ -72,15 +72,15 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         return Ok(None);
     };
     // Very large logits leave nothing to compare: that speaks for neither.
-    let above_none_agrees = tried[threshold..].iter().all(|(_, _, agrees, _)| !agrees);
-    let overflows = tried[threshold..].iter().any(|(.., not_finite)| *not_finite);
+    let failing = tried[threshold..].iter().filter(|(_, fails, ..)| *fails);
+    let overflows = failing.into_iter().all(|(.., not_finite)| *not_finite);
     let ran = "the same operands with logits 2^-8 to 2^8 times as large";
     let showed = format!(
         "agrees up to 2^{} times, fails from 2^{} times on",
         tried[threshold - 1].0,
         tried[threshold].0
     );
-    if above_none_agrees && overflows {
+    if overflows {
         let sentence = "It fails only with large logits, and then with results that are not finite or zero: the largest logit is not taken off before the exponential.";
         return Ok(lab.conclude(
             Kind::SoftmaxOverflow,

@@ -35,6 +35,22 @@ impl Pairs {
         order
     }
 
+    /// Whether exactly the pairs behind the first few of their expert have a wrong slot.
+    fn is_crowded(&self, sample: &Sample) -> bool {
+        let (want, got) = (&sample.exact.want[1].data, &sample.outcome.outputs[1].data);
+        let mut seen = vec![0usize; self.experts.iter().max().map_or(0, |most| most + 1)];
+        let (mut kept, mut lost) = (None::<usize>, None::<usize>);
+        for (pair, expert) in self.experts.iter().enumerate() {
+            let rank = seen[*expert];
+            seen[*expert] += 1;
+            match want[pair] == got[pair] {
+                true => kept = kept.max(Some(rank)),
+                false => lost = Some(lost.map_or(rank, |least| least.min(rank))),
+            }
+        }
+        matches!((kept, lost), (Some(kept), Some(lost)) if kept < lost)
+    }
+
     /// Whether each place holds a pair of its own expert.
     fn is_grouped(&self, tokens: &[f64], slots: &[f64]) -> bool {
         let right = self.ordered(self.experts.len(), |expert| expert);
@@ -91,6 +107,16 @@ pub(super) fn sorted(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> 
     }) {
         let sentence = "Equal experts come in another order than that of their rows.";
         return Ok(lab.conclude(Kind::TieBreak, sentence, ran, "all do, in another order"));
+    }
+    if all(&|pairs, sample| sample.wrong_outputs().into_iter().eq([1]) && pairs.is_crowded(sample)) {
+        let ran = "which pairs of an expert have a wrong slot";
+        let sentence = "An expert has room for a few pairs; the slots of later ones are not theirs.";
+        return Ok(lab.conclude(
+            Kind::Capacity,
+            sentence,
+            ran,
+            "those behind its first ones, as many of each",
+        ));
     }
     lab.note(ran, "not all do");
     Ok(None)
