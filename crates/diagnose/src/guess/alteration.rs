@@ -169,6 +169,9 @@ struct Reading {
     read: Read,
 }
 
+/// Whole numbers of an operand that are looked at one by one.
+const WORDS_MOST: usize = 4;
+
 /// What is said of an operand that is taken as zero.
 const LEFT_OUT: &str = "left out";
 
@@ -343,6 +346,12 @@ fn readings(probe: &Probe) -> Vec<Reading> {
                 format!("the absolute values of `{label}`"),
                 only(Box::new(|t| mapped(t, |x, _| x.abs()))),
             );
+        }
+        if !operand.dtype.is_float() && operand.data.len() <= WORDS_MOST {
+            for index in 0..operand.data.len() {
+                let map = move |t: &Tensor| mapped(t, |x, i| if i == index { 0.0 } else { x });
+                push(Kind::WrongOperand, format!("`{label}`[{index}] taken as 0"), only(Box::new(map)));
+            }
         }
         // Masks have experiments of their own.
         let masks = matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_));

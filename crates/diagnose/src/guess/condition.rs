@@ -229,6 +229,11 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
                 with(operands, at, |x, _| if x == 0.0 { 1.0 } else { x }),
             );
         }
+        if let Operator::LinearCrossEntropyGradient(_) = operator
+            && operands[at].data.len() <= bound
+        {
+            push(Kind::Collision, "rows of the same word", with(operands, at, |_, i| i as f64));
+        }
         if let Operator::ScatterAdd(_) = operator {
             let rows = operands[at].data.len().min(bound);
             let fewer = vec![leading(&operands[0], rows), leading(&operands[1], rows)];

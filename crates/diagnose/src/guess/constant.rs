@@ -1,10 +1,18 @@
 //! Outputs that are the same whatever is read.
 
 use super::axes::axes;
-use super::lab::Lab;
+use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
+
+/// How near to each other results are the same number.
+const NEARLY: f64 = 1e-6;
+
+/// Whether it is what whole numbers end at where they do not wrap.
+fn is_end(x: f64) -> bool {
+    [f64::from(i32::MAX), f64::from(i32::MIN), f64::from(u32::MAX)].contains(&x)
+}
 
 /// Whether the output holds other numbers at other sizes: then it is a part of it that is lost, and not all.
 fn varies(lab: &mut Lab<'_>, output: usize, number: f64) -> Result<Option<(String, String)>, Obstacle> {
@@ -37,6 +45,12 @@ pub(super) fn constant(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         if few && lab.failing().count() < 2 {
             continue;
         }
+        // What is to be the same on every draw says nothing where it is.
+        let right = |sample: &Sample| sample.exact.want[output].data.first().copied().unwrap_or(0.0);
+        let of_one = right(&lab.base);
+        let constant = lab.samples.iter().all(|sample| {
+            sample.exact.want[output].data.iter().all(|x| (x - of_one).abs() <= NEARLY * of_one.abs())
+        });
         let name = lab.base.probe.operator().definition().record().outputs.get(output).map_or("", |s| s.name);
         let all = |holds: &dyn Fn(f64) -> bool| {
             lab.samples.iter().all(|sample| sample.outcome.outputs[output].data.iter().all(|x| holds(*x)))
@@ -47,7 +61,7 @@ pub(super) fn constant(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
             Some((Kind::AllZero, "zero".to_string()))
         } else if nan {
             Some((Kind::AllNan, "NaN".to_string()))
-        } else if same && lab.samples.len() > 1 {
+        } else if same && !constant && !is_end(first) && lab.samples.len() > 1 {
             Some((Kind::ConstantOutput, format!("{first:e}")))
         } else {
             None

@@ -175,7 +175,9 @@ pub(super) fn step(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
             let draws = lab.failing().count();
             let ran = format!("its formula with {name} times a factor, fitted on one draw, tried on {draws}");
             let sentence = format!("It computes with {name} times {c:.5}.");
-            return Ok(lab.conclude(Kind::WrongFactor, sentence, ran, "it is what was given"));
+            // A constant within a function is no factor of the result.
+            let kind = if name.contains("exponent") { Kind::WrongAttribute } else { Kind::WrongFactor };
+            return Ok(lab.conclude(kind, sentence, ran, "it is what was given"));
         }
     }
     lab.note(

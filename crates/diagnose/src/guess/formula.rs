@@ -114,6 +114,12 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                 let ran = "the weights from scores with the bias";
                 return Ok(lab.conclude(Kind::WrongOperand, sentence, ran, "they are what was given"));
             }
+            let by_best = lab.failing().all(|sample| chosen_by_best(router, sample));
+            if lab.failing().count() > 0 && by_best {
+                let sentence = "A group of experts counts by its best score alone, not by its two best.";
+                let ran = "the choice where a group's score is its best one";
+                return Ok(lab.conclude(Kind::MissingTerms, sentence, ran, "it is what was given"));
+            }
             let holds = |sample: &Sample| sample.explained_by_outputs(weighted_otherwise(router, sample));
             if lab.failing().count() > 0 && lab.failing().all(holds) {
                 let sentence =
@@ -126,6 +132,17 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
                 let sentence = "Chosen scores are divided by their sum without its epsilon.";
                 let ran = "the weights without epsilon";
                 return Ok(lab.conclude(Kind::Epsilon, sentence, ran, "they are what was given"));
+            }
+        }
+        Operator::Activation(activation) => {
+            for (what, function) in FUNCTIONS {
+                let holds = |sample: &Sample| sample.explained_by_outputs(activated(sample, function));
+                if lab.failing().count() > 0 && lab.failing().all(holds) {
+                    let asked = format!("{:?}", activation.kind).to_lowercase();
+                    let ran = format!("{what} of the operand");
+                    let sentence = format!("It computes {what}; {asked} was asked for.");
+                    return Ok(lab.conclude(Kind::WrongAttribute, sentence, ran, "it is what was given"));
+                }
             }
         }
         Operator::LinearCrossEntropyGradient(_) => {
@@ -162,6 +179,42 @@ pub(super) fn optimizer(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacl
     Ok(None)
 }
 
+/// A function, by name.
+type Function = (&'static str, fn(f64) -> f64);
+
+/// What kernels compute in place of the function that was asked for, where the contract has no name for it.
+const FUNCTIONS: [Function; 6] = [
+    ("gelu by the error function", |x| 0.5 * x * (1.0 + error_function(x / std::f64::consts::SQRT_2))),
+    ("gelu by a sigmoid of 1.702 x", |x| x / (1.0 + (-1.702 * x).exp())),
+    ("the sigmoid in straight pieces", |x| (x / 6.0 + 0.5).clamp(0.0, 1.0)),
+    ("silu by a sigmoid in straight pieces", |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)),
+    ("relu with a slope of 0.01", |x| if x < 0.0 { 0.01 * x } else { x }),
+    ("relu that ends at 6", |x| x.clamp(0.0, 6.0)),
+];
+
+/// erf(x) by its series, and by the continued fraction of its complement beyond 3 (Abramowitz and Stegun, 7.1.5 and 7.1.14).
+fn error_function(x: f64) -> f64 {
+    let size = x.abs();
+    let value = if size < 3.0 {
+        let (mut term, mut sum) = (size, size);
+        for n in 1..80 {
+            term *= -size * size / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    } else {
+        let fraction = (1..60).rev().fold(size, |below, n| size + f64::from(n) / 2.0 / below);
+        1.0 - (-size * size).exp() / (fraction * std::f64::consts::PI.sqrt())
+    };
+    value.copysign(x)
+}
+
+fn activated(sample: &Sample, function: fn(f64) -> f64) -> Vec<Tensor> {
+    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
+    want[0].data = operands[0].data.iter().map(|x| function(*x)).collect();
+    want
+}
+
 /// The head's gradients with `g = dloss·p` in place of `dloss·(p - [v = target])`.
 fn without_targets(sample: &Sample) -> Vec<Tensor> {
     let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
@@ -195,6 +248,37 @@ fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {
         }
     }
     want
+}
+
+/// Rows of a choice that must be as predicted, of all: margins may lie within a rounding.
+const CHOSEN_SHARE: f64 = 0.97;
+
+/// Whether the choice is what it is where a group of experts counts by its best score alone.
+fn chosen_by_best(router: &Router, sample: &Sample) -> bool {
+    let operands = sample.probe.operands();
+    let (bias, experts, k) = (&operands[1].data, operands[1].data.len().max(1), router.top_k.max(1));
+    let each = experts / router.groups.max(1);
+    if router.top_groups >= router.groups || each < 2 || !sample.wrong_outputs().contains(&1) {
+        return false;
+    }
+    let (scores, got) = (&sample.exact.want[0].data, &sample.outcome.outputs[1].data);
+    let best = |list: &mut Vec<(usize, f64)>, count: usize| {
+        list.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        list.truncate(count);
+    };
+    let rows = scores.len() / experts;
+    let as_predicted = |row: &usize| {
+        let biased = |expert: usize| scores[row * experts + expert] + bias[expert];
+        let of_group = |group: usize| (group * each..(group + 1) * each).map(biased).fold(f64::MIN, f64::max);
+        let mut groups: Vec<(usize, f64)> =
+            (0..router.groups).map(|group| (group, of_group(group))).collect();
+        best(&mut groups, router.top_groups);
+        let open = |expert: &usize| groups.iter().any(|(group, _)| *group == expert / each);
+        let mut chosen: Vec<(usize, f64)> = (0..experts).filter(open).map(|e| (e, biased(e))).collect();
+        best(&mut chosen, k);
+        chosen.iter().zip(&got[row * k..]).all(|((expert, _), got)| *expert as f64 == *got)
+    };
+    (0..rows).filter(as_predicted).count() as f64 >= CHOSEN_SHARE * rows as f64
 }
 
 /// The weights of the chosen, from the scores that `score` gives a row's experts; `epsilon` keeps their sum from zero.

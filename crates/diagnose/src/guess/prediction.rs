@@ -28,7 +28,15 @@ fn wrong_numbers(sample: &Sample) -> Vec<(f64, f64, f64, DType)> {
 
 /// Numbers that leave the range of their type at either end.
 pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
-    let wrong: Vec<_> = lab.failing().flat_map(wrong_numbers).filter(|(_, _, _, d)| d.is_float()).collect();
+    let (wrong, whole): (Vec<_>, Vec<_>) =
+        lab.failing().flat_map(wrong_numbers).partition(|(_, _, _, dtype)| dtype.is_float());
+    let ends = [f64::from(i32::MAX), f64::from(i32::MIN), f64::from(u32::MAX)];
+    if wrong.is_empty() && !whole.is_empty() && whole.iter().all(|(got, ..)| ends.contains(got)) {
+        let count = whole.len();
+        let sentence = "Whole numbers end at the largest of their type, where they must wrap.";
+        let showed = format!("all {count} are the largest or the smallest number of their type");
+        return Ok(lab.conclude(Kind::Saturation, sentence, "a look at the wrong elements", showed));
+    }
     if wrong.is_empty() {
         return Ok(None);
     }

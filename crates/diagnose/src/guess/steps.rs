@@ -139,6 +139,8 @@ enum Sort {
     Exponent,
     /// What others are multiplied with.
     Factor,
+    /// An operand at one of the places where others are multiplied with it.
+    Operand,
     /// How many there are, where a mean is taken.
     Count(usize),
     /// A sum of so many terms.
@@ -244,6 +246,11 @@ impl Steps {
     /// What others are multiplied with.
     pub fn factor(&self, step: &'static str, x: f64) -> f64 {
         Steps::number(self.how(step, Sort::Factor), x)
+    }
+
+    /// An operand at one of the places where others are multiplied with it.
+    pub fn operand(&self, step: &'static str, x: f64) -> f64 {
+        Steps::number(self.how(step, Sort::Operand), x)
     }
 
     /// A quotient: what is rounded is the reciprocal of the divisor.
@@ -381,6 +388,11 @@ fn otherwise(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             push(How::Power(-1.0), Kind::WrongFactor, format!("divided by {step}"));
             push(How::Times(-1.0), Kind::WrongFactor, format!("with the other sign of {step}"));
         }
+        Sort::Operand => {
+            push(How::As(1.0), Kind::WrongOperand, format!("without {step}"));
+            push(How::Power(2.0), Kind::WrongOperand, format!("with {step} twice"));
+            push(How::Power(-1.0), Kind::WrongOperand, format!("divided by {step}"));
+        }
         Sort::Count(n) => {
             let mut others: Vec<usize> = vec![1, n + 1, n.saturating_sub(1), 2 * n, n.saturating_mul(n)];
             others.extend(TILES.iter().map(|tile| n.div_ceil(*tile) * tile));
@@ -453,7 +465,12 @@ fn rounded(step: &'static str, sort: Sort) -> Vec<(Change, Kind, String)> {
             list.push((Change { step, how }, kind, what));
         };
         match sort {
-            Sort::Count(_) | Sort::Rows(_) | Sort::Choice(_) | Sort::Factor | Sort::Addend => {}
+            Sort::Count(_)
+            | Sort::Rows(_)
+            | Sort::Choice(_)
+            | Sort::Factor
+            | Sort::Operand
+            | Sort::Addend => {}
             Sort::Number | Sort::Reciprocal | Sort::Term | Sort::Exponent => {
                 push(How::Rounded(bits), format!("{step} rounded to {bits} bits"));
                 push(How::Cut(bits), format!("{step} cut to {bits} bits"));

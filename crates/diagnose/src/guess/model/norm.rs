@@ -27,12 +27,14 @@ pub(super) fn rms_norm_gradient(o: &[&Tensor], steps: &Steps) -> Outputs {
     let mut dx = Vec::with_capacity(x.data.len());
     for (at, rstd) in rstd.iter().enumerate() {
         let (x, dy) = (row(x, at), row(dy, at));
-        let mean = steps.sum("a row's sum of dy·weight·x", width, |i| dy[i] * weight[i] * x[i])
+        let inner = |i: usize| steps.operand("the weight within the mean", weight[i]);
+        let mean = steps.sum("a row's sum of dy·weight·x", width, |i| dy[i] * inner(i) * x[i])
             / steps.count("the width of a row", width);
         let mean = steps.value("a row's mean of dy·weight·x", mean);
         let cube = steps.factor("the square of rstd", rstd * rstd);
         let one = |i: usize| {
-            let own = steps.value("dy·weight", dy[i] * weight[i]);
+            let outer = steps.operand("the weight outside of the mean", weight[i]);
+            let own = steps.value("dy·weight", dy[i] * outer);
             steps.factor("rstd", *rstd) * (own - steps.term("the term of the mean", x[i] * cube * mean))
         };
         dx.extend((0..width).map(one));
