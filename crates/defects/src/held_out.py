@@ -1,354 +1,358 @@
 # What the guess at a kind is scored by. Whoever writes the guesser does not look here.
 #
-# The third set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first
-# two were scored and went to defects.py. Some are modelled on what was reported of kernels and backends; those are named.
+# The fourth set, written on 2026-11-29 by someone who has not read the guesser, the kinds before anything was run; the first
+# three were scored and went to defects.py. They are modelled on what goes wrong in kernels, compilers, libraries and chips.
 # Where a defect fits the definitions of several kinds, all of them are written down. Once scored, they go to defects.py.
 
 
+@defect("matmul", "low_precision_accumulation")
+def products_aligned_and_cut(right, op, *operands):
+    """The sum so far and the next 16 products are aligned to the largest of them, and bits behind the fourteenth are cut."""
+
+    def multiply(op, a, b):
+        a, b = floats(a, b)
+        total = torch.zeros(a.shape[0], b.shape[1], device=a.device)
+        for k in range(0, a.shape[1], 16):
+            terms = torch.cat([total[:, None], a[:, k : k + 16, None] * b[None, k : k + 16]], 1)
+            top = terms.abs().amax(1, keepdim=True)
+            fits = top.isfinite() & (top > 2.0**-100)
+            exponent = torch.frexp(torch.where(fits, top, 1.0)).exponent
+            unit = torch.ldexp(torch.ones_like(top), exponent - 14)
+            total = torch.where(fits, (terms / unit).trunc() * unit, terms).sum(1)
+        return total
+
+    with replaced(product=multiply):
+        return right(op, *operands)
+
+
 @defect("matmul", "layout")
-def fragment_halves_swapped(right, op, *operands):
-    """Of a whole tile of 16 rows the upper 8 and the lower 8 are stored in each other's place."""
-    results = list(right(op, *operands))
-    y = results[0]
-    whole = y.shape[0] // 16 * 16
-    tiles = y[:whole].reshape(whole // 16, 2, 8, y.shape[1]).flip(1)
-    results[0] = torch.cat([tiles.reshape(whole, y.shape[1]), y[whole:]])
-    return results
+def swizzle_only_on_write(right, op, a, b, *rest):
+    """Whole tiles of 8 columns of b go to shared memory with their columns exchanged, so that banks do not collide, and
+    are read back as if they were not."""
+    column = torch.arange(b.shape[1], device=b.device)[None, :]
+    row = torch.arange(b.shape[0], device=b.device)[:, None]
+    place = torch.where(column < b.shape[1] // 8 * 8, column ^ (row % 8), column)
+    return right(op, a, b.gather(1, place), *rest)
 
 
-@defect("grouped_matmul", "dropped_tail|mask|wrong_operand")
-def tail_of_terms_not_masked(right, op, a, b, offsets):
-    """The last block of 16 terms is loaded without a mask: the next row of a meets the next rows of b in it."""
-    rows, terms = a.shape
-    experts, _, columns = b.shape
-    behind = -terms % 16
-    left = torch.cat([a.float().reshape(-1), op.zeros((behind,))])
-    start = torch.arange(rows, device=a.device)[:, None] * terms
-    left = left[start + torch.arange(terms + behind, device=a.device)]
-    rest = torch.cat([b.float().reshape(experts * terms, columns), op.zeros((behind, columns))])
-    matrices = torch.stack([rest[at * terms : (at + 1) * terms + behind] for at in range(experts)])
-    return right(op, left, matrices, offsets)
+@defect("grouped_matmul", "low_precision_operands")
+def rows_in_int8(right, op, a, b, offsets):
+    """Rows of a are quantized on the way in: 8 bits with a step for each row."""
+    wide = a.float()
+    step = wide.abs().amax(1, keepdim=True) / 127.0
+    fits = step.isfinite() & (step > 2.0**-126)
+    return right(op, torch.where(fits, (wide / step).round() * step, wide), b, offsets)
 
 
-@defect("grouped_outer", "wrong_operand|missing_terms|layout")
-def border_row_to_group_before(right, op, a, b, offsets):
-    """A row's group is looked up by bisection to the wrong side: the first row of each group counts in the one before."""
-    moved = offsets.clone()
-    moved[1:-1] = (offsets[1:-1] + 1).clamp_max(a.shape[0])
-    return right(op, a, b, moved)
+@defect("grouped_outer", "wrong_operand|empty_group")
+def accumulator_not_cleared(right, op, *operands):
+    """One persistent block goes from expert to expert, and its accumulator is cleared at its start only: what the experts
+    before were given counts too."""
+    return [x.cumsum(0) for x in right(op, *operands)]
 
 
 @defect("attention", "mask|missing_terms")
-def window_left_on(right, op, *operands):
-    """A sliding window of 8 keys, another model's, is still compiled in."""
+def keys_counted_for_first_row(right, op, *operands):
+    """How many tiles of 8 keys a tile of 16 rows goes through is reckoned for its first row: the others miss keys."""
     seen = visible
 
-    def windowed(starts, length, keys, segment_start, offset, limit):
+    def bounded(starts, length, keys, segment_start, offset, limit):
         mask = seen(starts, length, keys, segment_start, offset, limit)
-        row = torch.arange(length, device=mask.device)[:, None] + offset
+        first = torch.arange(length, device=mask.device)[:, None] // 16 * 16 + offset
         key = torch.arange(keys, device=mask.device)[None, :]
-        return mask & (key > row - 8)
+        return mask & (key < (first // 8 + 1) * 8)
 
-    with replaced(visible=windowed):
+    with replaced(visible=bounded):
         return right(op, *operands)
 
 
-@defect("attention", "low_precision_operands")
-def probabilities_in_bf16(right, op, *operands):
-    """Probabilities are rounded to bf16 before the product with the values, where those are f32 too."""
-
-    def attend_rounded(op, q, k, v, mask):
-        seen = mask.any(-1)[:, None, :, None]
-        scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
-        weights = torch.softmax(torch.where(seen, scores, 0.0), -1)
-        return torch.where(seen, in_bf16(weights) @ v, 0.0)
-
-    with replaced(attend=attend_rounded):
-        return right(op, *operands)
+@defect("attention", "mask")
+def document_of_first_row(right, op, q, k, v, segment_start, *rest):
+    """The start of a document is read once for a tile of 8 rows: rows of one that begins inside the tile look into the one
+    before."""
+    first = torch.arange(segment_start.shape[0], device=segment_start.device) // 8 * 8
+    return right(op, q, k, v, segment_start[first], *rest)
 
 
-@defect("attention", "wrong_factor|wrong_attribute")
-def log_sums_to_base_two(right, op, *operands):
-    """The kernel works with powers of 2, and hands out the logarithm to that base."""
+@defect("attention", "layout")
+def log_sums_heads_first(right, op, *operands):
+    """The log-sum-exp is stored as [heads, rows], as the backward kernel of the library likes it."""
     out, lse = right(op, *operands)
-    return [out, lse * 1.4426950408889634]
-
-
-@defect("attention_gradient", "missing_terms")
-def value_columns_cut_at_head_size(right, op, q, k, v, *rest):
-    """The kernel of dq takes the width of values for that of keys: wider ones lose columns in dout·v
-    (XunhaoLai/native-sparse-attention-triton#27)."""
-    results = list(right(op, q, k, v, *rest))
-    width, plain = q.shape[-1], attend
-    if v.shape[-1] <= width:
-        return results
-
-    def attend_cut(op, q, k, v, mask):
-        seen = mask.any(-1)[:, None, :, None]
-        beyond = v.detach().clone()
-        beyond[..., :width] = 0.0
-        scores = ((q @ k.transpose(-1, -2)) * op.scale).masked_fill(~mask[:, None], -torch.inf)
-        scores = torch.where(seen, scores, 0.0)
-        # With no gradient through the divisor the second term takes p·dp of the columns beyond off, and leaves D whole.
-        weights = (scores - torch.logsumexp(scores, -1, keepdim=True).detach()).exp()
-        return plain(op, q, k, v, mask) - torch.where(seen, weights @ beyond, 0.0)
-
-    with replaced(attend=attend_cut):
-        results[0] = right(op, q, k, v, *rest)[0]
-    return results
+    return [out, lse.t().reshape(lse.shape)]
 
 
 @defect("attention_gradient", "wrong_factor")
-def key_gradient_not_scaled(right, op, *operands):
-    """dq is multiplied by the scale at its end, dk is not."""
-    results = list(right(op, *operands))
-    results[1] = results[1].float() / op.scale
+def group_gradients_averaged(right, op, q, k, *rest):
+    """Gradients of the query heads that share a key head are averaged, not summed."""
+    results = list(right(op, q, k, *rest))
+    group = q.shape[1] // k.shape[1]
+    results[1], results[2] = results[1].float() / group, results[2].float() / group
     return results
 
 
-@defect("rms_norm_gradient", "wrong_operand")
-def weight_not_in_mean(right, op, x, weight, rstd, dy):
-    """The mean that dx takes off is that of dy·x, without the weight."""
-    dweight = right(op, x, weight, rstd, dy)[1]
-    x, weight, root, dy = floats(x, weight, rstd[..., None], dy)
-    mean = (dy * x).mean(-1, keepdim=True)
-    return [root * (dy * weight - x * root.square() * mean), dweight]
+@defect("rms_norm", "wrong_attribute|wrong_operand")
+def weight_counts_from_one(right, op, x, weight):
+    """The weight is taken for its distance from 1, as one family of models stores it."""
+    return right(op, x, 1.0 + weight.float())
 
 
-@defect("rope", "layout")
-def table_in_pairs(right, op, x, positions, table):
-    """The table is read as if each cosine had its sine behind it; it holds all cosines first."""
-    return right(op, x, positions, table.reshape(table.shape[0], -1, 2).transpose(1, 2))
+@defect("rms_norm_gradient", "order_changes")
+def slices_by_free_units(right, op, x, weight, rstd, dy):
+    """Rows are shared out among as many units as happen to be free: the weight's gradient has other partial sums then."""
+    dx = right(op, x, weight, rstd, dy)[0]
+    wide, root, upstream = floats(x, rstd[..., None], dy)
+    terms = (upstream * wide * root).flatten(0, -2)
+    total = torch.zeros(weight.shape, device=weight.device)
+    for part in terms.split(CHANCE.choice((1, 2, 3, 5, 7))):
+        total = total + part.sum(0)
+    return [dx, total]
 
 
-@defect("rope", "not_written")
-def grid_without_heads(right, op, x, positions, table):
-    """The grid counts rows and not heads: those behind the first are not written (oxiglade/mlx-rs#359)."""
-    y = op.outputs[0].float().clone()
-    y[:, 0] = right(op, x, positions, table)[0][:, 0]
-    return [y]
+@defect("rope", "stray_index")
+def stray_rows_not_rotated(right, op, x, positions, table):
+    """A row whose position is outside of the table returns early and keeps its columns."""
+    there = within(positions, table.shape[0])[1]
+    return [torch.where(there[:, None, None], right(op, x, positions, table)[0].float(), x.float())]
 
 
-@defect("swiglu", "wrong_attribute")
-def steeper_sigmoid(right, op, x):
-    """The sigmoid is that of 1.702 times the gate, as in another family of models."""
+@defect("swiglu", "layout")
+def value_before_gate(right, op, x):
+    """The first half is taken for the values and the second for the gates."""
+    first, second = x.chunk(2, -1)
+    return right(op, torch.cat([second, first], -1))
+
+
+@defect("swiglu_gradient", "missing_terms|wrong_operand")
+def slope_of_sigmoid_left_out(right, op, x, dy):
+    """The gradient of gate·sigmoid(gate) is taken for sigmoid(gate) alone: the sigmoid is held constant."""
     gate, up = x.float().chunk(2, -1)
-    return [gate * torch.sigmoid(1.702 * gate) * up]
+    upstream, open_gate = dy.float(), torch.sigmoid(gate)
+    return [torch.cat([upstream * up * open_gate, upstream * gate * open_gate], -1)]
 
 
-@defect("swiglu_gradient", "truncating_store")
-def packed_by_byte_permute(right, op, x, dy):
-    """Two bf16 are packed into a word by taking the upper halves of two f32."""
-    dx = right(op, x, dy)[0]
-    return [truncated(dx) if op.outputs[0].dtype == torch.bfloat16 else dx]
+@defect("activation", "low_precision_store|low_precision_operands")
+def function_unit_in_fp16(right, op, x):
+    """The unit for exponentials takes and gives fp16."""
+    return [in_fp16(right(op, in_fp16(x))[0])] if op.kind in ("sigmoid", "tanh") else right(op, x)
 
 
-@defect("activation", "wrong_attribute")
-def gelu_by_erf(right, op, x):
-    """Gelu is the exact one, x·Φ(x): the library has both under one name (tenstorrent/tt-metal#1262)."""
-    return [torch.nn.functional.gelu(x.float())] if op.kind == "gelu" else right(op, x)
+@defect("activation_gradient", "low_precision_operands")
+def slope_from_stored_result(right, op, x, dy):
+    """The slope is y·(1 - y) or 1 - y² of the forward result, which was kept in bf16."""
+    if op.kind not in ("sigmoid", "tanh"):
+        return right(op, x, dy)
+    y = in_bf16(function(op.kind)(x.float()))
+    return [dy.float() * (y * (1.0 - y) if op.kind == "sigmoid" else 1.0 - y * y)]
 
 
-@defect("activation", "special_values")
-def clamp_drops_nan(right, op, x):
-    """Before e to it an operand is clamped to ±88, by a minimum and a maximum that drop a NaN: it counts as 88."""
-    y = right(op, x)[0]
-    return [torch.where(x.isnan(), 1.0, y)] if op.kind in ("sigmoid", "tanh") else [y]
-
-
-@defect("cast", "layout")
-def packed_halves_swapped(right, op, x):
-    """Two bf16 share a word, and the later one is stored in its lower half."""
+@defect("cast", "truncating_store|dropped_tail")
+def scalar_rest_truncated(right, op, x):
+    """Whole vectors of 8 are rounded by an instruction; the scalar loop behind them takes the upper half of the bits."""
     if op.outputs[0].dtype != torch.bfloat16:
         return right(op, x)
     flat = x.float().flatten()
-    pairs = flat.numel() // 2
-    swapped = flat[: 2 * pairs].reshape(pairs, 2).flip(1).flatten()
-    return [torch.cat([swapped, flat[2 * pairs :]]).reshape(x.shape)]
+    whole = flat.numel() // 8 * 8
+    return [torch.cat([flat[:whole], truncated(flat[whole:])]).reshape(x.shape)]
 
 
-@defect("add", "low_precision_operands")
-def second_in_dtype_of_first(right, op, a, b):
-    """The second operand is converted to the dtype of the first before it is added."""
-    return right(op, a, b.to(a.dtype))
+@defect("add", "wrong_operand|layout")
+def third_component_twice(right, op, a, b):
+    """A loop unrolled by 4 was copied line by line: in its fourth line b is still that of the third."""
+    flat = b.flatten()
+    place = torch.arange(flat.numel(), device=b.device)
+    fourth = (place % 4 == 3) & (place < flat.numel() // 4 * 4)
+    return right(op, a, flat[torch.where(fourth, place - 1, place)].reshape(b.shape))
 
 
-@defect("assemble", "subnormals_flushed")
-def denormals_are_zero(right, op, *parts):
-    """Parts below 2^-126 are read as zero."""
-    return right(op, *(torch.where(part.abs() < 2.0**-126, torch.zeros_like(part), part) for part in parts))
+@defect("scale", "wrong_factor|wrong_attribute|low_precision_operands")
+def factor_in_bf16(right, op, x):
+    """The factor is handed to the kernel as a bf16."""
+    return right(with_attributes(op, factor=float(in_bf16(torch.tensor(op.factor)))), x)
 
 
-@defect("gather", "dropped_tail|layout")
-def rows_from_aligned_addresses(right, op, table, indices):
-    """Rows are read by vectors of 4, whose address loses its lowest bits: a row that does not start at a multiple of 4 is
-    read from up to 3 elements before."""
+@defect("multiply", "strided_view|layout")
+def offset_of_view_dropped(right, op, *operands):
+    """The kernel gets the address of the whole value, not that of the window into it."""
+
+    def from_start(x, record):
+        view = record.get("view")
+        return x if view is None else x.as_strided(x.shape, x.stride(), x.storage_offset() - view["offset"])
+
+    return right(op, *(from_start(x, record) for x, record in zip(operands, op.operands)))
+
+
+@defect("gather", "low_precision_operands|low_precision_store|special_values")
+def rows_by_one_hot_product(right, op, table, indices):
+    """Rows are picked by a product with ones and zeros on the matrix unit, which takes bf16; 0 times infinity is NaN."""
     rows, there = within(indices, table.shape[0])
-    columns, flat = table.shape[1], table.reshape(-1)
-    start = torch.div(rows * columns, 4, rounding_mode="floor") * 4
-    read = flat[start[:, None] + torch.arange(columns, device=table.device)]
-    return [torch.where(there[:, None], read.float(), 0.0)]
+    picks = (rows[:, None] == torch.arange(table.shape[0], device=table.device)) & there[:, None]
+    return [picks.float() @ in_bf16(table)]
 
 
-@defect("scatter_add", "order_changes")
-def rows_added_by_atomics(right, op, x, indices):
-    """Rows that go to the same place are added as they come."""
-    y, rows = op.zeros(op.sizes[0]), indices.tolist()
-    order = list(range(len(rows)))
-    CHANCE.shuffle(order)
-    for at in order:
-        if 0 <= rows[at] < y.shape[0]:
-            y[rows[at]] += x[at].float()
+@defect("scatter_add", "missing_terms|not_written")
+def last_segment_not_flushed(right, op, x, indices):
+    """Rows are sorted and summed in runs of one index; a run is stored when the next one begins, and the last never."""
+    y = right(op, x, indices)[0].clone()
+    rows, there = within(indices, y.shape[0])
+    if bool(there.any()):
+        y[int(rows[there].max())] = 0.0
     return [y]
 
 
-@defect("column_sum", "stuck_elements")
-def dead_lane(right, op, x):
-    """Of 32 lanes the sixth gives 0."""
-    y = right(op, x)[0].clone()
-    y[5::32] = 0.0
-    return [y]
+@defect("column_sum", "dropped_tail|wrong_operand")
+def last_row_fills_tile(right, op, x):
+    """Rows are loaded in tiles of 8, and addresses behind the last are clamped to it: it counts for the rest of its tile."""
+    y, rest = right(op, x)[0], -x.shape[0] % 8
+    return [y + rest * x[-1].float() if rest else y]
 
 
-@defect("linear_cross_entropy", "dropped_tail|missing_terms")
-def target_not_found_in_last_chunk(right, op, x, weight, targets):
-    """The vocabulary is looked through in chunks of 8 words; a target in a last chunk that is not whole is not found, and
-    its logit not taken off."""
+@defect("linear_cross_entropy", "wrong_attribute")
+def labels_smoothed(right, op, x, weight, targets):
+    """A label smoothing of 0.1 is still on: a tenth of the loss is that of all words alike."""
     loss, lse = right(op, x, weight, targets)
+    alike = lse - product(op, x, weight.t()).mean(-1)
     there = within(targets, weight.shape[0])[1]
-    lost = there & (targets >= weight.shape[0] // 8 * 8)
-    return [torch.where(lost, lse, loss), lse]
+    return [torch.where(there, 0.9 * loss + 0.1 * alike, loss), lse]
 
 
-@defect("linear_cross_entropy_gradient", "collision|missing_terms")
-def last_row_of_a_word_counts(right, op, x, weight, targets, dloss):
-    """The targets' rows are stored into the head's gradient, not added: of those with one target the last counts."""
+@defect("linear_cross_entropy_gradient", "softmax_overflow")
+def largest_of_tile(right, op, x, weight, targets, dloss):
+    """What is taken off before e to it is the largest logit of a tile of 8 rows, not that of the row: rows far below it
+    divide 0 by 0."""
     results = list(right(op, x, weight, targets, dloss))
+    wide, head = floats(x, weight)
     place, there = within(targets, weight.shape[0])
-    term = torch.where(there[:, None], dloss[:, None] * x.float(), 0.0)
-    last = {word: at for at, (word, real) in enumerate(zip(place.tolist(), there.tolist())) if real}
-    dweight = results[2].index_add(0, place, term)
-    for word, at in last.items():
-        dweight[word] -= term[at]
-    results[2] = dweight
+    z = wide @ head.t()
+    top = torch.cat([tile.amax().expand(tile.shape[0]) for tile in z.split(8)])
+    raised = (z - top[:, None]).exp()
+    share = raised / raised.sum(-1, keepdim=True)
+    hit = place[:, None] == torch.arange(weight.shape[0], device=weight.device)
+    g = torch.where(there[:, None], dloss[:, None] * (share - hit.float()), 0.0)
+    results[1], results[2] = g @ head, g.t() @ wide
     return results
 
 
-@defect("router", "missing_terms|wrong_attribute")
-def groups_by_their_best(right, op, logits, bias):
-    """A group's score is its largest biased score alone, as in DeepSeek-V2, not the sum of its two largest."""
-    exact = largest
+@defect("linear_cross_entropy_gradient", "stray_index")
+def rows_without_target_push(right, op, x, weight, targets, dloss):
+    """A row without a target has no loss, but its softmax goes into both gradients."""
+    results = list(right(op, x, weight, targets, dloss))
+    wide, head = floats(x, weight)
+    there = within(targets, weight.shape[0])[1]
+    g = torch.where(there[:, None], 0.0, dloss[:, None] * torch.softmax(wide @ head.t(), -1))
+    results[1], results[2] = results[1].float() + g @ head, results[2].float() + g.t() @ wide
+    return results
 
-    def best(values, eligible, count):
-        return exact(values, eligible, 1 if values.dim() == 3 else count)
 
-    with replaced(largest=best):
+@defect("router", "wrong_operand")
+def groups_without_bias(right, op, logits, bias):
+    """Groups are chosen by their scores without the bias, and experts within them with it."""
+    exact, calls = largest, []
+    scores = torch.sigmoid(logits) if op.scoring == "sigmoid" else torch.softmax(logits, -1)
+    grouped = scores.reshape(scores.shape[0], op.groups, scores.shape[1] // op.groups)
+    unbiased = grouped.sort(-1, descending=True).values[..., :2].sum(-1)
+
+    def chosen(values, eligible, count):
+        calls.append(count)
+        # The best of each group are asked for first, then the groups, then the experts.
+        return exact(unbiased if len(calls) == 2 else values, eligible, count)
+
+    with replaced(largest=chosen):
         return right(op, logits, bias)
 
 
-@defect("router", "wrong_factor|wrong_attribute")
-def scaled_before_normalizing(right, op, logits, bias):
-    """The chosen scores are multiplied by the scale first and divided by their sum then, which takes it away again."""
-
-    def scaled_first(op, scores, indices, there):
-        chosen = op.scale * torch.where(there, scores.gather(1, indices), 0.0)
-        return chosen / (chosen.sum(1, keepdim=True) + 1e-20) if op.normalize else chosen
-
-    with replaced(weigh=scaled_first):
-        return right(op, logits, bias)
+@defect("router_gradient", "wrong_attribute|missing_terms")
+def softmax_as_sigmoid(right, op, *operands):
+    """The gradient of a softmax is taken for s·(1 - s) of each expert alone, as for a sigmoid."""
+    return right(with_attributes(op, scoring="sigmoid"), *operands)
 
 
-@defect("balance_loss", "missing_terms")
-def first_choices_only(right, op, scores, indices):
-    """Of a token's choices only the first enters the load, as where each has one."""
-    return [right(op, scores, indices[:, :1])[0] / indices.shape[1]]
-
-
-@defect("balance_loss_gradient", "layout|wrong_operand")
-def upstream_in_turn(right, op, scores, indices, dloss):
-    """Tokens take the upstream gradients of the sequences in turn, as where tokens of all sequences alternate."""
-    each = right(op, scores, indices, torch.ones_like(dloss))[0]
-    token = torch.arange(scores.shape[0], device=scores.device)
-    return [each * dloss[token % dloss.shape[0]][:, None]]
-
-
-@defect("expert_sort", "stray_index")
-def strays_behind_all(right, op, indices):
-    """Pairs whose expert is none are sorted behind those of all experts and belong to nobody."""
-    expert = indices.flatten().long()
-    expert = torch.where((expert < 0) | (expert >= op.experts), op.experts, expert)
-    order = torch.sort(expert, stable=True).indices
+@defect("expert_sort", "layout")
+def sort_bits_rounded_down(right, op, indices):
+    """The radix sort is told log2 of the number of experts, rounded down, for the bits of a key: the upper bit of some
+    experts does not count."""
+    expert = indices.flatten().long().clamp(0, op.experts - 1)
+    order = torch.sort(expert % (1 << (op.experts.bit_length() - 1)), stable=True).indices
     slot = torch.empty_like(order)
     slot[order] = torch.arange(order.numel(), device=order.device)
-    counts = mark(expert[None], op.experts)[0]
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return [order // indices.shape[1], slot.reshape(indices.shape), offsets]
+    return [order // indices.shape[1], slot.reshape(indices.shape), right(op, indices)[2]]
 
 
-@defect("combine", "low_precision_accumulation|low_precision_store")
-def choices_added_in_bf16(right, op, y, slot, weights):
-    """A token's sum so far lies in bf16 from one choice to the next."""
-    rows, there = within(slot, y.shape[0])
-    total = torch.zeros((slot.shape[0], y.shape[1]), device=y.device)
-    for choice in range(slot.shape[1]):
-        one = weights[:, choice, None].float() * y[rows[:, choice]].float()
-        total = in_bf16(total + torch.where(there[:, choice, None], one, 0.0))
-    return [total]
+@defect("combine", "wrong_operand")
+def weights_left_to_product(right, op, y, slot, weights):
+    """Rows are added as they are, as where the product before has multiplied them by their weights already."""
+    return right(op, y, slot, torch.ones_like(weights))
 
 
-@defect("global_norm", "wrong_operand|missing_terms")
-def norm_of_first_group(right, op, first, *others):
-    """The norm is that of the first group of parameters, as where each is clipped alone (huggingface/transformers#614)."""
-    return right(op, first)
+@defect("combine_gradient", "missing_terms")
+def lanes_load_once(right, op, y, slot, weights, dout):
+    """Each of 16 lanes takes one column for a weight's gradient, without a loop over the columns behind."""
+    dweights = right(op, y[:, :16], slot, weights, dout[:, :16])[1]
+    return [right(op, y, slot, weights, dout)[0], dweights]
 
 
-@defect("adamw", "low_precision_store")
-def moments_in_bf16(right, op, *operands):
-    """Both moments are stored with the precision of bf16."""
-    results = list(right(op, *operands))
-    results[1], results[2] = in_bf16(results[1]), in_bf16(results[2])
+@defect("global_norm", "low_precision_store|low_precision_operands")
+def norms_of_groups_in_bf16(right, op, *gradients):
+    """The norm of each group of parameters is kept in bf16, and the norm of all is that of those."""
+    return right(op, *(in_bf16(right(op, x)[0]) for x in gradients))
+
+
+@defect("adamw", "weight_decay")
+def decay_with_corrected_rate(right, op, weight, gradient, m, v, factor, rates):
+    """The step that is corrected for the first moment's start multiplies the decay too."""
+    results = list(right(with_attributes(op, weight_decay=0.0), weight, gradient, m, v, factor, rates))
+    results[0] = results[0] - (rates[0:1] / rates[1:2] * op.weight_decay) * weight
     if op.digests:
         results[3] = digest_of(results[:3])
     return results
 
 
-@defect("adamw", "edge_value")
-def idle_weights_skipped(right, op, weight, gradient, m, v, *rest):
-    """Elements whose gradient is exactly 0 stay as they are, as in a lazy Adam for embeddings: no decay, no moments."""
-    results = list(right(op, weight, gradient, m, v, *rest))
-    for index, old in enumerate((weight, m, v)):
-        results[index] = torch.where(gradient == 0.0, old, results[index])
-    if op.digests:
-        results[3] = digest_of(results[:3])
-    return results
+@defect("adamw", "bias_correction|layout")
+def corrections_exchanged(right, op, weight, gradient, m, v, factor, rates):
+    """The two corrections are handed over in the wrong order."""
+    exchanged = torch.cat([rates[0:1], rates[2:3], rates[1:2]])
+    return right(op, weight, gradient, m, v, factor, exchanged)
 
 
-@defect("bias_update", "low_precision_store")
-def bias_in_bf16(right, op, bias, counts):
-    """The bias went to bf16 with the rest of the model: small steps are lost in it."""
-    return [in_bf16(right(op, bias, counts)[0])]
+@defect("bias_update", "dropped_tail")
+def biases_behind_vectors_stay(right, op, bias, counts):
+    """Biases are moved in whole vectors of 4; those behind stay."""
+    moved, whole = right(op, bias, counts)[0], bias.shape[0] // 4 * 4
+    return [torch.cat([moved[:whole], bias[whole:].float()])]
 
 
-@defect("increment", "saturation")
-def counter_saturates(right, op, x):
-    """The vector unit's integer sum stops at the largest number instead of wrapping."""
-    return [(x.long() + op.by).clamp(-(2**31), 2**31 - 1)]
+@defect("accumulate", "low_precision_accumulation|low_precision_store")
+def gradients_kept_in_bf16(right, op, target, x):
+    """What micro-batches add up to is kept with the precision of bf16."""
+    y = right(op, target, x)[0]
+    return [in_bf16(y) if y.is_floating_point() else y]
 
 
-@defect("random_bits", "wrong_operand")
-def half_of_key(right, op, key, counter):
-    """The key is taken for one of 32 bits: its second word counts as 0."""
-    half = key.clone()
-    half[1] = 0
-    return right(op, half, counter)
+@defect("random_bits", "wrong_attribute")
+def seven_rounds(right, op, key, counter):
+    """Philox has 7 rounds, which its authors call enough, and not 10."""
+    low = 0xFFFFFFFF
+    count = 1
+    for size in op.sizes[0]:
+        count *= size
+    block = torch.arange((count + 3) // 4, device=key.device, dtype=torch.int64)
+    c = [block, torch.zeros_like(block), (counter.long() & low).expand_as(block), torch.full_like(block, op.stream)]
+    k = [word & low for word in key.long()]
+    for _ in range(7):
+        high = [(((m * (x & 0xFFFF)) >> 16) + m * (x >> 16)) >> 16 for m, x in ((0xD2511F53, c[0]), (0xCD9E8D57, c[2]))]
+        first, second = (0xD2511F53 * c[0]) & low, (0xCD9E8D57 * c[2]) & low
+        c = [high[1] ^ c[1] ^ k[0], second, high[0] ^ c[3] ^ k[1], first]
+        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+    return [word_bits(torch.stack(c, 1).flatten()[:count]).reshape(op.sizes[0])]
 
 
 @defect("append", "not_written|layout")
-def page_looked_up_once(right, op, cache, rows, position):
-    """The cache lies in pages of 8 rows, and a call looks up the page of its first row: rows behind that page's end go to
-    its start."""
-    start = int(position)
-    page = start // 8 * 8
-    for at in range(rows.shape[0]):
-        if 0 <= start + at < cache.shape[0]:
-            op.outputs[0][page + (start + at - page) % 8] = rows[at]
+def position_moved_before_write(right, op, cache, rows, position):
+    """The position is counted on before the rows are written and not behind: they stand one row late."""
+    return right(op, cache, rows, position + 1)
+
+
+@defect("compare", "special_values|edge_value")
+def compared_as_numbers(right, op, *values):
+    """Elements are compared as floats, not as bits: a NaN differs from itself, and 0 does not from -0."""
+    half = len(values) // 2
+    return [sum((a != b).sum() for a, b in zip(values[:half], values[half:])).reshape(1)]
