@@ -10,11 +10,14 @@ use toprope_program::OPERATORS;
 /// Cases of an operator that a defect must show in.
 const CASES: u64 = 24;
 
+/// The same where an operator is five functions: a defect may be in one or two of them, and show in one sort of values.
+const CASES_OF_ACTIVATION: u64 = 72;
+
 /// The two programs that only a range of several operators shows take random programs.
 fn options(operator: &'static str, programs: u64) -> Options {
     Options {
         operators: Some(vec![operator]),
-        cases_per_operator: CASES,
+        cases_per_operator: if operator == "activation" { CASES_OF_ACTIVATION } else { CASES },
         programs,
         stop_at_first: programs == 0,
         shrink: false,
