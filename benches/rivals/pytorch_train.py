@@ -15,6 +15,7 @@ A step is forward, backward, gradient clipping, AdamW and, with experts, the bal
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -237,15 +238,7 @@ def measured(arguments):
         master = [p.detach().clone().requires_grad_() for p in weights]
         for parameter in weights:
             parameter.data = parameter.data.bfloat16()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in master if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in master if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = adamw(master, LEARNING_RATE, WEIGHT_DECAY)
     experts = [block.mlp for block in model.blocks if not block.dense]
     loss_of = torch.compile(model) if arguments.compile else model
     sizes = SIZES[arguments.recipe]
@@ -257,32 +250,19 @@ def measured(arguments):
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "autocast"):
             loss = loss_of(tokens, targets)
         loss.backward()
-        if master is not weights:
-            for wide, narrow in zip(master, weights):
-                wide.grad = narrow.grad.float()
-                narrow.grad = None
-        torch.nn.utils.clip_grad_norm_(master, CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(weights, master, optimizer)
         with torch.no_grad():
-            if master is not weights:
-                torch._foreach_copy_(weights, master)
             for layer in experts:
                 layer.bias += BIAS_SPEED * torch.sign(layer.load.mean() - layer.load)
         return loss.item()
 
-    losses = [step(index) for index in range(arguments.warmup)]
+    indices = itertools.count()
+    losses = [step(next(indices)) for _ in range(arguments.warmup)]
     peak_of_all = resident_peak_bytes()
     yield {"ready": variant_name(arguments), "torch": torch.__version__}
-    while True:
-        reset_resident_peak()
-        seconds = []
-        for _ in range(arguments.steps):
-            start = time.perf_counter()
-            losses.append(step(len(losses)))
-            seconds.append(time.perf_counter() - start)
+    for seconds, more, peak in rounds(lambda: step(next(indices)), arguments.steps):
+        losses += more
         median = statistics.median(seconds)
-        peak = resident_peak_bytes()
         yield {
             "recipe": arguments.recipe,
             "variant": variant_name(arguments),
@@ -301,6 +281,45 @@ def measured(arguments):
             "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
             **processor(),
         }
+
+
+def adamw(master, learning_rate, weight_decay):
+    """Fused AdamW; weights of one dimension do not decay."""
+    import torch
+
+    groups = [
+        {"params": [p for p in master if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in master if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def update(weights, master, optimizer):
+    """From the weights' gradients to the next weights, by way of the f32 ones where those are apart."""
+    import torch
+
+    if master is not weights:
+        for wide, narrow in zip(master, weights):
+            wide.grad = narrow.grad.float()
+            narrow.grad = None
+    torch.nn.utils.clip_grad_norm_(master, CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if master is not weights:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, master)
+
+
+def rounds(step, steps):
+    """For ever: the seconds of so many steps, their losses, and the peak of resident memory since the round began."""
+    while True:
+        reset_resident_peak()
+        seconds, losses = [], []
+        for _ in range(steps):
+            start = time.perf_counter()
+            losses.append(step())
+            seconds.append(time.perf_counter() - start)
+        yield seconds, losses, resident_peak_bytes()
 
 
 def told(records, kept):

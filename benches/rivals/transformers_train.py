@@ -19,18 +19,18 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 from pytorch_train import (  # noqa: E402
-    CLIP_NORM,
     KEEPING_ALLOCATOR,
     PRECISIONS,
     PROBE_RATIO,
+    adamw,
     processor,
-    reset_resident_peak,
     resident_peak_bytes,
+    rounds,
     told,
+    update,
 )
 
 SEQUENCE, BATCH, SEARCHED = 512, 16, 4
@@ -54,15 +54,7 @@ def measured(arguments):
     if arguments.precision == "bf16":
         master = [p.detach().clone().requires_grad_() for p in weights]
         model.to(torch.bfloat16)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in master if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in master if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = adamw(master, LEARNING_RATE, WEIGHT_DECAY)
     cross_entropy = torch.nn.functional.cross_entropy
 
     def mean_loss(tokens, targets):
@@ -92,30 +84,15 @@ def measured(arguments):
                 loss = loss_of(tokens, targets) * (arguments.micro / sequences)
             loss.backward()
             total += loss.item()
-        if master is not weights:
-            for wide, narrow in zip(master, weights):
-                wide.grad = narrow.grad.float()
-                narrow.grad = None
-        torch.nn.utils.clip_grad_norm_(master, CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            if master is not weights:
-                torch._foreach_copy_(weights, master)
+        update(weights, master, optimizer)
         return total
 
     losses = [step(arguments.micro)]
     peak_of_all = resident_peak_bytes()
     yield {"ready": variant_name(arguments), "torch": torch.__version__}
-    while True:
-        reset_resident_peak()
-        seconds = []
-        for _ in range(arguments.steps):
-            start = time.perf_counter()
-            losses.append(step(arguments.sequences))
-            seconds.append(time.perf_counter() - start)
+    for seconds, more, peak in rounds(lambda: step(arguments.sequences), arguments.steps):
+        losses += more
         median = statistics.median(seconds)
-        peak = resident_peak_bytes()
         yield {
             "variant": variant_name(arguments),
             "tokens_per_second": round(arguments.sequences * SEQUENCE / median, 1),

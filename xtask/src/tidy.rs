@@ -115,7 +115,8 @@ const LINES_MAX: usize = 900;
 /// Runs all checks; reports every finding.
 pub fn check(root: &Path) -> Result<(), String> {
     let mut findings = Vec::new();
-    dependencies(root, &mut findings)?;
+    let graph = metadata(root)?;
+    dependencies(&graph, &mut findings);
     for file in sources(root)? {
         let text = std::fs::read_to_string(root.join(&file))
             .map_err(|error| format!("{}: {error}", file.display()))?;
@@ -130,7 +131,7 @@ pub fn check(root: &Path) -> Result<(), String> {
     }
     maps(root, &mut findings)?;
     architecture(root, &mut findings)?;
-    fuzzer(root, &mut findings)?;
+    fuzzer(root, &graph, &mut findings)?;
     if findings.is_empty() {
         println!("tidy");
         Ok(())
@@ -210,10 +211,9 @@ fn metadata(root: &Path) -> Result<Uses, String> {
 }
 
 /// The fuzzer is a workspace of its own, which no build of this one looks at: its lock file must know what our crates use by now.
-fn fuzzer(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
+fn fuzzer(root: &Path, graph: &Uses, findings: &mut Vec<String>) -> Result<(), String> {
     let page = "fuzz/Cargo.lock";
     let text = std::fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
-    let graph = metadata(root)?;
     for package in text.split("[[package]]").filter(|package| !package.contains("\nsource = ")) {
         let quoted: BTreeSet<&str> = package.split('"').skip(1).step_by(2).collect();
         let name = package.split('"').nth(1).unwrap_or_default();
@@ -229,10 +229,9 @@ fn fuzzer(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
     Ok(())
 }
 
-fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
-    let graph = metadata(root)?;
+fn dependencies(graph: &Uses, findings: &mut Vec<String>) {
     let allowed: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
-    for (name, used) in &graph {
+    for (name, used) in graph {
         match allowed.get(name.as_str()) {
             None => findings.push(format!("crate {name} is not in xtask's table of dependencies")),
             Some(may) => {
@@ -248,7 +247,6 @@ fn dependencies(root: &Path, findings: &mut Vec<String>) -> Result<(), String> {
             findings.push(format!("crate {name} in xtask's table does not exist"));
         }
     }
-    Ok(())
 }
 
 /// Pages that lead a reader through the tree.

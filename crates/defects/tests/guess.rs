@@ -115,14 +115,14 @@ fn score(defects: Vec<Defect>) -> Option<(usize, usize)> {
     Some((right, all))
 }
 
-/// What is demanded of the share of defects that were not used while building the guesser, in fifths. Four are wanted
+/// What is demanded of the share of defects that were not used while building the guesser, in tenths. Eight are wanted
 /// (docs/diagnose.md says what was reached); what was reached must not be lost.
-const HELD_OUT_FIFTHS: usize = 3;
+const HELD_OUT_TENTHS: usize = 7;
 
 #[test]
 fn held_out_defects_are_guessed() {
     let Some((right, all)) = score(held_out()) else { return };
-    assert!(all >= 20 && right * 5 >= all * HELD_OUT_FIFTHS, "{right} of {all}");
+    assert!(all >= 20 && right * 10 >= all * HELD_OUT_TENTHS, "{right} of {all}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::error::FormatError;
 use crate::pickle::{Id, Node, Pickle};
-use crate::tensors::TensorRecord;
+use crate::tensors::{TensorRecord, counted};
 use crate::torch_file::{self, PICKLE_BYTES_MAX, TorchFile};
 use crate::zip::{Archive, Part};
 use std::collections::{BTreeMap, BTreeSet};
@@ -259,11 +259,9 @@ impl<'a> Metadata<'a> {
         if torch_file::stored(dtype).is_none() {
             return Err(self.unsupported(name, format!("its dtype `{dtype}` is not known")));
         }
-        let elements =
-            |sizes: &[u64]| sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         let uncountable =
             || self.malformed(name, format!("its shape {size:?} has more elements than can be counted"));
-        let wanted = elements(&size).ok_or_else(uncountable)?;
+        let wanted = counted(&size).ok_or_else(uncountable)?;
         let mut there = 0u64;
         let mut begins = BTreeSet::new();
         for chunk in &chunks {
@@ -280,7 +278,7 @@ impl<'a> Metadata<'a> {
                 return Err(self.malformed(name, reason));
             }
             there =
-                elements(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
+                counted(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
         }
         if there != wanted {
             return Err(self.malformed(name, format!("its parts have {there} of its {wanted} elements")));

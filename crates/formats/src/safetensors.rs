@@ -2,7 +2,7 @@
 
 use crate::error::FormatError;
 use crate::stored::Stored;
-use crate::tensors::{TensorRecord, Tensors, check_places};
+use crate::tensors::{TensorRecord, Tensors, check_places, counted};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -122,10 +122,7 @@ fn record(entry: &Entry, start: u64) -> Result<TensorRecord, String> {
     let stored = stored(&entry.dtype).ok_or_else(|| format!("its dtype `{}` is not known", entry.dtype))?;
     let (from, to) = entry.data_offsets;
     let taken = to.checked_sub(from).ok_or_else(|| format!("it ends at {to}, before its begin {from}"))?;
-    // Without its zeros too, so that the product can be taken in any order.
-    let most = entry.shape.iter().try_fold(1u64, |product, size| product.checked_mul((*size).max(1)));
-    let elements = most.map(|most| if entry.shape.contains(&0) { 0 } else { most });
-    let needed = elements.and_then(|elements| elements.checked_mul(stored.block().1 as u64));
+    let needed = counted(&entry.shape).and_then(|elements| elements.checked_mul(stored.block().1 as u64));
     match needed {
         Some(needed) if needed == taken => {}
         Some(needed) => {

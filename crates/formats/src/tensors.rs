@@ -28,6 +28,14 @@ impl TensorRecord {
     }
 }
 
+/// How many elements a shape has; none where they cannot be counted, be it for the zeros among its sizes alone: the product may
+/// then be taken in any order.
+pub(crate) fn counted(shape: &[u64]) -> Option<u64> {
+    let most = shape.iter().try_fold(1u64, |product, size| product.checked_mul((*size).max(1)))?;
+    usize::try_from(most).ok()?;
+    Some(if shape.contains(&0) { 0 } else { most })
+}
+
 /// The tensors of one model's files, by name.
 #[derive(Debug)]
 pub struct Tensors {

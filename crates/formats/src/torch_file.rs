@@ -4,7 +4,7 @@
 use crate::error::FormatError;
 use crate::pickle::{Id, Node, Pickle};
 use crate::stored::Stored;
-use crate::tensors::TensorRecord;
+use crate::tensors::{TensorRecord, counted};
 use crate::zip::{Archive, Part};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -253,9 +253,7 @@ impl Walk<'_> {
         }
         let member = self.archive.member(&format!("data/{key}"));
         let member = member.ok_or_else(|| malformed(format!("its storage `data/{key}` is not there")))?;
-        let counted = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
-        let counted = counted.filter(|elements| usize::try_from(*elements).is_ok());
-        let elements = counted
+        let elements = counted(&shape)
             .ok_or_else(|| malformed(format!("its shape {shape:?} has more elements than can be counted")))?;
         // Elements between the first and the last one, these included.
         let span = if elements == 0 {

@@ -2,6 +2,7 @@
 
 use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
+use std::collections::BTreeSet;
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::operator::Router;
 use toprope_program::{Operator, Tensor};
@@ -104,15 +105,8 @@ fn without_sums(lab: &mut Lab<'_>, sample: &Sample, later: bool) -> Result<Optio
     for at in 0..operands.len() {
         let alone = |ones: bool| -> Vec<Tensor> {
             let part = |(other, t): (usize, &Tensor)| {
-                let data = t.data.iter().map(|x| {
-                    if other != at {
-                        0.0
-                    } else if ones {
-                        1.0
-                    } else {
-                        *x
-                    }
-                });
+                let number = |x: &f64| if ones { 1.0 } else { *x };
+                let data = t.data.iter().map(|x| if other == at { number(x) } else { 0.0 });
                 Tensor { data: data.collect(), ..t.clone() }
             };
             operands.iter().enumerate().map(part).collect()
@@ -229,8 +223,9 @@ fn removals(operator: &Operator, operands: &[Tensor]) -> Vec<Removal> {
                 with(operands, at, |x, _| if x == 0.0 { 1.0 } else { x }),
             );
         }
+        let words: BTreeSet<u64> = operands[at].data.iter().map(|x| x.to_bits()).collect();
         if let Operator::LinearCrossEntropyGradient(_) = operator
-            && operands[at].data.len() <= bound
+            && (words.len() + 1..=bound).contains(&operands[at].data.len())
         {
             push(Kind::Collision, "rows of the same word", with(operands, at, |_, i| i as f64));
         }

@@ -2,17 +2,13 @@
 
 use super::axes::axes;
 use super::lab::{Lab, Sample};
+use super::prediction::WHOLE_ENDS;
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::values::Regime;
 
 /// How near to each other results are the same number.
 const NEARLY: f64 = 1e-6;
-
-/// Whether it is what whole numbers end at where they do not wrap.
-fn is_end(x: f64) -> bool {
-    [f64::from(i32::MAX), f64::from(i32::MIN), f64::from(u32::MAX)].contains(&x)
-}
 
 /// Whether the output holds other numbers at other sizes: then it is a part of it that is lost, and not all.
 fn varies(lab: &mut Lab<'_>, output: usize, number: f64) -> Result<Option<(String, String)>, Obstacle> {
@@ -55,13 +51,16 @@ pub(super) fn constant(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle
         let all = |holds: &dyn Fn(f64) -> bool| {
             lab.samples.iter().all(|sample| sample.outcome.outputs[output].data.iter().all(|x| holds(*x)))
         };
+        let whole = !lab.base.exact.want[output].dtype.is_float();
         let first = lab.base.outcome.outputs[output].data.first().copied().unwrap_or(0.0);
         let (zero, nan, same) = (all(&|x| x == 0.0), all(&f64::is_nan), all(&|x| x == first));
+        // Whole numbers that do not wrap are told by their range.
+        let saturates = whole && WHOLE_ENDS.contains(&first);
         let found = if zero {
             Some((Kind::AllZero, "zero".to_string()))
         } else if nan {
             Some((Kind::AllNan, "NaN".to_string()))
-        } else if same && !constant && !is_end(first) && lab.samples.len() > 1 {
+        } else if same && !constant && !saturates && lab.samples.len() > 1 {
             Some((Kind::ConstantOutput, format!("{first:e}")))
         } else {
             None

@@ -2,9 +2,11 @@
 //! are corrected, which way weight decay goes, which terms a gradient has.
 
 use super::lab::{Lab, Sample};
+use super::steps::row;
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_program::operator::{Adamw, Router, Scoring};
+use toprope_program::tensor::round;
 use toprope_program::{Operator, Tensor};
 
 /// Ways to differ from AdamW: Loshchilov and Hutter, arXiv 1711.05101; what other implementations do.
@@ -233,21 +235,54 @@ fn without_targets(sample: &Sample) -> Vec<Tensor> {
     want
 }
 
-fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {
-    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
-    let (bias, experts, k) = (&operands[1].data, operands[1].data.len(), router.top_k.max(1));
+/// What the sum of the chosen scores has added to it (the contract's formula).
+const LEAST_SUM: f64 = 1e-20;
+
+/// The weights of the chosen experts, from the scores that `score` gives (row, expert); `epsilon` keeps their sum from zero.
+fn weighted(
+    router: &Router,
+    sample: &Sample,
+    epsilon: f64,
+    score: impl Fn(usize, usize) -> f64,
+) -> Vec<Tensor> {
+    let mut want = sample.exact.want.clone();
+    let (experts, k) = (want[0].sizes.last().copied().unwrap_or(1).max(1), router.top_k.max(1));
     for row in 0..want[1].data.len() / k {
-        let key = |at: usize| {
-            let expert = want[1].data[row * k + at] as usize;
-            want[0].data[row * experts + expert.min(experts - 1)] + bias[expert.min(experts - 1)]
-        };
-        let keys: Vec<f64> = (0..k).map(key).collect();
-        let sum = if router.normalize { keys.iter().sum::<f64>() + 1e-20 } else { 1.0 };
-        for (at, key) in keys.iter().enumerate() {
-            want[2].data[row * k + at] = router.scale * key / sum;
+        let of = |at: usize| score(row, (want[1].data[row * k + at] as usize).min(experts - 1));
+        let scores: Vec<f64> = (0..k).map(of).collect();
+        let sum = if router.normalize { scores.iter().sum::<f64>() + epsilon } else { 1.0 };
+        for (at, score) in scores.into_iter().enumerate() {
+            want[2].data[row * k + at] = router.scale * score / sum;
         }
     }
     want
+}
+
+fn weighted_with_bias(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    let (scores, bias) = (&sample.exact.want[0].data, sample.probe.operands().swap_remove(1).data);
+    weighted(router, sample, LEAST_SUM, |row, expert| scores[row * bias.len() + expert] + bias[expert])
+}
+
+/// The weights of the scoring that was not asked for.
+fn weighted_otherwise(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    let logits = sample.probe.operands().swap_remove(0);
+    weighted(router, sample, LEAST_SUM, |at, expert| {
+        let logits = row(&logits, at);
+        match router.scoring {
+            Scoring::Softmax => 1.0 / (1.0 + (-logits[expert]).exp()),
+            Scoring::Sigmoid => {
+                let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = logits.iter().map(|x| (x - largest).exp()).sum();
+                (logits[expert] - largest).exp() / sum
+            }
+        }
+    })
+}
+
+/// The weights of the scores as they are stored, divided by their sum alone: where all vanish there that is 0 by 0.
+fn weighted_alone(router: &Router, sample: &Sample) -> Vec<Tensor> {
+    let scores = &sample.exact.want[0];
+    weighted(router, sample, 0.0, |at, expert| round(scores.dtype, row(scores, at)[expert]))
 }
 
 /// Rows of a choice that must be as predicted, of all: margins may lie within a rounding.
@@ -279,54 +314,6 @@ fn chosen_by_best(router: &Router, sample: &Sample) -> bool {
         chosen.iter().zip(&got[row * k..]).all(|((expert, _), got)| *expert as f64 == *got)
     };
     (0..rows).filter(as_predicted).count() as f64 >= CHOSEN_SHARE * rows as f64
-}
-
-/// The weights of the chosen, from the scores that `score` gives a row's experts; `epsilon` keeps their sum from zero.
-fn weights(
-    router: &Router,
-    sample: &Sample,
-    epsilon: f64,
-    score: &dyn Fn(&[f64], usize) -> f64,
-) -> Vec<Tensor> {
-    let (operands, mut want) = (sample.probe.operands(), sample.exact.want.clone());
-    let (experts, k) = (operands[1].data.len().max(1), router.top_k.max(1));
-    for (row, logits) in operands[0].data.chunks(experts).enumerate() {
-        let scores: Vec<f64> = (0..k)
-            .map(|at| score(logits, (want[1].data[row * k + at].max(0.0) as usize).min(experts - 1)))
-            .collect();
-        let sum = if router.normalize { scores.iter().sum::<f64>() + epsilon } else { 1.0 };
-        for (at, score) in scores.into_iter().enumerate() {
-            want[2].data[row * k + at] = router.scale * score / sum;
-        }
-    }
-    want
-}
-
-fn sigmoid(logits: &[f64], expert: usize) -> f64 {
-    1.0 / (1.0 + (-logits[expert]).exp())
-}
-
-fn softmax(logits: &[f64], expert: usize) -> f64 {
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|x| (x - largest).exp()).sum();
-    (logits[expert] - largest).exp() / sum
-}
-
-/// The weights of the scoring that was not asked for.
-fn weighted_otherwise(router: &Router, sample: &Sample) -> Vec<Tensor> {
-    match router.scoring {
-        Scoring::Sigmoid => weights(router, sample, 1e-20, &softmax),
-        Scoring::Softmax => weights(router, sample, 1e-20, &sigmoid),
-    }
-}
-
-/// The weights of the scores as they are stored, divided by their sum alone: where all vanish there that is 0 by 0.
-fn weighted_alone(router: &Router, sample: &Sample) -> Vec<Tensor> {
-    let stored = |score: f64| f64::from(score as f32);
-    match router.scoring {
-        Scoring::Sigmoid => weights(router, sample, 0.0, &|logits, expert| stored(sigmoid(logits, expert))),
-        Scoring::Softmax => weights(router, sample, 0.0, &|logits, expert| stored(softmax(logits, expert))),
-    }
 }
 
 fn normed(sample: &Sample, rstd: &dyn Fn(f64) -> f64) -> Vec<Tensor> {

@@ -129,7 +129,7 @@ fn rises(base: &Sample, runs: &[Outcome]) -> bool {
     let grows = |output: usize| {
         let (want, tolerance) = (&base.exact.want[output], base.tolerances()[output]);
         let moved = want.data.iter().filter(|x| **x != 0.0).count();
-        moved >= KEPT_LEAST.min(want.data.len())
+        moved >= RISING_LEAST.min(want.data.len())
             && (0..want.data.len()).all(|i| {
                 runs.windows(2).all(|pair| {
                     let (a, b) = (pair[0].outputs[output].data[i], pair[1].outputs[output].data[i]);
@@ -175,6 +175,9 @@ fn kept_operand(
 /// What outputs are filled with before a run, and how far the second number lies below the first.
 const FILLED: f64 = 7.25;
 const APART: f64 = 10.75;
+
+/// Numbers that must grow, by what they must be, before that is no chance.
+const RISING_LEAST: usize = 4;
 
 /// Numbers of an operand that could be kept; fewer may make no difference.
 const KEPT_LEAST: usize = 16;

@@ -2,7 +2,6 @@
 
 use super::lab::{Lab, Sample, flops};
 use super::model::{Sight, gradient_seeing, seeing};
-use super::softmax::softmax;
 use super::steps::{Steps, TILES};
 use super::{Conclusion, Kind};
 use crate::probe::Exact;
@@ -24,26 +23,12 @@ struct Mask {
 /// Operations of attention above which masks are not gone through.
 const FLOPS_MAX: u64 = 8_000_000;
 
-/// Whether a result is no number, or infinite, that must be one.
-fn no_numbers(sample: &Sample) -> bool {
-    sample.judgement.wrong.iter().any(|(output, element)| {
-        sample.exact.want[*output].data[*element].is_finite()
-            && !sample.outcome.outputs[*output].data[*element].is_finite()
-    })
-}
-
 pub(super) fn mask(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     if !matches!(lab.base.probe.operator(), Operator::Attention(_) | Operator::AttentionGradient(_)) {
         return Ok(None);
     }
     if !lab.base.fails() || lab.base.probe.has_views() || flops(&lab.base) > FLOPS_MAX {
         return Ok(None);
-    }
-    // What is no number may be a row that sees nothing, and is more often one that overflows.
-    if no_numbers(&lab.base)
-        && let Some(overflows) = softmax(lab)?
-    {
-        return Ok(Some(overflows));
     }
     let samples: Vec<_> = lab.failing().cloned().collect();
     let ran = "attention with other masks";

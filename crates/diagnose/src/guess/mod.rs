@@ -233,6 +233,7 @@ const IDEAS: &[Idea] = &[
     formula::optimizer,
     condition::closed_groups,
     condition::zeros,
+    softmax::before_masks,
     mask::mask,
     alteration::operand,
     steps::changed,

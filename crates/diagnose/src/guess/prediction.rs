@@ -14,7 +14,10 @@ use toprope_program::{DType, Tensor};
 
 const SMALLEST_NORMAL: f64 = 1.175_494_350_822_287_5e-38;
 
-/// Wrong elements of float outputs, as (got, right, exact, dtype).
+/// What whole numbers end at where they do not wrap.
+pub(super) const WHOLE_ENDS: [f64; 3] = [i32::MAX as f64, i32::MIN as f64, u32::MAX as f64];
+
+/// Wrong elements of outputs, as (got, right, exact, dtype).
 fn wrong_numbers(sample: &Sample) -> Vec<(f64, f64, f64, DType)> {
     let mut list = Vec::new();
     for (output, element) in &sample.judgement.wrong {
@@ -30,8 +33,7 @@ fn wrong_numbers(sample: &Sample) -> Vec<(f64, f64, f64, DType)> {
 pub(super) fn range(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let (wrong, whole): (Vec<_>, Vec<_>) =
         lab.failing().flat_map(wrong_numbers).partition(|(_, _, _, dtype)| dtype.is_float());
-    let ends = [f64::from(i32::MAX), f64::from(i32::MIN), f64::from(u32::MAX)];
-    if wrong.is_empty() && !whole.is_empty() && whole.iter().all(|(got, ..)| ends.contains(got)) {
+    if wrong.is_empty() && !whole.is_empty() && whole.iter().all(|(got, ..)| WHOLE_ENDS.contains(got)) {
         let count = whole.len();
         let sentence = "Whole numbers end at the largest of their type, where they must wrap.";
         let showed = format!("all {count} are the largest or the smallest number of their type");

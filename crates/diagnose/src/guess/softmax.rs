@@ -1,12 +1,36 @@
 //! Large logits: a softmax that does not take its largest logit off overflows where `e` to it does.
 
-use super::lab::Lab;
+use super::lab::{Lab, Sample};
 use super::{Conclusion, Kind};
 use toprope_conformance::lockstep::Obstacle;
 use toprope_conformance::verdict::Verdict;
 use toprope_program::{Operator, Tensor};
 
+/// Whether a result is no number, or infinite, that must be one.
+fn no_numbers(sample: &Sample) -> bool {
+    sample.judgement.wrong.iter().any(|(output, element)| {
+        sample.exact.want[*output].data[*element].is_finite()
+            && !sample.outcome.outputs[*output].data[*element].is_finite()
+    })
+}
+
+/// Attention whose results are no numbers: they may be rows that see nothing, and are more often such that overflow.
+fn is_attention_without_numbers(lab: &Lab<'_>) -> bool {
+    let operator = lab.base.probe.operator();
+    matches!(operator, Operator::Attention(_) | Operator::AttentionGradient(_)) && no_numbers(&lab.base)
+}
+
+/// Where it is that, before masks are tried.
+pub(super) fn before_masks(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if is_attention_without_numbers(lab) { logits(lab) } else { Ok(None) }
+}
+
+/// Everywhere else.
 pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
+    if is_attention_without_numbers(lab) { Ok(None) } else { logits(lab) }
+}
+
+fn logits(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle> {
     let operator = lab.base.probe.operator().clone();
     // The operand that logits are linear in.
     let linear = match &operator {
@@ -48,7 +72,7 @@ pub(super) fn softmax(lab: &mut Lab<'_>) -> Result<Option<Conclusion>, Obstacle>
         });
         let agrees = sample.judgement.verdict == Verdict::Agree;
         overflows_at.push((power, infinite || !agrees && !sample.fails()));
-        tried.push((power, sample.fails(), agrees, not_finite));
+        tried.push((power, sample.fails(), not_finite));
     }
     // Small ones may be off by a rounding: what is not finite from some size on overflows all the same.
     let from = overflows_at.iter().rposition(|(_, overflows)| !overflows).map_or(0, |last| last + 1);

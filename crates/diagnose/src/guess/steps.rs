@@ -69,8 +69,9 @@ pub(super) enum How {
 }
 
 impl How {
-    /// How often the term `i` of so many counts.
-    fn weight(self, i: usize, length: usize) -> f64 {
+    /// How often the term `i` of so many counts; none where it is not that what is done otherwise.
+    fn weight(self, i: usize, length: usize) -> Option<f64> {
+        let twice = |twice: bool| if twice { 2.0 } else { 1.0 };
         let counts = match self {
             How::Tail(tile) => i < length / tile * tile,
             How::LongTail(tile) => length <= tile || i < length / tile * tile,
@@ -82,38 +83,13 @@ impl How {
             How::WithoutFirstOf(count) => i >= count,
             How::WithoutLastOf(count) => i + count < length,
             How::EvenTiles(tile) => (i / tile).is_multiple_of(2),
-            How::FirstTwice if i == 0 => return 2.0,
-            How::LastTwice if i + 1 == length => return 2.0,
-            How::FirstTileTwice(tile) if i < tile => return 2.0,
-            How::LastTileTwice(tile) if i >= length.saturating_sub(1) / tile * tile => return 2.0,
-            _ => true,
+            How::FirstTwice => return Some(twice(i == 0)),
+            How::LastTwice => return Some(twice(i + 1 == length)),
+            How::FirstTileTwice(tile) => return Some(twice(i < tile)),
+            How::LastTileTwice(tile) => return Some(twice(i >= length.saturating_sub(1) / tile * tile)),
+            _ => return None,
         };
-        f64::from(u8::from(counts))
-    }
-
-    /// Whether it says how often terms count.
-    fn weighs(self) -> bool {
-        use How::{
-            EvenTiles, FirstTileTwice, FirstTwice, LastOnly, LastTile, LastTileTwice, LastTwice, LongTail,
-            Only, Tail, WithoutFirst, WithoutFirstOf, WithoutLast, WithoutLastOf,
-        };
-        matches!(
-            self,
-            Tail(_)
-                | LongTail(_)
-                | WithoutFirst
-                | WithoutLast
-                | Only(_)
-                | LastOnly(_)
-                | LastTile(_)
-                | WithoutFirstOf(_)
-                | WithoutLastOf(_)
-                | EvenTiles(_)
-                | FirstTwice
-                | LastTwice
-                | FirstTileTwice(_)
-                | LastTileTwice(_)
-        )
+        Some(f64::from(u8::from(counts)))
     }
 }
 
@@ -271,10 +247,11 @@ impl Steps {
         let all = |from: usize, to: usize| (from..to).map(&term).sum::<f64>();
         match self.how(step, Sort::Sum(length)) {
             None => all(0, length),
-            Some(how) if how.weighs() => (0..length)
+            Some(how) if how.weight(0, length).is_some() => (0..length)
                 .map(|i| match how.weight(i, length) {
-                    0.0 => 0.0,
-                    weight => weight * term(i),
+                    // What does not count may be no number.
+                    Some(0.0) => 0.0,
+                    weight => weight.unwrap_or(1.0) * term(i),
                 })
                 .sum(),
             Some(How::Kept(width, bits)) => (0..length)
@@ -319,7 +296,8 @@ impl Steps {
 
     /// Whether one of so many rows is computed; those that are not are zero.
     pub fn covers(&self, step: &'static str, index: usize, length: usize) -> bool {
-        self.how(step, Sort::Rows(length)).is_none_or(|how| how.weight(index, length) > 0.0)
+        let how = self.how(step, Sort::Rows(length));
+        how.and_then(|how| how.weight(index, length)).is_none_or(|weight| weight > 0.0)
     }
 }
 

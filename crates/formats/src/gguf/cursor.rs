@@ -4,7 +4,7 @@
 use super::Value;
 use super::types::stored;
 use crate::error::FormatError;
-use crate::tensors::TensorRecord;
+use crate::tensors::{TensorRecord, counted};
 use std::path::Path;
 use toprope_world::FileReader;
 
@@ -176,13 +176,12 @@ impl<'a> Cursor<'a> {
             );
             return Err(self.malformed(place, reason));
         }
-        // Without its zeros too, so that the product can be taken in any order.
-        let most = shape.iter().try_fold(1usize, |product, size| product.checked_mul((*size).max(1)));
-        let elements = most.map(|most| if shape.contains(&0) { 0 } else { most });
-        let bytes = elements.and_then(|elements| (elements / elements_block).checked_mul(bytes_block));
+        let sizes: Vec<u64> = shape.iter().map(|size| *size as u64).collect();
+        let bytes = counted(&sizes)
+            .and_then(|elements| (elements / elements_block as u64).checked_mul(bytes_block as u64));
         let bytes = bytes.ok_or_else(|| {
             self.malformed(place, format!("its shape {shape:?} has more elements than can be counted"))
-        })? as u64;
+        })?;
         // The fastest dimension comes first in the file.
         shape.reverse();
         Ok(TensorRecord { shape, stored, bytes, offset, file: 0 })
