@@ -277,8 +277,7 @@ impl<'a> Metadata<'a> {
                 );
                 return Err(self.malformed(name, reason));
             }
-            there =
-                counted(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
+            there = counted(&chunk.sizes).and_then(|more| there.checked_add(more)).ok_or_else(uncountable)?;
         }
         if there != wanted {
             return Err(self.malformed(name, format!("its parts have {there} of its {wanted} elements")));
